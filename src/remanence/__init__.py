@@ -1,0 +1,30 @@
+"""Remanence: a latent memory for any decoder-only model in transformers, written in one forward pass.
+
+>>> from remanence import MemoryModel
+>>> model = MemoryModel.from_pretrained("path/or/hub-id")
+>>> memory = model.new_memory(seed=0)
+>>> receipt = model.write(memory, "Alice Brown was born in Oslo.")
+>>> model.generate(memory, "Question: Where was Alice Brown born? Answer:", max_new_tokens=4)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from remanence.memory import Memory as Memory
+    from remanence.model.memory_model import MemoryModel as MemoryModel
+
+__all__ = ["Memory", "MemoryModel", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import, and `remanence --help` must not wait for them.
+    if name == "Memory":
+        from remanence.memory import Memory
+
+        return Memory
+    if name == "MemoryModel":
+        from remanence.model.memory_model import MemoryModel
+
+        return MemoryModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

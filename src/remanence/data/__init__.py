@@ -1,0 +1,1 @@
+"""Text generated for training and for tests."""

@@ -1,0 +1,162 @@
+"""English paragraphs about invented people, and questions whose answers stand in them.
+
+A model that has read a paragraph can only answer by remembering it: the facts are drawn at random, so nothing
+learned about one person says anything about another.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal, TypedDict
+
+Split = Literal["train", "test"]
+
+ATTRIBUTES: tuple[str, ...] = (
+    "birthplace",
+    "job",
+    "pet",
+    "food",
+    "hobby",
+    "language",
+    "country",
+    "collection",
+)
+
+_TEST_SHARE = 10  # one name in ten
+
+
+class _Attribute(TypedDict):
+    values: list[str]
+    templates: list[str]
+    questions: list[str]
+
+
+class _Corpus(TypedDict):
+    female: list[str]
+    male: list[str]
+    last: list[str]
+    attributes: dict[str, _Attribute]
+
+
+@dataclass(frozen=True)
+class Person:
+    name: str
+    facts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Pronouns:
+    they: str
+    them: str
+    their: str
+
+
+_SHE = _Pronouns("she", "her", "her")
+_HE = _Pronouns("he", "him", "his")
+
+
+@functools.cache
+def _corpus() -> _Corpus:
+    text = resources.files("remanence.data").joinpath("biographies.json").read_text(encoding="utf-8")
+    corpus: _Corpus = json.loads(text)
+    return corpus
+
+
+@functools.cache
+def _first_names() -> dict[str, _Pronouns]:
+    corpus = _corpus()
+    return {name: _SHE for name in corpus["female"]} | {name: _HE for name in corpus["male"]}
+
+
+@functools.cache
+def _first_name_list() -> list[str]:
+    return list(_first_names())
+
+
+def split_of(name: str) -> Split:
+    """The split hangs on the name alone, so no run, seed or platform can put a test person into training."""
+    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
+
+
+def sample_person(rng: random.Random, split: Split) -> Person:
+    if split not in ("train", "test"):
+        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
+    corpus = _corpus()
+    while True:
+        name = f"{rng.choice(_first_name_list())} {rng.choice(corpus['last'])}"
+        if split_of(name) == split:
+            break
+    facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"]) for attribute in ATTRIBUTES}
+    return Person(name, facts)
+
+
+def biography(
+    person: Person,
+    rng: random.Random,
+    attributes: Sequence[str] | None = None,
+    *,
+    pronouns: float = 0.5,
+) -> str:
+    """One sentence per attribute, in random order.
+
+    The first sentence has the full name; each later one has a pronoun instead with probability `pronouns`.
+    """
+    order = list(ATTRIBUTES if attributes is None else attributes)
+    rng.shuffle(order)
+    used: list[str] = []
+    sentences: list[str] = []
+    for attribute in order:
+        templates = [t for t in _attribute(attribute)["templates"] if t not in used]
+        if not templates:
+            raise ValueError(f"attribute {attribute!r} is asked for more often than it has templates")
+        template = rng.choice(templates)
+        by_pronoun = rng.random() < pronouns and bool(used)
+        used.append(template)
+        sentences.append(_sentence(template, person, person.facts[attribute], by_pronoun))
+    return " ".join(sentences)
+
+
+def question(person: Person, attribute: str, rng: random.Random) -> str:
+    """The answer is `" " + person.facts[attribute]`."""
+    wording = rng.choice(_attribute(attribute)["questions"])
+    return f"Question: {wording.format(name=person.name)} Answer:"
+
+
+def vocabulary() -> list[str]:
+    corpus = _corpus()
+    words = [*corpus["female"], *corpus["male"], *corpus["last"]]
+    for attribute in ATTRIBUTES:
+        words += corpus["attributes"][attribute]["values"]
+    return words
+
+
+def _attribute(attribute: str) -> _Attribute:
+    if attribute not in ATTRIBUTES:
+        raise ValueError(f"unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
+    return _corpus()["attributes"][attribute]
+
+
+def _sentence(template: str, person: Person, value: str, by_pronoun: bool) -> str:
+    """Fill a template: {S}, {O}, {P} are the person as subject, object, possessor, by name or by pronoun;
+    {they} and {their} are pronouns always; {V} is the value."""
+    first = person.name.partition(" ")[0]
+    pronoun = _first_names().get(first)
+    if pronoun is None:
+        raise ValueError(f"no pronoun is known for the first name {first!r}")
+    text = template.format(
+        S=pronoun.they if by_pronoun else person.name,
+        O=pronoun.them if by_pronoun else person.name,
+        P=pronoun.their if by_pronoun else f"{person.name}'s",
+        they=pronoun.they,
+        them=pronoun.them,
+        their=pronoun.their,
+        V=value,
+    )
+    return text[0].upper() + text[1:]

@@ -1,0 +1,29 @@
+"""Errors that name the cause and the remedy. All derive from `RemanenceError`; bad values are also `ValueError`."""
+
+
+class RemanenceError(Exception):
+    """Base of every error that Remanence raises on purpose."""
+
+
+class InvalidInputError(RemanenceError, ValueError):
+    """What was given cannot be written, read or configured; nothing was changed."""
+
+
+class MemoryMismatchError(RemanenceError, ValueError):
+    """The memory was written by another model, or has another shape, dtype or device than this model's."""
+
+
+class MemoryFileError(RemanenceError, ValueError):
+    """The file is truncated, damaged or not a memory."""
+
+
+class CorruptMemoryError(RemanenceError, ValueError):
+    """The memory holds numbers that are not finite."""
+
+
+class UnsupportedModelError(RemanenceError, ValueError):
+    """The model's family or one of its settings is not supported."""
+
+
+class CheckpointError(RemanenceError, ValueError):
+    """A checkpoint directory lacks a file, a tensor, or holds a tensor of the wrong shape."""

@@ -1,0 +1,116 @@
+"""N slots in each of L layers, replaced in place: a write costs O(K), whatever N is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InvalidInputError
+
+
+class Pool:
+    """Slots in K/V form, keys unrotated, in places that never move; order is a serial number, not a layout.
+
+    Attributes:
+        keys, values: `[L, N, H, D]` with H key/value heads of size D.
+        serial: `[L, N]`, int64. Slots are numbered in the order in which they were made, so rank is the order of serials.
+        hidden: `[L, N, d]` or None. Kept on demand, for inspection and export.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, serial: Tensor, hidden: Tensor | None = None) -> None:
+        self.keys, self.values, self.serial, self.hidden = keys, values, serial, hidden
+        self._order: Tensor | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        held = {"keys": self.keys, "values": self.values, "serial": self.serial, "hidden": self.hidden}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
+
+    @property
+    def size(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    @property
+    def order(self) -> Tensor:  # [L, N], the place of each rank, oldest first
+        """Kept until the next write, so that many reads of one memory sort once."""
+        if self._order is None:
+            self._order = self.serial.argsort(dim=1)
+        return self._order
+
+    def slots(self) -> Tensor:  # [L, N, d], oldest first
+        """Hidden states of all slots.
+
+        Raises:
+            InvalidInputError: the pool keeps only keys and values.
+        """
+        if self.hidden is None:
+            raise InvalidInputError(
+                "this pool keeps slots as keys and values only; load the model with keep_hidden=True to see hidden states"
+            )
+        return self.hidden.gather(1, self.order[..., None].expand_as(self.hidden))
+
+    def places(self, ranks: Tensor) -> Tensor:  # [L, K] ranks -> [L, K] places
+        return self.order.gather(1, ranks.to(self.order.device))
+
+    @contextmanager
+    def replacing(self, places: Tensor, new: "Pool") -> Iterator[None]:
+        """Put the slots of `new` (Q per layer, in rank order) into `places` [L, P], P <= Q; undo if the body raises.
+
+        P < Q makes the pool grow by Q - P, as the published code does where rounding makes it drop one slot too few.
+        """
+        if places.shape[1] < new.size:
+            with self._growing(places, new):
+                yield
+            return
+        undo = {name: _rows(tensor, places).clone() for name, tensor in self.tensors.items()}
+        order = self._order
+        try:
+            for name, tensor in self.tensors.items():
+                _put(tensor, places, new.tensors[name])
+            self._order = None
+            yield
+        except BaseException:
+            for name, tensor in self.tensors.items():
+                _put(tensor, places, undo[name])
+            self._order = order
+            raise
+
+    @contextmanager
+    def _growing(self, places: Tensor, new: "Pool") -> Iterator[None]:
+        before, order = self.tensors, self._order
+        evicted = torch.zeros_like(self.serial, dtype=torch.bool).scatter_(1, places.to(self.serial.device), True)
+        survivors = (~evicted).nonzero()[:, 1].view(len(self.serial), -1)
+        try:
+            for name, tensor in before.items():
+                setattr(self, name, torch.cat([_rows(tensor, survivors), new.tensors[name]], dim=1))
+            self._order = None
+            yield
+        except BaseException:
+            for name, tensor in before.items():
+                setattr(self, name, tensor)
+            self._order = order
+            raise
+
+    def clone(self) -> "Pool":
+        return Pool(**{name: tensor.clone() for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> "Pool":
+        return Pool(**{name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+def _index(tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    places = places.to(tensor.device)
+    return torch.arange(len(tensor), device=tensor.device)[:, None], places
+
+
+def _rows(tensor: Tensor, places: Tensor) -> Tensor:
+    return tensor[_index(tensor, places)]
+
+
+def _put(tensor: Tensor, places: Tensor, rows: Tensor) -> None:
+    tensor[_index(tensor, places)] = rows.to(tensor.dtype)

@@ -1,0 +1,1 @@
+"""How a transformer writes and reads memory."""

@@ -1,0 +1,156 @@
+"""Directories that hold a model with memory: our own format, and the door to the published one."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from remanence.errors import CheckpointError
+from remanence.model import official
+
+if TYPE_CHECKING:
+    from remanence.model.memory_model import MemoryModel
+
+SETTINGS = "remanence.json"
+PARAMETERS = "remanence.safetensors"
+FORMAT = "remanence-model-1"
+
+
+def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel":
+    """Load our own directory or a published checkpoint, whichever it is.
+
+    Raises:
+        FileNotFoundError: no such directory, and no such repository on the hub.
+        CheckpointError: the directory holds neither, or something in it is missing or damaged.
+    """
+    path = Path(path_or_hub_id)
+    if not path.is_dir():
+        path = _download(str(path_or_hub_id))
+    if (path / SETTINGS).is_file():
+        return _load_own(path, **options)
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise CheckpointError(f"{path} holds neither {SETTINGS} nor config.json, so it is no checkpoint")
+    architectures = _json(config_file).get("architectures") or []
+    if architectures == ["MemoryLLM"]:
+        return official.load(path, tokenizer=_tokenizer(path), **options)
+    raise CheckpointError(
+        f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it one: "
+        "MemoryModel.attach(AutoModelForCausalLM.from_pretrained(path), tokenizer, slots=..., slots_per_write=...)"
+    )
+
+
+def save(model: "MemoryModel", path: Path) -> None:
+    """Write decoder, tokenizer, settings and the memory's parameters.
+
+    Raises:
+        CheckpointError: the model has adapters, which this format does not hold yet.
+    """
+    if model.adapters is not None:
+        raise CheckpointError("a model with LoRA adapters cannot be saved in this format yet; keep the published one")
+    path.mkdir(parents=True, exist_ok=True)
+    model.hf.save_pretrained(path)
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(path)
+    tensors = {
+        "bos_embedding": model.bos_embedding,
+        "new_memory_positional_emb": model.new_memory_positional_emb,
+        "shipped_pool": model.shipped_pool,
+    }
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    save_file(held, path / PARAMETERS)
+    settings = {
+        "format": FORMAT,
+        "slots": model.slots,
+        "slots_per_write": model.slots_per_write,
+        "eviction": model.eviction,
+    }
+    (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _load_own(
+    path: Path, *, keep_hidden: bool, dtype: torch.dtype | None, attn_implementation: str | None
+) -> "MemoryModel":
+    from remanence.model.memory_model import MemoryModel
+
+    settings = _json(path / SETTINGS)
+    if settings.get("format") != FORMAT:
+        raise CheckpointError(f"{path / SETTINGS} has format {settings.get('format')!r}; this version reads {FORMAT!r}")
+    try:
+        tensors = load_file(path / PARAMETERS)
+        hf = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=AutoConfig.from_pretrained(path, local_files_only=True),
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            local_files_only=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
+    model = MemoryModel(
+        hf,
+        _tokenizer(path),
+        slots=settings["slots"],
+        slots_per_write=settings["slots_per_write"],
+        bos="bos_embedding" in tensors,
+        eviction=settings["eviction"],
+        keep_hidden=keep_hidden,
+    )
+    adopt(model, tensors)
+    return model
+
+
+def adopt(model: "MemoryModel", tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's memory parameters into a model.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    layers, size = len(model.backbone.layers), model.hf.config.hidden_size
+    shapes = {"new_memory_positional_emb": (1, 1, size)}
+    if model.bos_embedding is not None:
+        shapes["bos_embedding"] = (layers, 1, size)
+    if tensors.get("shipped_pool") is not None:
+        shapes["shipped_pool"] = (layers, model.slots, size)
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise CheckpointError(f"the checkpoint lacks {name}")
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+        tensor = tensors[name].to(model.new_memory_positional_emb)
+        if name == "shipped_pool":
+            model.shipped_pool = tensor
+        else:
+            getattr(model, name).data.copy_(tensor)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object")
+    return content
+
+
+def _tokenizer(path: Path) -> Any:
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        return None
+    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FileNotFoundError(f"{name} is no directory here, and could not be had from the hub: {error}") from error

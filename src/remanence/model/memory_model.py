@@ -1,0 +1,468 @@
+"""MemoryModel: a function that writes and reads memories."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory import Memory, MemorySpec, NewSlots, Pool, Receipt
+from remanence.model.adapters import Role, TwinLora
+from remanence.model.encoder import encode, install_hooks
+from remanence.model.families import Backbone
+from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
+from remanence.model.prefix import PrefixCache, pool_prefix, show_prefix_to_sliding_layers
+
+Progress = Callable[[int, int], None]
+
+
+class MemoryModel(nn.Module):
+    """A stock transformers decoder with what it needs to write and read memories.
+
+    Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
+
+    Attributes:
+        hf: the decoder, unchanged but for hooks.
+        bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
+        new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        slots: int,
+        slots_per_write: int,
+        bos: bool = True,
+        eviction: Literal["per_layer", "shared"] = "per_layer",
+        keep_hidden: bool = False,
+        adapters: TwinLora | None = None,
+    ) -> None:
+        super().__init__()
+        self.hf, self.tokenizer = hf, tokenizer
+        self.backbone = Backbone(hf)
+        self.slots, self.slots_per_write = slots, slots_per_write
+        if eviction not in ("per_layer", "shared"):
+            raise InvalidInputError(f"eviction must be 'per_layer' or 'shared', got {eviction!r}")
+        self.eviction, self.keep_hidden, self.adapters = eviction, keep_hidden, adapters
+        layers, size = len(self.backbone.layers), hf.config.hidden_size
+        like = {"dtype": self.backbone.dtype, "device": self.backbone.device}
+        self.bos_embedding = nn.Parameter(torch.zeros(layers, 1, size, **like)) if bos else None
+        self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, size, **like))
+        self.register_buffer("shipped_pool", None)  # [L, N, d], what a new memory starts with
+        self.shipped_pool: Tensor | None
+        self._stamp: tuple[int, str] = (-1, "")
+        _ = self.spec  # raises on bad sizes before anything is hooked
+        install_hooks(self.backbone)
+        show_prefix_to_sliding_layers(self.backbone)
+
+    @classmethod
+    def attach(cls, hf_model: PreTrainedModel, tokenizer: Any = None, **settings: Any) -> Self:
+        """Give any supported decoder an untrained memory.
+
+        Writing and reading work at once; to recall what was written, the model has to be trained (`remanence train`).
+
+        Args:
+            slots: N, slots in each layer's pool.
+            slots_per_write: K, a divisor of N.
+            bos: prepend a learned slot to every layer's prefix.
+            eviction: "per_layer" draws for each layer, "shared" once for all.
+            keep_hidden: keep slots in hidden form too, for inspection.
+
+        Raises:
+            UnsupportedModelError: the family is unknown; says what adding it takes.
+            InvalidInputError: K > N, or N is not a multiple of K.
+        """
+        model = cls(hf_model, tokenizer, **settings)
+        if model.bos_embedding is not None:
+            nn.init.normal_(model.bos_embedding, std=getattr(hf_model.config, "initializer_range", 0.02))
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str],
+        *,
+        keep_hidden: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+    ) -> "MemoryModel":
+        """Load a directory made by `save_pretrained`, a published MemoryLLM checkpoint (detected), or either from the hub.
+
+        Raises:
+            FileNotFoundError, CheckpointError: something is missing, and what.
+        """
+        from remanence.model.checkpoint import load
+
+        model = load(
+            path_or_hub_id, keep_hidden=keep_hidden, dtype=dtype, attn_implementation=attn_implementation
+        ).eval()
+        return model if device is None else model.to(device)
+
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
+        """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back."""
+        from remanence.model.checkpoint import save
+
+        save(self, Path(path))
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def spec(self) -> MemorySpec:
+        """What a memory must agree on to be read by this model."""
+        backbone = self.backbone
+        return MemorySpec(
+            layers=len(backbone.layers),
+            slots=self.slots,
+            slots_per_write=self.slots_per_write,
+            hidden_size=backbone.config.hidden_size,
+            kv_heads=backbone.kv_heads,
+            head_dim=backbone.head_dim,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            shared_eviction=self.eviction == "shared",
+            model=self.fingerprint(),
+        )
+
+    def fingerprint(self) -> str:
+        """A digest of the parameters' names, shapes and a sample of their values; made anew when a parameter changed."""
+        stamp = sum(p._version for p in self.parameters())
+        if stamp != self._stamp[0]:
+            digest = hashlib.blake2b(self.hf.config.model_type.encode(), digest_size=16)
+            for name, parameter in self.named_parameters():
+                flat = parameter.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // 61)].float().cpu()
+                digest.update(f"{name}{list(parameter.shape)}".encode() + sample.numpy().tobytes())
+            self._stamp = (stamp, digest.hexdigest())
+        return self._stamp[1]
+
+    @contextmanager
+    def role(self, role: Role) -> Iterator[None]:
+        """Write or read with the adapter that belongs to it, where the model has LoRA."""
+        if self.adapters is None:
+            yield
+        else:
+            with self.adapters.active(role):
+                yield
+
+    def new_memory(self, seed: int = 0) -> Memory:
+        """A memory as the checkpoint ships it: with the pool it was trained with, or never written.
+
+        `seed` sets who is evicted; the same writes into two memories of one seed give the same memory, bit for bit.
+        """
+        memory = Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden)
+        if self.shipped_pool is not None:
+            new = self._project(self.shipped_pool[None], [0])[0]
+            serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
+            memory = Memory(
+                self.spec,
+                seed=seed,
+                keep_hidden=self.keep_hidden,
+                pool=Pool(new.keys, new.values, serial, new.hidden.clone() if self.keep_hidden else None),
+                newest=new.hidden[:, -self.slots_per_write :].clone(),
+            )
+        return memory
+
+    @overload
+    def write(
+        self, memory: Memory, content: Content, *, evict: Tensor | None = None, progress: Progress | None = None
+    ) -> Receipt: ...
+
+    @overload
+    def write(
+        self,
+        memory: Sequence[Memory],
+        content: Sequence[Content] | Tensor,
+        *,
+        evict: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> list[Receipt]: ...
+
+    @torch.no_grad()
+    def write(
+        self,
+        memory: Memory | Sequence[Memory],
+        content: Any,
+        *,
+        evict: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Receipt | list[Receipt]:
+        """Write a text into a memory, in place: whole, or not at all.
+
+        Long text is cut into chunks of at most 512 tokens, one write each. Given lists, row i goes to memory i, and the
+        rows do not touch each other.
+
+        Args:
+            content: text, ids `[T]`; for several memories a list of these, or ids `[B, T]`.
+            evict: replay, for one memory and one chunk: ranks `[L, K]` to evict (0 = oldest) instead of drawing them.
+            progress: called with (chunks done, chunks in all).
+
+        Raises:
+            InvalidInputError: empty text, ids outside the vocabulary, wrong dtype, shape or device.
+            MemoryMismatchError: another model's memory.
+            CorruptMemoryError: the memory or the model holds numbers that are not finite.
+        """
+        memories, rows = self._rows(memory, content)
+        texts = [chunked(row) for row in rows]
+        rounds = max(len(chunks) for chunks in texts)
+        if evict is not None and (len(memories) > 1 or rounds > 1):
+            raise InvalidInputError(f"evict= replays one write, but this call makes {sum(map(len, texts))}")
+        targets = memories if rounds == 1 else [memory.fork() for memory in memories]
+        made: list[list[Any]] = [[] for _ in memories]
+        for index in range(rounds):
+            active = [row for row, chunks in enumerate(texts) if index < len(chunks)]
+            chunks = [texts[row][index] for row in active]
+            new = self._new_slots([targets[row] for row in active], chunks)
+            with ExitStack() as commits:
+                for row, slots in zip(active, new, strict=True):
+                    made[row].append(commits.enter_context(targets[row].committing(slots, evict)))
+            if progress is not None:
+                progress(index + 1, rounds)
+        if rounds > 1:
+            for old, written in zip(memories, targets, strict=True):
+                old.become(written)
+        receipts = [Receipt(tuple(record for record, _ in m), tuple(ranks for _, ranks in m)) for m in made]
+        return receipts[0] if isinstance(memory, Memory) else receipts
+
+    @torch.no_grad()
+    def encode(self, memory: Memory, content: Content, *, after: Tensor | None = None) -> Tensor:  # [L, min(n, K), d]
+        """The slots that a write would make, without writing them; `after` stands for the K newest slots."""
+        memories, rows = self._rows(memory, content)
+        newest = memory.newest if after is None else self._check_slots(after)[:, -self.slots_per_write :]
+        return self._encode_rows(rows, [newest if memory.written else None])[0]
+
+    @torch.no_grad()
+    def update(
+        self, memory: Memory, slots: Tensor | Sequence[Tensor], *, tokens: int = 0, evict: Tensor | None = None
+    ) -> Receipt:
+        """Put encoded slots `[L, q, d]` (several: joined in this order) into the pool as one write of q slots."""
+        self._check(memory)
+        hidden = self._check_slots(slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1))
+        with memory.committing(self._project(hidden[None], [tokens])[0], evict) as (record, evicted):
+            pass
+        return Receipt((record,), (evicted,))
+
+    @torch.no_grad()
+    def read(
+        self,
+        memory: Memory | Sequence[Memory],
+        content: Any,
+        *,
+        pending: Tensor | Sequence[Tensor] | None = None,
+        sampled: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One forward pass over a prompt with memory as attention prefix: `out.logits` `[B, T, V]`. Changes nothing.
+
+        Rows of different length are padded on the left; their logits are right-aligned.
+
+        Args:
+            pending: encoded slots `[L, q, d]` that are not in the pool, read behind it (one memory only).
+            sampled: ranks `[L, N - q]` of the pool slots to read in front of `pending`. None reads `pending` alone, with
+                the writing adapter.
+            kwargs: passed to the decoder's forward, e.g. `logits_to_keep=1`, `output_attentions=True`.
+
+        Raises:
+            InvalidInputError, MemoryMismatchError, CorruptMemoryError: as for `write`.
+        """
+        memories, rows = self._rows(memory, content)
+        role: Role = "read"
+        pools = [m.pool_or_none for m in memories]
+        if pending is not None and memories[0].written:
+            if len(memories) > 1:
+                raise InvalidInputError("pending= takes one memory")
+            role = "write" if sampled is None else "read"
+            hidden = self._check_slots(pending if isinstance(pending, Tensor) else torch.cat(list(pending), dim=1))
+            new = self._project(hidden[None], [0], role)[0]
+            pools = [_pool_with_pending(memories[0].pool, new, sampled)]
+        ids, mask = left_padded(rows, self._pad)
+        with self.role(role):
+            cache = self._prefix(pools, room=0)
+            joined = cache.attention_mask(mask, *ids.shape, ids.device)
+            positions = None if joined is None else (joined.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            out: CausalLMOutputWithPast = self.hf(
+                input_ids=ids,
+                attention_mask=joined,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            )
+        assert out.logits is not None
+        _require_finite(out.logits[:, -1])
+        return out
+
+    @torch.no_grad()
+    def generate(self, memory: Memory | Sequence[Memory], prompt: Any, **kwargs: Any) -> Any:
+        """Continue a prompt with memory as attention prefix; every option of transformers' `generate` works.
+
+        Args:
+            prompt: text or ids `[T]`; for several memories a list of these or ids `[B, T]` (padded on the left by
+                `attention_mask`, if given).
+            kwargs: for transformers' `generate`, e.g. `max_new_tokens`, `num_beams`, `do_sample`, `streamer`.
+
+        Returns:
+            For text: the continuation, or a list of them for several memories or return sequences. For ids: what
+            transformers returns, `[B, T + new]` or an output object.
+        """
+        if clash := {"past_key_values", "inputs", "input_ids", "inputs_embeds"} & set(kwargs):
+            raise InvalidInputError(f"generate sets {sorted(clash)[0]} itself: the prompt is its second argument")
+        if kwargs.get("use_cache") is False:
+            raise InvalidInputError("memory is read through the cache; leave use_cache on")
+        text = isinstance(prompt, str) or (not isinstance(prompt, Tensor) and all(isinstance(p, str) for p in prompt))
+        memories, rows = self._rows(memory, prompt)
+        ids, mask = left_padded(rows, self._pad)
+        if (given := kwargs.pop("attention_mask", None)) is not None:
+            mask = given.to(ids.device).view_as(ids) != 0
+        with self.role("read"):
+            cache = self._prefix([m.pool_or_none for m in memories], room=ids.shape[1] + _new_tokens(self.hf, kwargs))
+            front = cache.prefix_mask
+            if front is None:
+                front = mask.new_ones(len(ids), cache.prefix)
+            if self.hf.generation_config.pad_token_id is None:
+                kwargs.setdefault("pad_token_id", self._pad)
+            if kwargs.get("stop_strings") is not None:
+                kwargs.setdefault("tokenizer", self.tokenizer)
+            out = self.hf.generate(
+                input_ids=ids,
+                attention_mask=torch.cat([front, mask], dim=1).long(),
+                past_key_values=cache,
+                logits_processor=LogitsProcessorList([_FiniteOnly(), *kwargs.pop("logits_processor", [])]),
+                **kwargs,
+            )
+        if not text or not isinstance(out, Tensor):
+            return out
+        texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
+
+    @property
+    def _pad(self) -> int:
+        for holder in (self.tokenizer, self.hf.generation_config):
+            for name in ("pad_token_id", "eos_token_id"):
+                value = getattr(holder, name, None)
+                value = value[0] if isinstance(value, list) else value
+                if value is not None:
+                    return int(value)
+        return 0
+
+    def _rows(self, memory: Memory | Sequence[Memory], content: Any) -> tuple[list[Memory], list[Tensor]]:
+        memories = [memory] if isinstance(memory, Memory) else list(memory)
+        if not memories:
+            raise InvalidInputError("no memory was given")
+        for one in memories:
+            self._check(one)
+        if len({id(one) for one in memories}) < len(memories):
+            raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
+        vocabulary = self.hf.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        about = {"tokenizer": self.tokenizer, "vocabulary": vocabulary, "device": self.device}
+        rows = [to_ids(content, **about)] if isinstance(memory, Memory) else to_rows(content, len(memories), **about)
+        return memories, rows
+
+    def _check(self, memory: Memory) -> None:
+        if not isinstance(memory, Memory):
+            raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
+        self.spec.require(memory.spec)
+        if memory.written and memory.pool.keys.device != self.device:
+            raise InvalidInputError(
+                f"the memory is on {memory.pool.keys.device}, the model on {self.device}; "
+                f"move it with memory.to({str(self.device)!r})"
+            )
+
+    def _check_slots(self, slots: Tensor) -> Tensor:
+        expected = (len(self.backbone.layers), self.hf.config.hidden_size)
+        if slots.dim() != 3 or (slots.shape[0], slots.shape[2]) != expected or slots.dtype != self.backbone.dtype:
+            raise InvalidInputError(
+                f"slots must be {self.backbone.dtype} of shape [{expected[0]}, q, {expected[1]}], "
+                f"got {slots.dtype} of shape {list(slots.shape)}"
+            )
+        return slots
+
+    def _prefix(self, pools: list[Pool | None], room: int) -> PrefixCache:
+        return pool_prefix(self.backbone, pools, self.bos_embedding, room)
+
+    def _new_slots(self, memories: list[Memory], chunks: list[Tensor]) -> list[NewSlots]:
+        hidden = self._encode_rows(chunks, [m.newest if m.written else None for m in memories])
+        sizes = {h.shape[1] for h in hidden}
+        tokens = [len(chunk) for chunk in chunks]
+        if len(sizes) == 1:
+            return self._project(torch.stack(hidden), tokens)
+        return [self._project(h[None], [n])[0] for h, n in zip(hidden, tokens, strict=True)]
+
+    def _encode_rows(self, rows: list[Tensor], newest: list[Tensor | None]) -> list[Tensor]:  # [L, q, d] each
+        k = self.slots_per_write
+        written = [n is not None for n in newest]
+        lengths = [len(row) for row in rows]
+        short = any(w and n < k for w, n in zip(written, lengths, strict=True))
+        ids, _ = left_padded(rows, self._pad, k if short else 0)
+        held = [n for n in newest if n is not None]
+        stacked = torch.stack([torch.zeros_like(held[0]) if n is None else n for n in newest]) if held else None
+        with self.role("write"):
+            delta = encode(
+                self.backbone,
+                ids,
+                stacked,
+                slots_per_write=k,
+                bos=self.bos_embedding,
+                positional=self.new_memory_positional_emb,
+                lengths=lengths,
+                written=written,
+            )
+        counts = [k if w else min(n, k) for w, n in zip(written, lengths, strict=True)]
+        return [delta[row][:, -count:] for row, count in enumerate(counts)]
+
+    def _project(self, hidden: Tensor, tokens: list[int], role: Role = "read") -> list[NewSlots]:  # hidden [B, L, q, d]
+        with self.role(role):
+            pairs = [self.backbone.project(layer, hidden[:, layer]) for layer in range(hidden.shape[1])]
+        keys, values = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+        return [NewSlots(h, k, v, n) for h, k, v, n in zip(hidden, keys, values, tokens, strict=True)]
+
+
+class _FiniteOnly(LogitsProcessor):
+    """Stops a generation whose first logits are not numbers."""
+
+    def __init__(self) -> None:
+        self._checked = False
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self._checked:
+            _require_finite(scores)
+            self._checked = True
+        return scores
+
+
+def _require_finite(logits: Tensor) -> None:
+    if bool(logits.isnan().any()):
+        raise CorruptMemoryError(
+            "reading gave logits that are not numbers: the pool or the weights hold NaN or infinity. "
+            "Go back to a saved memory, or check the model in float32"
+        )
+
+
+def _pool_with_pending(pool: Pool, new: NewSlots, sampled: Tensor | None) -> Pool:
+    keys, values = new.keys, new.values
+    if sampled is not None:
+        places = pool.places(sampled)
+        layers = torch.arange(len(keys), device=keys.device)[:, None]
+        keys = torch.cat([pool.keys[layers, places], keys], dim=1)
+        values = torch.cat([pool.values[layers, places], values], dim=1)
+    serial = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    return Pool(keys, values, serial)
+
+
+def _new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
+    """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
+    config = kwargs.get("generation_config") or hf.generation_config
+    for holder in (kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None)):
+        if holder is not None:
+            return int(holder)
+    return int(kwargs.get("max_length") or getattr(config, "max_length", None) or 20)

@@ -1,0 +1,206 @@
+"""Cache layers whose first entries are memory, so that a stock decoder attends to it without knowing.
+
+Per layer, memory acts as keys and values only. `PrefixLayer` holds them in front of the text's; `position_ids` then
+start behind the prefix by themselves. Two ways to fill it: from pools in K/V form (reading: nothing is projected, and
+nothing is copied at a decode step), and from hidden states (writing, training, pending deltas: gradients flow).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.masking_utils import create_masks_for_generate
+
+from remanence.errors import UnsupportedModelError
+from remanence.memory import Pool
+from remanence.model.families import Backbone, rotate
+
+Fill = Callable[[Tensor, Tensor], None]
+
+
+class PrefixLayer(CacheLayerMixin):
+    """One layer's cache: a prefix of memory, then the text, in one buffer that is allocated once.
+
+    The buffer is `[B, capacity, H, D]`: slots are rows of it, and attention sees it as `[B, H, S, D]` without a copy.
+    It is filled when the first text arrives, which may have several rows per memory (beams, return sequences).
+    """
+
+    is_croppable = True
+
+    def __init__(self, fill: Fill, rows: int, prefix: int, room: int) -> None:
+        super().__init__()
+        self._fill, self._rows, self._prefix, self._room = fill, rows, prefix, room
+        self._length = prefix
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, text, size = key_states.shape
+        shape = (self._rows, self._prefix + max(text, self._room), heads, size)
+        keys, values = key_states.new_empty(shape), key_states.new_empty(shape)
+        self._fill(keys[:, : self._prefix], values[:, : self._prefix])
+        per_memory = batch // self._rows
+        self.keys = keys if per_memory == 1 else keys.repeat_interleave(per_memory, dim=0)
+        self.values = values if per_memory == 1 else values.repeat_interleave(per_memory, dim=0)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self._length, self._length + key_states.shape[-2]
+        self._reserve(end)
+        self.keys[:, start:end] = key_states.transpose(1, 2)
+        self.values[:, start:end] = value_states.transpose(1, 2)
+        self._length = end
+        return self.keys[:, :end].transpose(1, 2), self.values[:, :end].transpose(1, 2)
+
+    def _reserve(self, end: int) -> None:
+        capacity = self.keys.shape[1]
+        if end <= capacity:
+            return
+        more = max(end, self._prefix + 2 * (capacity - self._prefix)) - capacity
+        for name in ("keys", "values"):
+            held: Tensor = getattr(self, name)
+            setattr(self, name, torch.cat([held, held.new_empty(held.shape[0], more, *held.shape[2:])], dim=1))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self._length = self._prefix
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._length = max(self._prefix, self._length - abs(tokens_to_remove))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beams of one memory share its prefix, so only the text moves."""
+        text = slice(self._prefix, self._length)
+        for held in (self.keys, self.values):
+            held[:, text] = held[:, text].index_select(0, beam_idx.to(held.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.keys, self.values = (held.repeat_interleave(repeats, dim=0) for held in (self.keys, self.values))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.keys, self.values = self.keys[indices], self.values[indices]
+
+
+class PrefixCache(Cache):
+    """A cache that starts with memory.
+
+    Attributes:
+        prefix: entries in front of the text.
+        prefix_mask: `[B, prefix]` bool, False where a row has fewer entries than the longest; None if none has.
+    """
+
+    def __init__(self, layers: list[CacheLayerMixin], prefix: int, prefix_mask: Tensor | None = None) -> None:
+        super().__init__(layers=layers)
+        self.prefix, self.prefix_mask = prefix, prefix_mask
+
+    def attention_mask(self, text: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor | None:
+        """Prefix and text `[B, T]` joined to `[B, prefix + T]`; None if nothing is masked."""
+        if self.prefix_mask is None and (text is None or bool((text != 0).all())):
+            return None
+        front = self.prefix_mask
+        if front is None:
+            front = torch.ones(rows, self.prefix, dtype=torch.bool, device=device)
+        back = torch.ones(rows, tokens, dtype=torch.bool, device=device) if text is None else text.to(device) != 0
+        return torch.cat([front, back], dim=1)
+
+
+def pool_prefix(
+    backbone: Backbone, pools: Sequence[Pool | None], bos: Tensor | None, room: int
+) -> PrefixCache:  # bos [L, 1, d]
+    """The prefix of a read: per row [bos | pool, oldest first], rotated by rank. Rows without a pool have no prefix."""
+    front = 0 if bos is None else 1
+    lengths = [0 if pool is None else front + pool.size for pool in pools]
+    prefix, rows, device = max(lengths), len(pools), backbone.device
+    mask = None
+    if min(lengths) < prefix:
+        mask = torch.arange(prefix, device=device) >= prefix - torch.tensor(lengths, device=device)[:, None]
+    rotary = None
+    if prefix:
+        offsets = prefix - torch.tensor(lengths if mask is not None else [prefix], device=device)[:, None]
+        positions = (torch.arange(prefix, device=device) - offsets).clamp(min=0)
+        rotary = backbone.rotary(positions, torch.empty(0, dtype=backbone.dtype, device=device))
+
+    def fill_layer(layer: int) -> Fill:
+        def fill(keys: Tensor, values: Tensor) -> None:  # [B, prefix, H, D] each
+            if rotary is None:
+                return
+            for row, pool in enumerate(pools):
+                start = prefix - lengths[row]
+                keys[row, :start], values[row, :start] = 0, 0
+                if pool is None:
+                    continue
+                if bos is not None:
+                    keys[row, start], values[row, start] = (part[0] for part in backbone.project(layer, bos[layer]))
+                    start += 1
+                order = pool.order[layer]
+                torch.index_select(pool.keys[layer], 0, order, out=keys[row, start:])
+                torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
+            keys.copy_(rotate(keys, *rotary(layer)))
+
+        return fill
+
+    layers = [PrefixLayer(fill_layer(layer), rows, prefix, room) for layer in range(len(backbone.layers))]
+    return PrefixCache(list[CacheLayerMixin](layers), prefix, mask)
+
+
+def hidden_prefix(
+    backbone: Backbone, hidden: Tensor, mask: Tensor | None = None
+) -> list[CacheLayerMixin]:  # hidden [B, L, P, d], mask [B, P]
+    """Layers whose prefix is projected from hidden states, so that gradients reach them.
+
+    Positions count the entries that the mask keeps, from 0.
+    """
+    positions = torch.arange(hidden.shape[2], device=hidden.device)[None]
+    if mask is not None:
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    rotary = backbone.rotary(positions, hidden[..., :0])
+    layers: list[CacheLayerMixin] = []
+    for index in range(hidden.shape[1]):
+        keys, values = backbone.project(index, hidden[:, index])
+        layer = DynamicLayer()
+        layer.update(rotate(keys, *rotary(index)).transpose(1, 2), values.transpose(1, 2))
+        layers.append(layer)
+    return layers
+
+
+def show_prefix_to_sliding_layers(backbone: Backbone) -> None:
+    """Give layers with a window a mask in which memory is always in sight; the window slides over the text only.
+
+    Raises (at the first read or write):
+        UnsupportedModelError: the attention implementation takes no mask, so that old slots would fall out of sight.
+    """
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        if not isinstance(cache, PrefixCache) or isinstance(mask, dict) or (mask is not None and mask.dim() == 4):
+            return None
+        implementation = backbone.config._attn_implementation
+        if implementation not in ("sdpa", "eager"):
+            raise UnsupportedModelError(
+                f"{implementation} hides memory from sliding-window layers (window {backbone.config.sliding_window}); "
+                "use attn_implementation='sdpa' or 'eager' with this model"
+            )
+        ids, embeds = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+        shaped = embeds if embeds is not None else torch.empty(*ids.shape, 0, dtype=backbone.dtype, device=ids.device)
+        kwargs["attention_mask"] = create_masks_for_generate(
+            config=backbone.config,
+            inputs_embeds=shaped,
+            attention_mask=mask,
+            past_key_values=cache,
+            position_ids=kwargs.get("position_ids"),
+            or_mask_function=lambda batch, head, query, key: key < cache.prefix,
+        )
+        return args, kwargs
+
+    if backbone.sliding:
+        backbone.decoder.register_forward_pre_hook(hook, with_kwargs=True)
