@@ -225,3 +225,11 @@ def test_unknown_attributes_splits_and_first_names_are_refused() -> None:
         sample_person(rng, "valid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pronoun"):
         biography(Person("Qwert Zuiop", person.facts), rng)
+
+
+def test_biography_names_its_person_before_it_gives_a_value() -> None:
+    rng = random.Random(3)
+    for _ in range(300):
+        person = sample_person(rng, "train")
+        text = biography(person, rng)
+        assert text.index(person.name) < min(text.index(value) for value in person.facts.values())

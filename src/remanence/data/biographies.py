@@ -106,14 +106,16 @@ def biography(
 ) -> str:
     """One sentence per attribute, in random order.
 
-    The first sentence has the full name; each later one has a pronoun instead with probability `pronouns`.
+    The first sentence has the full name, and has it before the value: a decoder reads from left to right, so that a
+    value in front of any name would belong to nobody. Each later sentence has a pronoun instead of the name with
+    probability `pronouns`.
     """
     order = list(ATTRIBUTES if attributes is None else attributes)
     rng.shuffle(order)
     used: list[str] = []
     sentences: list[str] = []
     for attribute in order:
-        templates = [t for t in _attribute(attribute)["templates"] if t not in used]
+        templates = [t for t in _attribute(attribute)["templates"] if t not in used and (used or _name_first(t))]
         if not templates:
             raise ValueError(f"attribute {attribute!r} is asked for more often than it has templates")
         template = rng.choice(templates)
@@ -141,6 +143,10 @@ def _attribute(attribute: str) -> _Attribute:
     if attribute not in ATTRIBUTES:
         raise ValueError(f"unknown attribute {attribute!r}; known: {', '.join(ATTRIBUTES)}")
     return _corpus()["attributes"][attribute]
+
+
+def _name_first(template: str) -> bool:
+    return template.index("{V}") > min(template.find(slot) for slot in ("{S}", "{O}", "{P}") if slot in template)
 
 
 def _sentence(template: str, person: Person, value: str, by_pronoun: bool) -> str:

@@ -1,0 +1,1 @@
+"""Teaching a decoder to write and read memory: objectives, batches, a Trainer, an optimizer."""

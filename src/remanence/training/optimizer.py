@@ -1,0 +1,58 @@
+"""Muon for matrices, AdamW for the rest, behind one optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonAdamW(Optimizer):
+    """torch's Muon and AdamW, driven as one, so that a Trainer can schedule, save and resume them.
+
+    Args:
+        matrices: parameters for Muon, 2-D.
+        others: parameters for AdamW (embeddings, norms, vectors).
+    """
+
+    def __init__(
+        self,
+        matrices: Iterable[nn.Parameter],
+        others: Iterable[nn.Parameter],
+        *,
+        muon_lr: float,
+        adamw_lr: float,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.98),
+    ) -> None:
+        self._parts: list[Optimizer] = [
+            Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),
+            AdamW(list(others), lr=adamw_lr, betas=betas, weight_decay=0.0),
+        ]
+        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts step with the groups that a scheduler changes, and keep all state in one place."""
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups = [group]
+            part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None if closure is None else closure()
+        for part in self._parts:
+            part.step()
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._share()
+
+
+def split_parameters(model: nn.Module, layers: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The matrices inside decoder layers, and every other trained parameter."""
+    inside = {id(p) for p in layers.parameters() if p.dim() == 2}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]
