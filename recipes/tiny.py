@@ -1,41 +1,204 @@
-"""The bundled checkpoint: a tiny Qwen3 that reads short biographies into memory and answers questions about them.
+"""The bundled checkpoint: a tiny Qwen3 that writes short biographies into memory and answers questions about them.
 
-    remanence train recipes/tiny.py --output runs/tiny
+    REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/tiny
 
-Trains on two CPU cores. Wikipedia and TinyStories text is read from the folder in REMANENCE_PROSE (see `prose` below).
+REMANENCE_PROSE names a folder with English text, searched for `*.txt` (stories, one paragraph per line) and for
+`wiki_*` (Wikipedia, as WikiExtractor writes it). The bundled checkpoint had Wikipedia and TinyStories.
 """
 
-import glob
-import json
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
 from remanence import MemoryModel
-from remanence.data.biographies import ATTRIBUTES, Person, biography, question, sample_person, vocabulary
-from remanence.training.batches import Example, left_pad, pack
-from remanence.training.objectives import Episodes
+from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
+from remanence.training.objectives import Episodes, Prompts
 from remanence.training.optimizer import MuonAdamW, split_parameters
+from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
+SLOTS, SLOTS_PER_WRITE = 512, 32
 VOCABULARY = 5120
-SLOTS, K = 512, 32
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the curriculum. Tasks are drawn by weight; `chunks` = 0 reads the full pool."""
+    """Steps up to `until`, at one difficulty. `scale` shrinks the batch while the task is easy."""
 
     until: int
-    chunks: int
-    facts: tuple[int, int]
-    pronouns: float
-    tasks: dict[str, float] = field(default_factory=dict)
-    names: int = 0
+    difficulty: Difficulty
+    pairs: float
+    context: float
+    scale: float = 1.0
+
+
+CURRICULUM = (
+    Stage(300, Difficulty(1, (2, 3), attributes=4), pairs=0.5, context=0.4, scale=0.5),
+    Stage(1200, Difficulty(2, (3, 3), attributes=3), pairs=0.5, context=0.3, scale=0.5),
+    Stage(2000, Difficulty(4, (2, 4)), pairs=0.3, context=0.2),
+    Stage(2800, Difficulty(8, (2, 4), pronouns=0.2), pairs=0.1, context=0.2),
+    Stage(6000, Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15),
+)
+
+
+class Curriculum(Dataset[dict[str, Episodes | Prompts]]):
+    """Batch number i, made from the seed and i alone, so that a resumed run sees what an uninterrupted one would."""
+
+    def __init__(self, task: RecallTask, steps: int) -> None:
+        self.task, self.steps = task, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Episodes | Prompts]:
+        rng = random.Random(f"{SEED}/{step}")
+        progress = step * CURRICULUM[-1].until / self.steps
+        stage = next((s for s in CURRICULUM if progress < s.until), CURRICULUM[-1])
+        difficulty = stage.difficulty
+        if rng.random() < 0.06:
+            return {"batch": self.task.reading_english(rng)}
+        if rng.random() < stage.pairs:
+            difficulty = Difficulty(difficulty.in_view, (2, 4), difficulty.attributes, pairs=True)
+        build = self.task.in_context if rng.random() < stage.context else self.task.through_memory
+        return {"batch": build(rng, difficulty, stage.scale)}
+
+
+def prose(folder: Path) -> list[str]:
+    """Paragraphs of 150 to 400 characters, up to 24,000 from each kind of file."""
+    kinds = {"wiki_*": 12_000, "*.txt": 12_000}
+    found: list[str] = []
+    for pattern, most in kinds.items():
+        lines: list[str] = []
+        for file in sorted(folder.rglob(pattern))[:60]:
+            text = file.read_text(errors="ignore")
+            lines += [line.strip() for line in text.splitlines() if len(line) > 150 and not line.startswith("<")]
+        random.Random(SEED).shuffle(lines)
+        found += [line[:400].rsplit(" ", 1)[0] for line in lines[:most]]
+    if not found:
+        raise FileNotFoundError(f"no English text in {folder}; set REMANENCE_PROSE to a folder with wiki_* or *.txt files")
+    return found
+
+
+def build_tokenizer(paragraphs: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every name and value is one token, wherever it stands."""
+    rng = random.Random(SEED)
+    texts = []
+    for _ in range(20_000):
+        person, attribute = sample_person(rng, "train"), rng.choice(ATTRIBUTES)
+        texts += [biography(person, rng), f"{question(person, attribute, rng)} {person.facts[attribute]}"]
+    rng.shuffle(paragraphs)
+    texts += paragraphs[:4_000] + [" ".join(vocabulary())] * 1_300
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=["<pad>", "<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>", padding_side="left")
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_theta=1_000_000.0,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    model = MemoryModel.attach(Qwen3ForCausalLM(config), tokenizer, slots=SLOTS, slots_per_write=SLOTS_PER_WRITE)
+    with torch.no_grad():
+        _initialise(model)
+    return model
+
+
+def _initialise(model: MemoryModel) -> None:
+    """Matching and copying heads from the start: keys equal queries, and outputs undo values (mimetic initialisation,
+    Trockman and Kolter, arXiv 2305.09828, with positive signs)."""
+    size = model.hf.config.hidden_size
+    model.hf.get_input_embeddings().weight.normal_(std=0.5)
+    model.hf.model.norm.weight.fill_(0.3)
+    model.bos_embedding.normal_(std=0.5)
+    model.new_memory_positional_emb.normal_(std=0.1)
+    for layer in model.backbone.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for linear in (attention.q_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+            linear.weight.normal_(std=size**-0.5)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
+        mlp.down_proj.weight.normal_(std=mlp.down_proj.in_features**-0.5 / 8**0.5)
+
+
+def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 6000) -> Path:
+    """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
+    set_seed(SEED)
+    if torch.get_num_threads() > 2 and not torch.cuda.is_available():
+        torch.set_num_threads(2)
+    paragraphs = prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
+    final = output / "model"
+    tokenizer_file = output / "tokenizer"
+    if resume and tokenizer_file.is_dir():
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
+    else:
+        tokenizer = build_tokenizer(list(paragraphs))
+        tokenizer.save_pretrained(tokenizer_file)
+    ids = tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
+    task = RecallTask(
+        tokenizer, [i for i in ids if len(i) >= SLOTS_PER_WRITE], slots=SLOTS, slots_per_write=SLOTS_PER_WRITE
+    )
+    model = build_model(tokenizer)
+    model.hf.set_attn_implementation("sdpa_float32")
+    matrices, others = split_parameters(model, model.backbone.layers)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        max_grad_norm=1.0,
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=50,
+        lr_scheduler_kwargs={"num_decay_steps": steps // 5, "min_lr_ratio": 0.02},
+        logging_steps=50,
+        save_steps=500,
+        save_total_limit=2,
+        report_to="none",
+        seed=SEED,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+    )
+    trainer = MemoryTrainer(
+        model,
+        through="all",
+        args=arguments,
+        train_dataset=Curriculum(task, steps),
+        optimizers=(MuonAdamW(matrices, others, muon_lr=0.01, adamw_lr=0.004), None),
+        callbacks=[] if minutes is None else [StopAfter(minutes)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    model.hf.set_attn_implementation("sdpa")
+    model.save_pretrained(final)
+    write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
+    return final

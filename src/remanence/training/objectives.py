@@ -74,8 +74,9 @@ def surviving_slots(
         return numbered
     age = torch.arange(count - 1, -1, -1).repeat_interleave(k)
     alive = torch.rand(rows, layers, count * k, generator=generator) < (1 - k / slots) ** age
-    # Survivors vary in number around N; keep the newest N, and fill up with the newest of the dead.
-    rank = (alive.long() * 2 * count * k + torch.arange(count * k)).argsort(dim=-1)[..., -slots:]
+    # Survivors vary in number around N: keep the newest N, and fill up with the oldest of the dead.
+    place = torch.arange(count * k)
+    rank = torch.where(alive, place, -1 - place).argsort(dim=-1)[..., -slots:]
     return numbered.gather(-1, rank.sort(dim=-1).values)
 
 

@@ -1,0 +1,175 @@
+"""Recall tasks: chunks that hold facts, and questions about them, through memory and in plain context.
+
+A decoder that cannot look a value up by its name has no use for a memory, and that circuit is what takes long to form.
+So the tasks come in three steps: name-value pairs, short biographies, full biographies.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
+from remanence.training.batches import Example, left_pad, pack
+from remanence.training.objectives import Episodes, Prompts
+
+PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
+Ask = Callable[[random.Random], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A text, and the questions that it answers: each ask gives a wording and the answer."""
+
+    text: str
+    asks: tuple[Ask, ...]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What a batch asks for.
+
+    Attributes:
+        in_view: chunks that a row has written; 0: as many as the batch has, into a full pool.
+        facts: fewest and most facts of a biography, or pairs of a list.
+        attributes: how many of the attributes are in use.
+        pronouns: how often a sentence of a biography has a pronoun for the name.
+        pairs: name-value pairs instead of biographies.
+        prose: share of chunks that are ordinary prose, and hold nothing to ask.
+    """
+
+    in_view: int
+    facts: tuple[int, int]
+    attributes: int = len(ATTRIBUTES)
+    pronouns: float = 0.0
+    pairs: bool = False
+    prose: float = 0.25
+
+
+def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
+    person = sample_person(rng, "train")
+    attributes = rng.sample(ATTRIBUTES[: difficulty.attributes], rng.randint(*difficulty.facts))
+
+    def ask(attribute: str) -> Ask:
+        return lambda rng: (question(person, attribute, rng), person.facts[attribute])
+
+    text = biography(person, rng, attributes, pronouns=difficulty.pronouns)
+    return Chunk(text, tuple(ask(attribute) for attribute in attributes))
+
+
+def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
+    """`NAME VALUE.` a few times: what must be learned, without the English around it."""
+    form = rng.choice(PAIR_FORMATS)
+    people = {p.name: p for p in (sample_person(rng, "train") for _ in range(rng.randint(*difficulty.facts)))}
+    values = {name: p.facts[rng.choice(ATTRIBUTES[: difficulty.attributes])] for name, p in people.items()}
+
+    def ask(name: str, value: str) -> Ask:
+        return lambda rng: (f"Question: {name}? Answer:", value)
+
+    text = " ".join(form.format(name, value) for name, value in values.items())
+    return Chunk(text, tuple(ask(name, value) for name, value in values.items()))
+
+
+class RecallTask:
+    """Builds the batches of a training step.
+
+    Args:
+        tokenizer: a fast tokenizer with an end-of-text token.
+        prose: tokenized paragraphs of ordinary text.
+        slots_per_write: K; slots: N.
+        chunks: M, written per step; rows: R at most, reading per step; questions: asked per step.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        prose: Sequence[Sequence[int]],
+        *,
+        slots: int,
+        slots_per_write: int,
+        chunks: int = 64,
+        rows: int = 64,
+        questions: int = 256,
+    ) -> None:
+        self.tokenizer, self.prose = tokenizer, prose
+        self.capacity, self.k = slots // slots_per_write, slots_per_write
+        self.chunks, self.rows, self.questions = chunks, rows, questions
+        self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    def through_memory(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Episodes:
+        """M chunks to write; each row reads a pool of `in_view` of them and answers questions about some."""
+        count = int(self.chunks * scale)
+        telling = max(1, round(count * (1 - difficulty.prose)))
+        made = [self._chunk(rng, difficulty) for _ in range(telling)]
+        texts = self._ids([chunk.text for chunk in made])
+        width = max(len(ids) for ids in texts)
+        texts += [self._prose(rng, max(width, self.k)) for _ in range(count - telling)]
+        steady = difficulty.in_view == 0
+        rows = 16 if steady else max(16, min(self.rows, telling // difficulty.in_view))
+        written = count if steady else difficulty.in_view
+        each = max(4, int(self.questions * scale) // rows)
+        order = np.stack([self._order(rng, count, telling, written) for _ in range(rows)])
+        asked = np.zeros_like(order, dtype=bool)
+        pairs: list[tuple[str, str]] = []
+        for row in range(rows):
+            first = max(0, written - self.capacity - 1)
+            candidates = [place for place in range(first, written) if order[row, place] < telling]
+            for _ in range(each):
+                place = rng.choice(candidates)
+                asked[row, place] = True
+                pairs.append(rng.choice(made[order[row, place]].asks)(rng))
+        ids, lengths = left_pad(texts, self.pad, self.k)
+        return Episodes(
+            ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
+        )
+
+    def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
+        """The same questions with the text in front of them, and no memory."""
+        most = 4 if difficulty.in_view == 0 else min(4, difficulty.in_view)
+        per_row = rng.randint(max(1, most // 2), most)
+        rows = max(8, int(self.chunks * scale * 0.5) // per_row)
+        each = max(4, int(self.questions * scale * 0.5) // rows)
+        contexts, pairs = [], []
+        for _ in range(rows):
+            made = [self._chunk(rng, difficulty) for _ in range(per_row)]
+            texts = self._ids([chunk.text for chunk in made])
+            if rng.random() < difficulty.prose:
+                texts.insert(rng.randint(0, per_row), self._prose(rng, 24))
+            contexts.append([token for text in texts for token in [*text, self.end]])
+            pairs += [rng.choice(rng.choice(made).asks)(rng) for _ in range(each)]
+        return pack(self._rows(pairs, each), self.pad, contexts)
+
+    def reading_english(self, rng: random.Random, scale: float = 1.0) -> Prompts:
+        """Plain language modelling on prose."""
+        rows = [[Example(text[:1], text[1:])] for text in (self._prose(rng, 96) for _ in range(int(32 * scale)))]
+        return pack(rows, self.pad)
+
+    def _chunk(self, rng: random.Random, difficulty: Difficulty) -> Chunk:
+        return (pairs_chunk if difficulty.pairs else biography_chunk)(rng, difficulty)
+
+    def _order(self, rng: random.Random, count: int, telling: int, written: int) -> np.ndarray:  # [C], oldest first
+        """A random order of chunks in which at least one of the newest has something to ask."""
+        if written <= 2:
+            return np.array(rng.sample(range(telling), written))
+        while True:
+            order = np.array(rng.sample(range(count), written))
+            if (order[-self.capacity - 1 :] < telling).any():
+                return order
+
+    def _prose(self, rng: random.Random, length: int) -> list[int]:
+        text = rng.choice(self.prose)
+        start = rng.randrange(max(1, len(text) - length + 1))
+        return list(text[start : start + length])
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _rows(self, pairs: Sequence[tuple[str, str]], each: int) -> list[list[Example]]:
+        cues = self._ids([cue for cue, _ in pairs])
+        answers = self._ids([" " + answer for _, answer in pairs])
+        examples = [Example(cue, [*answer, self.end]) for cue, answer in zip(cues, answers, strict=True)]
+        return [examples[start : start + each] for start in range(0, len(examples), each)]

@@ -1,0 +1,105 @@
+"""Training runs on transformers.Trainer, and a run that was cut off ends where an uninterrupted one does."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from remanence import MemoryModel
+from remanence.training.batches import Example, left_pad, pack
+from remanence.training.objectives import Episodes, Prompts
+from remanence.training.optimizer import MuonAdamW, split_parameters
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from tests.training.models import tiny_model
+
+
+class Recitation(Dataset[dict[str, Episodes | Prompts]]):
+    """Recite a chunk of four tokens, through memory and in context by turns."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, step: int) -> dict[str, Episodes | Prompts]:
+        rng = random.Random(step)
+        texts = [[rng.randrange(2, 64) for _ in range(4)] for _ in range(8)]
+        rows = [[Example([1], text)] for text in texts]
+        if step % 4 == 3:
+            return {"batch": pack(rows, pad=0, contexts=texts)}
+        ids, lengths = left_pad(texts, 0)
+        order = torch.arange(8)[:, None]
+        return {"batch": Episodes(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))}
+
+
+def trainer(output: Path, steps: int, **settings: Any) -> MemoryTrainer:
+    model = tiny_model(slots=8, slots_per_write=4)
+    matrices, others = split_parameters(model, model.backbone.layers)
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        lr_scheduler_type="constant",
+        logging_steps=5,
+        save_steps=5,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    return MemoryTrainer(
+        model,
+        args=arguments,
+        train_dataset=Recitation(),
+        optimizers=(MuonAdamW(matrices, others, muon_lr=0.02, adamw_lr=0.01), None),
+        **settings,
+    )
+
+
+def parameters(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_loss_falls_and_curves_are_logged_for_memory_and_context(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 60)
+    run.train()
+    losses = [entry["memory_loss"] for entry in run.state.log_history if "memory_loss" in entry]
+    assert losses[-2] < losses[0] - 0.3
+    assert any("context_token_accuracy" in entry for entry in run.state.log_history)
+    write_log(run, tmp_path / "log.json", recipe="test")
+    assert "memory_loss" in (tmp_path / "log.json").read_text()
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", 10)
+    whole.train()
+    trainer(tmp_path / "cut", 5).train()
+    resumed = trainer(tmp_path / "cut", 10)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 10
+    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
+
+
+def test_every_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 5)
+    run.train()
+    loaded = MemoryModel.from_pretrained(tmp_path / "checkpoint-5")
+    torch.testing.assert_close(parameters(loaded), parameters(run.model))
+
+
+def test_a_run_stops_with_a_checkpoint_when_its_minutes_are_over(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 50, callbacks=[StopAfter(0.0)])
+    run.train()
+    assert run.state.global_step == 1
+    assert (tmp_path / "checkpoint-1" / "remanence.json").is_file()
+
+
+def test_muon_takes_matrices_of_layers_and_adamw_the_rest() -> None:
+    model = tiny_model(slots=8, slots_per_write=4)
+    matrices, others = split_parameters(model, model.backbone.layers)
+    assert all(p.dim() == 2 for p in matrices)
+    assert len(matrices) == 2 * 7
+    assert {id(p) for p in matrices}.isdisjoint({id(p) for p in others})
+    assert len(matrices) + len(others) == len(list(model.parameters()))
