@@ -8,18 +8,17 @@ REMANENCE_PROSE names a folder with English text, searched for `*.txt` (stories,
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
-from remanence.training.objectives import Episodes, Prompts
+from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
@@ -30,45 +29,52 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Steps up to `until`, at one difficulty. `scale` shrinks the batch while the task is easy."""
+class Level:
+    """One level of the curriculum.
 
-    until: int
+    Attributes:
+        pairs: how often name-value pairs stand in for biographies; context: how often text stands in for memory.
+        shared: all biographies of a batch have the same attributes, so that every question must be answered by name.
+        scale: of the batch.
+    """
+
     difficulty: Difficulty
     pairs: float
     context: float
+    shared: bool = True
     scale: float = 1.0
 
 
-CURRICULUM = (
-    Stage(300, Difficulty(1, (2, 3), attributes=4), pairs=0.5, context=0.4, scale=0.5),
-    Stage(1200, Difficulty(2, (3, 3), attributes=3), pairs=0.5, context=0.3, scale=0.5),
-    Stage(2000, Difficulty(4, (2, 4)), pairs=0.3, context=0.2),
-    Stage(2800, Difficulty(8, (2, 4), pronouns=0.2), pairs=0.1, context=0.2),
-    Stage(6000, Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15),
+# First what kind of word answers a question; then to look it up by name, for few names, then all; then over ever more
+# chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
+LEVELS = (
+    Level(Difficulty(1, (3, 3), names=16), pairs=0.4, context=0.3, scale=0.5),
+    Level(Difficulty(2, (3, 3), names=16), pairs=0.6, context=0.35, scale=0.5),
+    Level(Difficulty(2, (3, 3), names=64), pairs=0.35, context=0.2, scale=0.5),
+    Level(Difficulty(2, (3, 3)), pairs=0.35, context=0.2, scale=0.5),
+    Level(Difficulty(4, (3, 3)), pairs=0.25, context=0.2),
+    Level(Difficulty(8, (3, 3)), pairs=0.2, context=0.2),
+    Level(Difficulty(0, (3, 3)), pairs=0.1, context=0.15),
+    Level(Difficulty(0, (2, 4), pronouns=0.25), pairs=0.05, context=0.15, shared=False),
+    Level(Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15, shared=False),
 )
+THRESHOLDS = (0.8, 0.84, 0.86, 0.86, 0.86, 0.84, 0.82, 0.86)
 
 
-class Curriculum(Dataset[dict[str, Episodes | Prompts]]):
-    """Batch number i, made from the seed and i alone, so that a resumed run sees what an uninterrupted one would."""
-
-    def __init__(self, task: RecallTask, steps: int) -> None:
-        self.task, self.steps = task, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, Episodes | Prompts]:
-        rng = random.Random(f"{SEED}/{step}")
-        progress = step * CURRICULUM[-1].until / self.steps
-        stage = next((s for s in CURRICULUM if progress < s.until), CURRICULUM[-1])
-        difficulty = stage.difficulty
-        if rng.random() < 0.06:
-            return {"batch": self.task.reading_english(rng)}
-        if rng.random() < stage.pairs:
-            difficulty = Difficulty(difficulty.in_view, (2, 4), difficulty.attributes, pairs=True)
-        build = self.task.in_context if rng.random() < stage.context else self.task.through_memory
-        return {"batch": build(rng, difficulty, stage.scale)}
+def build_batch(task: RecallTask, step: int, number: int) -> Batch:
+    rng = random.Random(f"{SEED}/{step}/{number}")
+    level = LEVELS[number]
+    difficulty = level.difficulty
+    if rng.random() < 0.08:
+        return {"batch": task.reading_english(rng, level.scale), "task": "prose"}
+    pairs, context = rng.random() < level.pairs, rng.random() < level.context
+    if pairs:
+        difficulty = Difficulty(difficulty.in_view, (2, 5), pairs=True)
+    elif level.shared:
+        difficulty = replace(difficulty, attributes=tuple(rng.sample(ATTRIBUTES, difficulty.facts[1])))
+    build = task.in_context if context else task.through_memory
+    name = ("context" if context else "memory") + ("_pairs" if pairs else "")
+    return {"batch": build(rng, difficulty, level.scale), "task": name}
 
 
 def prose(folder: Path) -> list[str]:
@@ -193,7 +199,12 @@ def train(output: Path, *, resume: bool = False, minutes: float | None = None, s
         model,
         through="all",
         args=arguments,
-        train_dataset=Curriculum(task, steps),
+        curriculum=Curriculum(
+            lambda step, level: build_batch(task, step, level),
+            levels=len(LEVELS),
+            steps=steps,
+            threshold=THRESHOLDS,
+        ),
         optimizers=(MuonAdamW(matrices, others, muon_lr=0.01, adamw_lr=0.004), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )

@@ -5,32 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from remanence import MemoryModel
 from remanence.training.batches import Example, left_pad, pack
-from remanence.training.objectives import Episodes, Prompts
+from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.objectives import Episodes
 from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 from tests.training.models import tiny_model
 
 
-class Recitation(Dataset[dict[str, Episodes | Prompts]]):
+def recitation(step: int, level: int) -> Batch:
     """Recite a chunk of four tokens, through memory and in context by turns."""
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, step: int) -> dict[str, Episodes | Prompts]:
-        rng = random.Random(step)
-        texts = [[rng.randrange(2, 64) for _ in range(4)] for _ in range(8)]
-        rows = [[Example([1], text)] for text in texts]
-        if step % 4 == 3:
-            return {"batch": pack(rows, pad=0, contexts=texts)}
-        ids, lengths = left_pad(texts, 0)
-        order = torch.arange(8)[:, None]
-        return {"batch": Episodes(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))}
+    rng = random.Random(step)
+    texts = [[rng.randrange(2, 64) for _ in range(4)] for _ in range(8)]
+    rows = [[Example([1], text)] for text in texts]
+    if step % 4 == 3:
+        return {"batch": pack(rows, pad=0, contexts=texts), "task": "context"}
+    ids, lengths = left_pad(texts, 0)
+    order = torch.arange(8)[:, None]
+    episodes = Episodes(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
+    return {"batch": episodes, "task": "memory"}
 
 
 def trainer(output: Path, steps: int, **settings: Any) -> MemoryTrainer:
@@ -52,7 +48,7 @@ def trainer(output: Path, steps: int, **settings: Any) -> MemoryTrainer:
     return MemoryTrainer(
         model,
         args=arguments,
-        train_dataset=Recitation(),
+        curriculum=Curriculum(recitation, levels=2, steps=1000),
         optimizers=(MuonAdamW(matrices, others, muon_lr=0.02, adamw_lr=0.01), None),
         **settings,
     )
@@ -67,7 +63,7 @@ def test_loss_falls_and_curves_are_logged_for_memory_and_context(tmp_path: Path)
     run.train()
     losses = [entry["memory_loss"] for entry in run.state.log_history if "memory_loss" in entry]
     assert losses[-2] < losses[0] - 0.3
-    assert any("context_token_accuracy" in entry for entry in run.state.log_history)
+    assert any("context_exact_match" in entry for entry in run.state.log_history)
     write_log(run, tmp_path / "log.json", recipe="test")
     assert "memory_loss" in (tmp_path / "log.json").read_text()
 
@@ -103,3 +99,17 @@ def test_muon_takes_matrices_of_layers_and_adamw_the_rest() -> None:
     assert len(matrices) == 2 * 7
     assert {id(p) for p in matrices}.isdisjoint({id(p) for p in others})
     assert len(matrices) + len(others) == len(list(model.parameters()))
+
+
+def test_a_level_ends_when_its_average_is_high_enough_and_is_kept_for_resuming() -> None:
+    curriculum = Curriculum(lambda step, level: {"level": level}, levels=3, steps=10, threshold=(0.5, 0.9))
+    assert curriculum[0] == {"level": 0}
+    for _ in range(200):
+        curriculum.observe("another task", 1.0)
+    assert curriculum.level == 0
+    for _ in range(200):
+        curriculum.observe("memory", 0.7)
+    assert curriculum[5] == {"level": 1}
+    copy = Curriculum(lambda step, level: {}, levels=3, steps=10, threshold=(0.5, 0.9))
+    copy.load_state_dict(curriculum.state_dict())
+    assert (copy.level, copy.average) == (curriculum.level, curriculum.average)

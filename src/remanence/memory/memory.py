@@ -129,7 +129,7 @@ class Memory:
 
         Raises:
             InvalidInputError: `evict` does not fit.
-            CorruptMemoryError: a new slot is not finite.
+            CorruptMemoryError: a new slot, or one that leaves, is not finite.
         """
         if not all(bool(torch.isfinite(t).all()) for t in (new.hidden, new.keys, new.values)):
             raise CorruptMemoryError(
@@ -143,14 +143,18 @@ class Memory:
             if self.pool_or_none is None:
                 if evict is not None:
                     raise InvalidInputError("evict= was given, but the first write of a memory evicts nothing")
-                new, evicted = tiled(new, self.spec.slots), None
+                new = tiled(new, self.spec.slots)
+                self.newest = new.hidden[:, -self.spec.slots_per_write :].detach().clone()
                 self._record(record, new)
                 self.pool_or_none = self._pool_of(new, record)
-                yield record, evicted
+                yield record, None
             else:
                 evicted = self._evicted(new.hidden.shape[1], evict)
+                if not self.pool_or_none.finite(evicted):
+                    raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
+                self.newest = self._newest(new.hidden, evicted)
                 self._record(record, new)
-                with self.pool_or_none.replacing(self.pool_or_none.places(evicted), self._pool_of(new, record)):
+                with self.pool_or_none.replacing(evicted, self._pool_of(new, record)):
                     yield record, evicted
         except BaseException:
             vars(self).update(before)
@@ -165,8 +169,17 @@ class Memory:
             raise InvalidInputError(f"evict names {evict.shape[1]} slots per layer, but the write makes only {made}")
         return evict
 
+    def _newest(self, made: Tensor, evicted: Tensor) -> Tensor:  # [L, K, d]; made [L, Q, d], evicted [L, P], P <= Q
+        k, missing = self.spec.slots_per_write, self.spec.slots_per_write - made.shape[1]
+        if missing > 0:
+            assert self.newest is not None
+            ranks = torch.arange(self.pool.size - k, self.pool.size)
+            kept = [~torch.isin(ranks, row) for row in evicted.cpu()]
+            older = [slots[mask.to(slots.device)][-missing:] for slots, mask in zip(self.newest, kept, strict=True)]
+            made = torch.cat([torch.stack(older), made], dim=1)
+        return made[:, -k:].detach().clone()
+
     def _record(self, record: WriteRecord, new: NewSlots) -> None:
-        self.newest = new.hidden[:, -self.spec.slots_per_write :].detach().clone()
         self.write_count += 1
         self._next_serial += new.hidden.shape[1]
         if len(self._records) >= 64 + 8 * self.spec.slots // self.spec.slots_per_write:
@@ -269,11 +282,11 @@ class Memory:
             )
             memory._restore(about)
             memory._generator.set_state(tensors["generator"])
-        except MemoryFileError:
+            memory._check_tensors(Path(path))
+        except (MemoryFileError, CorruptMemoryError):
             raise
-        except (SafetensorError, KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
             raise MemoryFileError(f"{path} is truncated, damaged or not a memory: {error}") from error
-        memory._check_tensors(Path(path))
         return memory.to(device)
 
     def _check_tensors(self, path: Path) -> None:
@@ -287,6 +300,8 @@ class Memory:
             "serial": (pool.serial, (spec.layers, pool.size)),
             "newest": (newest, (spec.layers, spec.slots_per_write, spec.hidden_size)),
         }
+        if self.keep_hidden:
+            shapes["hidden"] = (pool.hidden, (spec.layers, pool.size, spec.hidden_size))
         for name, (tensor, shape) in shapes.items():
             if tensor is None or tuple(tensor.shape) != shape or (name != "serial" and tensor.dtype != spec.torch_dtype):
                 raise MemoryFileError(f"{path} is damaged: {name} does not have shape {list(shape)} and {spec.dtype}")

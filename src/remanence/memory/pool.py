@@ -37,7 +37,7 @@ class Pool:
 
     @property
     def order(self) -> Tensor:  # [L, N], the place of each rank, oldest first
-        """Kept until the next write, so that many reads of one memory sort once."""
+        """Sorted once; a write then moves the places that it fills to the end."""
         if self._order is None:
             self._order = self.serial.argsort(dim=1)
         return self._order
@@ -57,22 +57,28 @@ class Pool:
     def places(self, ranks: Tensor) -> Tensor:  # [L, K] ranks -> [L, K] places
         return self.order.gather(1, ranks.to(self.order.device))
 
+    def finite(self, ranks: Tensor) -> bool:
+        """Whether the slots of these ranks [L, P] hold numbers."""
+        places = self.places(ranks)
+        return all(bool(torch.isfinite(_rows(tensor, places)).all()) for tensor in (self.keys, self.values))
+
     @contextmanager
-    def replacing(self, places: Tensor, new: "Pool") -> Iterator[None]:
-        """Put the slots of `new` (Q per layer, in rank order) into `places` [L, P], P <= Q; undo if the body raises.
+    def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
+        """Put the slots of `new` (Q per layer, in rank order) in place of `ranks` [L, P], P <= Q; undo if the body raises.
 
         P < Q makes the pool grow by Q - P, as the published code does where rounding makes it drop one slot too few.
         """
-        if places.shape[1] < new.size:
-            with self._growing(places, new):
+        if ranks.shape[1] < new.size:
+            with self._growing(ranks, new):
                 yield
             return
+        places = self.places(ranks)
         undo = {name: _rows(tensor, places).clone() for name, tensor in self.tensors.items()}
-        order = self._order
+        order = self.order
         try:
             for name, tensor in self.tensors.items():
                 _put(tensor, places, new.tensors[name])
-            self._order = None
+            self._order = torch.cat([self._surviving(ranks), places], dim=1)
             yield
         except BaseException:
             for name, tensor in self.tensors.items():
@@ -81,10 +87,8 @@ class Pool:
             raise
 
     @contextmanager
-    def _growing(self, places: Tensor, new: "Pool") -> Iterator[None]:
-        before, order = self.tensors, self._order
-        evicted = torch.zeros_like(self.serial, dtype=torch.bool).scatter_(1, places.to(self.serial.device), True)
-        survivors = (~evicted).nonzero()[:, 1].view(len(self.serial), -1)
+    def _growing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
+        before, order, survivors = self.tensors, self.order, self._surviving(ranks)
         try:
             for name, tensor in before.items():
                 setattr(self, name, torch.cat([_rows(tensor, survivors), new.tensors[name]], dim=1))
@@ -95,6 +99,10 @@ class Pool:
                 setattr(self, name, tensor)
             self._order = order
             raise
+
+    def _surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, P] -> [L, N - P], the places that are left, oldest first
+        kept = torch.ones_like(self.order, dtype=torch.bool).scatter_(1, evicted.to(self.order.device), False)
+        return self.order.masked_select(kept).view(len(kept), -1)
 
     def clone(self) -> "Pool":
         return Pool(**{name: tensor.clone() for name, tensor in self.tensors.items()})

@@ -39,7 +39,7 @@ def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel
         raise CheckpointError(f"{path} holds neither {SETTINGS} nor config.json, so it is no checkpoint")
     architectures = _json(config_file).get("architectures") or []
     if architectures == ["MemoryLLM"]:
-        return official.load(path, tokenizer=_tokenizer(path), **options)
+        return official.load(path, tokenizer=load_tokenizer(path), **options)
     raise CheckpointError(
         f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it one: "
         "MemoryModel.attach(AutoModelForCausalLM.from_pretrained(path), tokenizer, slots=..., slots_per_write=...)"
@@ -95,7 +95,7 @@ def _load_own(
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     model = MemoryModel(
         hf,
-        _tokenizer(path),
+        load_tokenizer(path),
         slots=settings["slots"],
         slots_per_write=settings["slots_per_write"],
         bos="bos_embedding" in tensors,
@@ -140,7 +140,7 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         return None
     return AutoTokenizer.from_pretrained(path, local_files_only=True)

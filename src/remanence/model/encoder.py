@@ -31,6 +31,13 @@ class WriteCache(PrefixCache):
         self.slots, self.positional, self.stand_in, self.unwritten = slots, positional, stand_in, unwritten
         self.delta: list[Tensor] = []
 
+    def in_sight(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        memory = super().in_sight(batch, query, key)
+        if self.stand_in is not None:
+            slots = self.stand_in[0][batch, (key - self.prefix).clamp(min=0)]
+            memory = memory | (slots & (key <= query))
+        return memory
+
     def enter(self, layer: int, hidden: Tensor) -> Tensor:  # [B, T, d]
         if self.stand_in is not None:
             where, rows = self.stand_in
@@ -47,7 +54,13 @@ class WriteCache(PrefixCache):
 
 
 def install_hooks(backbone: Backbone) -> None:
-    """Let every decoder layer report to the `WriteCache` of the call that runs through it, if there is one."""
+    """Let every decoder layer report to the `WriteCache` of the call that runs through it, if there is one.
+
+    Two `MemoryModel`s may share a decoder; its layers report once.
+    """
+    if getattr(backbone.decoder, "reports_writes", False):
+        return
+    backbone.decoder.reports_writes = True
     name = backbone.family.cache
     for index, layer in enumerate(backbone.layers):
 

@@ -83,6 +83,16 @@ def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [..., S, H, D],
     return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
 
 
+def rotate_into(out: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:  # [S, H, D] twice, cos and sin [S, R]
+    """`rotate`, without temporaries: a read rotates every slot, and spends on it what the copies would cost."""
+    size, half = cos.shape[-1], cos.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None]
+    torch.mul(keys[..., :size], cos, out=out[..., :size])
+    out[..., :half].addcmul_(keys[..., half:size], sin[..., :half], value=-1)
+    out[..., half:size].addcmul_(keys[..., :half], sin[..., half:])
+    out[..., size:] = keys[..., size:]
+
+
 class Backbone:
     """A transformers decoder, seen as what memory needs of it."""
 

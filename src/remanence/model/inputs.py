@@ -33,7 +33,7 @@ def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.d
             raise InvalidInputError(f"token ids must be integers, got {content.dtype}; convert them with ids.long()")
         ids = content.long()
     else:
-        if not all(isinstance(token, int) for token in content):
+        if not isinstance(content, Sequence) or not all(isinstance(token, int) for token in content):
             raise InvalidInputError("expected text, or a sequence of integer token ids")
         ids = torch.tensor(content, dtype=torch.long, device=device)
     if ids.dim() == 2 and ids.shape[0] == 1:

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import Memory, MemorySpec, NewSlots, Pool, Receipt
 from remanence.model.adapters import Role, TwinLora
+from remanence.model.attention import share_heads
 from remanence.model.encoder import encode, install_hooks
 from remanence.model.families import Backbone
 from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
@@ -29,7 +30,7 @@ class MemoryModel(nn.Module):
     Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
 
     Attributes:
-        hf: the decoder, unchanged but for hooks.
+        hf: the decoder, unchanged but for hooks and its attention function.
         bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
         new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
     """
@@ -61,6 +62,7 @@ class MemoryModel(nn.Module):
         self.shipped_pool: Tensor | None
         self._stamp: tuple[int, str] = (-1, "")
         _ = self.spec  # raises on bad sizes before anything is hooked
+        share_heads(hf)
         install_hooks(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)
 
@@ -136,7 +138,7 @@ class MemoryModel(nn.Module):
 
     def fingerprint(self) -> str:
         """A digest of the parameters' names, shapes and a sample of their values; made anew when a parameter changed."""
-        stamp = sum(p._version for p in self.parameters())
+        stamp = hash(tuple((p._version, p.data_ptr()) for p in self.parameters()))
         if stamp != self._stamp[0]:
             digest = hashlib.blake2b(self.hf.config.model_type.encode(), digest_size=16)
             for name, parameter in self.named_parameters():
@@ -160,18 +162,28 @@ class MemoryModel(nn.Module):
 
         `seed` sets who is evicted; the same writes into two memories of one seed give the same memory, bit for bit.
         """
-        memory = Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden)
-        if self.shipped_pool is not None:
-            new = self._project(self.shipped_pool[None], [0])[0]
-            serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
-            memory = Memory(
-                self.spec,
-                seed=seed,
-                keep_hidden=self.keep_hidden,
-                pool=Pool(new.keys, new.values, serial, new.hidden.clone() if self.keep_hidden else None),
-                newest=new.hidden[:, -self.slots_per_write :].clone(),
-            )
-        return memory
+        if self.shipped_pool is None:
+            return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden)
+        return self.memory_from_slots(self.shipped_pool, seed)
+
+    @torch.no_grad()
+    def memory_from_slots(self, hidden: Tensor, seed: int = 0) -> Memory:
+        """A memory whose pool holds these slots in hidden form, `[L, N, d]`, oldest first.
+
+        Raises:
+            InvalidInputError: wrong shape or dtype.
+        """
+        if self._check_slots(hidden).shape[1] != self.slots:
+            raise InvalidInputError(f"the pool takes {self.slots} slots per layer, got {hidden.shape[1]}")
+        new = self._project(hidden[None], [0])[0]
+        serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
+        return Memory(
+            self.spec,
+            seed=seed,
+            keep_hidden=self.keep_hidden,
+            pool=Pool(new.keys, new.values, serial, hidden.clone() if self.keep_hidden else None),
+            newest=hidden[:, -self.slots_per_write :].clone(),
+        )
 
     @overload
     def write(
@@ -226,8 +238,8 @@ class MemoryModel(nn.Module):
             with ExitStack() as commits:
                 for row, slots in zip(active, new, strict=True):
                     made[row].append(commits.enter_context(targets[row].committing(slots, evict)))
-            if progress is not None:
-                progress(index + 1, rounds)
+                if progress is not None:
+                    progress(index + 1, rounds)
         if rounds > 1:
             for old, written in zip(memories, targets, strict=True):
                 old.become(written)
@@ -319,7 +331,7 @@ class MemoryModel(nn.Module):
             raise InvalidInputError(f"generate sets {sorted(clash)[0]} itself: the prompt is its second argument")
         if kwargs.get("use_cache") is False:
             raise InvalidInputError("memory is read through the cache; leave use_cache on")
-        text = isinstance(prompt, str) or (not isinstance(prompt, Tensor) and all(isinstance(p, str) for p in prompt))
+        text = isinstance(prompt, Sequence) and all(isinstance(part, str) for part in prompt)
         memories, rows = self._rows(memory, prompt)
         ids, mask = left_padded(rows, self._pad)
         if (given := kwargs.pop("attention_mask", None)) is not None:
@@ -337,7 +349,7 @@ class MemoryModel(nn.Module):
                 input_ids=ids,
                 attention_mask=torch.cat([front, mask], dim=1).long(),
                 past_key_values=cache,
-                logits_processor=LogitsProcessorList([_FiniteOnly(), *kwargs.pop("logits_processor", [])]),
+                logits_processor=LogitsProcessorList([_FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
                 **kwargs,
             )
         if not text or not isinstance(out, Tensor):
@@ -356,7 +368,7 @@ class MemoryModel(nn.Module):
         return 0
 
     def _rows(self, memory: Memory | Sequence[Memory], content: Any) -> tuple[list[Memory], list[Tensor]]:
-        memories = [memory] if isinstance(memory, Memory) else list(memory)
+        memories = list(memory) if isinstance(memory, Sequence) else [memory]
         if not memories:
             raise InvalidInputError("no memory was given")
         for one in memories:
@@ -380,10 +392,11 @@ class MemoryModel(nn.Module):
 
     def _check_slots(self, slots: Tensor) -> Tensor:
         expected = (len(self.backbone.layers), self.hf.config.hidden_size)
-        if slots.dim() != 3 or (slots.shape[0], slots.shape[2]) != expected or slots.dtype != self.backbone.dtype:
+        fits = slots.dim() == 3 and (slots.shape[0], slots.shape[2]) == expected and slots.shape[1] > 0
+        if not fits or slots.dtype != self.backbone.dtype or slots.device != self.device:
             raise InvalidInputError(
-                f"slots must be {self.backbone.dtype} of shape [{expected[0]}, q, {expected[1]}], "
-                f"got {slots.dtype} of shape {list(slots.shape)}"
+                f"slots must be {self.backbone.dtype} of shape [{expected[0]}, q, {expected[1]}] on {self.device}, "
+                f"got {slots.dtype} of shape {list(slots.shape)} on {slots.device}"
             )
         return slots
 

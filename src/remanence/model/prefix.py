@@ -15,7 +15,8 @@ from transformers.masking_utils import create_masks_for_generate
 
 from remanence.errors import UnsupportedModelError
 from remanence.memory import Pool
-from remanence.model.families import Backbone, rotate
+from remanence.model.attention import SHARED_HEADS
+from remanence.model.families import Backbone, rotate, rotate_into
 
 Fill = Callable[[Tensor, Tensor], None]
 
@@ -103,6 +104,10 @@ class PrefixCache(Cache):
         super().__init__(layers=layers)
         self.prefix, self.prefix_mask = prefix, prefix_mask
 
+    def in_sight(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether a key is memory, which no window hides."""
+        return key < self.prefix
+
     def attention_mask(self, text: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor | None:
         """Prefix and text `[B, T]` joined to `[B, prefix + T]`; None if nothing is masked."""
         if self.prefix_mask is None and (text is None or bool((text != 0).all())):
@@ -134,18 +139,21 @@ def pool_prefix(
         def fill(keys: Tensor, values: Tensor) -> None:  # [B, prefix, H, D] each
             if rotary is None:
                 return
+            cos, sin = (part.expand(len(pools), -1, -1) for part in rotary(layer))  # [B, prefix, R]
+            front = None if bos is None else backbone.project(layer, bos[layer])
             for row, pool in enumerate(pools):
                 start = prefix - lengths[row]
                 keys[row, :start], values[row, :start] = 0, 0
                 if pool is None:
                     continue
-                if bos is not None:
-                    keys[row, start], values[row, start] = (part[0] for part in backbone.project(layer, bos[layer]))
+                if front is not None:
+                    at = slice(start, start + 1)
+                    rotate_into(keys[row, at], front[0], cos[row, at], sin[row, at])
+                    values[row, at] = front[1]
                     start += 1
                 order = pool.order[layer]
-                torch.index_select(pool.keys[layer], 0, order, out=keys[row, start:])
+                rotate_into(keys[row, start:], pool.keys[layer].index_select(0, order), cos[row, start:], sin[row, start:])
                 torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
-            keys.copy_(rotate(keys, *rotary(layer)))
 
         return fill
 
@@ -185,7 +193,7 @@ def show_prefix_to_sliding_layers(backbone: Backbone) -> None:
         if not isinstance(cache, PrefixCache) or isinstance(mask, dict) or (mask is not None and mask.dim() == 4):
             return None
         implementation = backbone.config._attn_implementation
-        if implementation not in ("sdpa", "eager"):
+        if implementation not in ("sdpa", SHARED_HEADS, "eager"):
             raise UnsupportedModelError(
                 f"{implementation} hides memory from sliding-window layers (window {backbone.config.sliding_window}); "
                 "use attn_implementation='sdpa' or 'eager' with this model"
@@ -198,7 +206,7 @@ def show_prefix_to_sliding_layers(backbone: Backbone) -> None:
             attention_mask=mask,
             past_key_values=cache,
             position_ids=kwargs.get("position_ids"),
-            or_mask_function=lambda batch, head, query, key: key < cache.prefix,
+            or_mask_function=lambda batch, head, query, key: cache.in_sight(batch, query, key),
         )
         return args, kwargs
 

@@ -43,7 +43,7 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
     positions = torch.arange(width).repeat(len(rows), count)
     ids, labels = ids.flatten(1), labels.flatten(1)
     if contexts is None:
-        return Prompts(ids, labels, own, positions)
+        return Prompts(ids, labels, own, positions, examples=count)
     front, lengths = left_pad(contexts, pad)
     length = torch.tensor(lengths)[:, None]
     place = torch.arange(front.shape[1]) - (front.shape[1] - length)  # [R, Tc], negative where padded
@@ -63,4 +63,6 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
         torch.cat([torch.full_like(front, -100), labels], dim=1),
         torch.cat([above, below], dim=1),
         torch.cat([place.clamp(min=0), positions + length], dim=1),
+        context=front.shape[1],
+        examples=count,
     )

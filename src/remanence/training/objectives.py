@@ -35,12 +35,15 @@ class Prompts:
         ids: `[R, T]`; labels: `[R, T]`, the next token where it counts, else -100.
         mask: `[R, T, T]` bool, which text a position sees (questions of one row do not see each other).
         positions: `[R, T]`, counted from 0 behind the memory.
+        context: text in front of the examples; examples: how many of equal length stand behind it, side by side.
     """
 
     ids: Tensor
     labels: Tensor
     mask: Tensor
     positions: Tensor
+    context: int = 0
+    examples: int = 1
 
 
 @dataclass(frozen=True)

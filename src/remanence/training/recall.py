@@ -35,7 +35,8 @@ class Difficulty:
     Attributes:
         in_view: chunks that a row has written; 0: as many as the batch has, into a full pool.
         facts: fewest and most facts of a biography, or pairs of a list.
-        attributes: how many of the attributes are in use.
+        attributes: which may be in a biography.
+        names: draw people from so many first and last names only; None: all.
         pronouns: how often a sentence of a biography has a pronoun for the name.
         pairs: name-value pairs instead of biographies.
         prose: share of chunks that are ordinary prose, and hold nothing to ask.
@@ -43,15 +44,16 @@ class Difficulty:
 
     in_view: int
     facts: tuple[int, int]
-    attributes: int = len(ATTRIBUTES)
+    attributes: tuple[str, ...] = ATTRIBUTES
+    names: int | None = None
     pronouns: float = 0.0
     pairs: bool = False
     prose: float = 0.25
 
 
 def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
-    person = sample_person(rng, "train")
-    attributes = rng.sample(ATTRIBUTES[: difficulty.attributes], rng.randint(*difficulty.facts))
+    person = sample_person(rng, "train", difficulty.names)
+    attributes = rng.sample(difficulty.attributes, rng.randint(*difficulty.facts))
 
     def ask(attribute: str) -> Ask:
         return lambda rng: (question(person, attribute, rng), person.facts[attribute])
@@ -63,8 +65,9 @@ def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
 def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     """`NAME VALUE.` a few times: what must be learned, without the English around it."""
     form = rng.choice(PAIR_FORMATS)
-    people = {p.name: p for p in (sample_person(rng, "train") for _ in range(rng.randint(*difficulty.facts)))}
-    values = {name: p.facts[rng.choice(ATTRIBUTES[: difficulty.attributes])] for name, p in people.items()}
+    drawn = [sample_person(rng, "train") for _ in range(rng.randint(*difficulty.facts))]
+    people = {person.name: person for person in drawn}
+    values = {name: p.facts[rng.choice(difficulty.attributes)] for name, p in people.items()}
 
     def ask(name: str, value: str) -> Ask:
         return lambda rng: (f"Question: {name}? Answer:", value)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from remanence.model import checkpoint
 from remanence.model.memory_model import MemoryModel
+from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import (
     Episodes,
     Prompts,
@@ -25,6 +27,7 @@ from remanence.training.objectives import (
 )
 
 CARRIED = "carried.safetensors"
+CURRICULUM = "curriculum.json"
 
 
 def _sdpa_in_float32(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -47,54 +50,59 @@ class MemoryTrainer(Trainer):
     Each checkpoint directory can be loaded by `MemoryModel.from_pretrained`.
     """
 
-    def __init__(self, model: MemoryModel, *, through: Through = "last", **kwargs: Any) -> None:
-        super().__init__(model=model, data_collator=lambda items: items[0], **kwargs)
-        self.through = through
+    def __init__(
+        self, model: MemoryModel, *, through: Through = "last", curriculum: Curriculum | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
+        self.through, self.curriculum = through, curriculum
         self._carried: Tensor | None = None
         self._metrics: dict[str, list[float]] = {}
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        batch = inputs["batch"]
+        batch, task = inputs["batch"], inputs["task"]
         memory_model: MemoryModel = self.accelerator.unwrap_model(model)
-        with self.compute_loss_context_manager(), self._autocast():
-            loss = self._through_memory(memory_model, batch) if isinstance(batch, Episodes) else None
-            if loss is None:
-                loss = self._answers(memory_model, None, batch, "context")
-        return loss
+        with self._autocast():
+            if isinstance(batch, Episodes):
+                return self._through_memory(memory_model, batch, task)
+            return self._answers(memory_model, None, batch, task)
 
     def _autocast(self) -> Any:
         device = self.args.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.args.bf16)
 
-    def _through_memory(self, model: MemoryModel, episodes: Episodes) -> Tensor:
+    def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str) -> Tensor:
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
         previous = self._previous(model, len(episodes.chunks), generator)
         made = write_chunks(model, episodes, previous)
         shuffled = torch.randperm(len(made), generator=generator).to(made.device)
         self._carried = made.detach()[shuffled].float()
         pools = pools_of(model, made, episodes, self.through, generator)
-        return self._answers(model, pools, episodes.prompts, "memory")
+        return self._answers(model, pools, episodes.prompts, task)
 
     def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
         if self._carried is None:
             shape = (count, len(model.backbone.layers), model.slots_per_write, model.hf.config.hidden_size)
-            std = float(model.hf.get_input_embeddings().weight.std())  # type: ignore[union-attr,arg-type]
+            std = float(model.hf.get_input_embeddings().weight.detach().std())  # type: ignore[union-attr,arg-type]
             return torch.randn(shape, generator=generator).to(model.device) * std
         return self._carried[torch.randint(len(self._carried), (count,), generator=generator).to(model.device)]
 
-    def _answers(self, model: MemoryModel, pools: Tensor | None, prompts: Prompts, kind: str) -> Tensor:
+    def _answers(self, model: MemoryModel, pools: Tensor | None, prompts: Prompts, task: str) -> Tensor:
         loss, right = label_loss(model, read_prompts(model, pools, prompts), prompts.labels)
-        accuracy = right[prompts.labels != -100].float().mean()
-        for name, value in ((f"{kind}_loss", loss), (f"{kind}_token_accuracy", accuracy)):
-            self._metrics.setdefault(name, []).append(float(value.detach()))
+        exact = float(right[:, prompts.context :].unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
+        self._metrics.setdefault(f"{task}_loss", []).append(float(loss.detach()))
+        self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
+        if self.curriculum is not None and model.training:
+            self.curriculum.observe(task, exact)
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        return {"batch": _to(inputs["batch"], self.args.device)}
+        return {**inputs, "batch": _to(inputs["batch"], self.args.device)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         averaged = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics.clear()
+        if self.curriculum is not None:
+            averaged["level"] = self.curriculum.level
         super().log({**logs, **averaged}, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -102,6 +110,8 @@ class MemoryTrainer(Trainer):
         self.accelerator.unwrap_model(self.model).save_pretrained(path)
         if self._carried is not None:
             save_file({"carried": self._carried.cpu().contiguous()}, path / CARRIED)
+        if self.curriculum is not None:
+            (path / CURRICULUM).write_text(json.dumps(self.curriculum.state_dict()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint)
@@ -110,14 +120,15 @@ class MemoryTrainer(Trainer):
         self.model.load_state_dict(saved.state_dict())
         if (path / CARRIED).is_file():
             self._carried = load_file(path / CARRIED)["carried"].to(self.args.device)
+        if self.curriculum is not None and (path / CURRICULUM).is_file():
+            self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
 
 
 def _to(batch: Episodes | Prompts, device: torch.device) -> Episodes | Prompts:
     if isinstance(batch, Episodes):
-        prompts = _to(batch.prompts, device)
-        assert isinstance(prompts, Prompts)
-        return Episodes(batch.chunks.to(device), batch.lengths, batch.order, batch.asked, prompts)
-    return Prompts(*(t.to(device) for t in (batch.ids, batch.labels, batch.mask, batch.positions)))
+        return replace(batch, chunks=batch.chunks.to(device), prompts=_to(batch.prompts, device))  # type: ignore[arg-type]
+    moved = {name: getattr(batch, name).to(device) for name in ("ids", "labels", "mask", "positions")}
+    return replace(batch, **moved)
 
 
 class StopAfter(TrainerCallback):

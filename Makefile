@@ -1,0 +1,47 @@
+# Every target does its own set-up: it makes .venv once, and again when pyproject.toml or constraints.txt change.
+#   make install PYTHON=python3.12        another interpreter (3.11 or newer)
+#   make install TORCH="torch==2.11.0"    another torch, where the tested one cannot be had
+PYTHON ?= python3
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make install PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@# torch first and pinned: an open range may resolve to a build with gigabytes of CUDA libraries.
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip freeze | sed -n '/^torch==/p' >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e ".[train,dev]"
+	@touch $@
+
+install: $(STAMP)  ## make .venv with the tested versions
+
+demo: $(STAMP)  ## write a text file into a memory, forget the text, ask about it
+	$(BIN)/remanence demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## measure reading and writing, and renew the table in the README
+	$(BIN)/python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
+	$(BIN)/python benchmarks/read_write/table.py
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

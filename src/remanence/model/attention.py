@@ -1,0 +1,47 @@
+"""sdpa in which query heads share their key and value heads where they lie.
+
+The stock function copies every key and value once per query head of its group as soon as there is a mask (its
+`repeat_kv`), because on CUDA a mask and shared heads together fall back to a slow kernel. The CPU kernel takes both. A
+read has a mask, and keys and values of N slots, so that the copy would cost more than the rest of the prefix.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+SHARED_HEADS = "sdpa_shared_heads"
+
+
+def _shared_heads(
+    module: nn.Module,
+    query: Tensor,  # [B, H, T, D]
+    key: Tensor,  # [B, H', S, D]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # [B, T, H, D]
+    if attention_mask is None or key.device.type != "cpu" or kwargs.get("softcap") is not None:
+        stock: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return stock
+    mixed = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SHARED_HEADS, _shared_heads)
+AttentionMaskInterface.register(SHARED_HEADS, sdpa_mask)
+
+
+def share_heads(hf: PreTrainedModel) -> None:
+    """Use it in a model that uses sdpa; its results are those of sdpa."""
+    if hf.config._attn_implementation == "sdpa":
+        hf.set_attn_implementation(SHARED_HEADS)

@@ -1,0 +1,92 @@
+"""The plain path: what the published code does at every read and write, over plain tensors, to be read and to be tested against.
+
+Slots are hidden states. At every prompt all of them are joined to the text, layer by layer, and go through the norm and
+the key and value projections again; at every write the whole pool is copied. It knows one prompt, one pool, and decoders
+of the Llama family. `MemoryModel` does the same with less work, and a test says that the two agree.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+@torch.no_grad()
+def read(hf: Any, bos: Tensor | None, pool: Tensor, ids: Tensor) -> Tensor:
+    """Logits `[T, V]` of a prompt behind [bos | pool].
+
+    Args:
+        hf: a `LlamaForCausalLM`.
+        bos: `[L, 1, d]`, or None for a model without.
+        pool: `[L, N, d]`, oldest slot first.
+        ids: `[T]`.
+    """
+    hidden = hf.model.embed_tokens(ids)  # [T, d]
+    for index, layer in enumerate(hf.model.layers):
+        rows = torch.cat([_behind_bos(bos, index, pool[index]), hidden])
+        hidden = _layer(hf, layer, rows, queries=len(ids))
+    return hf.lm_head(hf.model.norm(hidden))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def write(
+    hf: Any, bos: Tensor | None, positional: Tensor, pool: Tensor, ids: Tensor, k: int, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The K new slots of a chunk `[L, K, d]`, and the pool that holds them `[L, N, d]`. The pool given is not changed.
+
+    The chunk is read behind [bos | the K newest slots]. The embedding for new memory is added to the last K rows of
+    every layer's input; its output at these rows is the layer's new slots. Where the chunk has n < K tokens, the last
+    K - n slots of each layer are among these rows, and are processed like text.
+
+    Args:
+        positional: `[1, 1, d]`, the embedding for new memory.
+        pool: `[L, N, d]`, oldest slot first.
+        ids: `[T]`.
+        k: slots per write.
+        kept: `[L, N - K]`, ranks of the slots that stay.
+    """
+    hidden = hf.model.embed_tokens(ids)  # [T, d]
+    delta = []
+    for index, layer in enumerate(hf.model.layers):
+        rows = torch.cat([_behind_bos(bos, index, pool[index, -k:]), hidden])
+        rows = torch.cat([rows[:-k], rows[-k:] + positional[0]])
+        out = _layer(hf, layer, rows, queries=max(len(ids), k))
+        delta.append(out[-k:])
+        hidden = out[-len(ids) :]
+    new = torch.stack(delta)
+    return new, replace(pool, new, kept)
+
+
+def replace(pool: Tensor, new: Tensor, kept: Tensor) -> Tensor:  # [L, N, d], [L, K, d], [L, N - K] -> [L, N, d]
+    """A new pool: the slots that stay, in their order, and behind them the new ones."""
+    return torch.stack([torch.cat([pool[index][kept[index]], new[index]]) for index in range(len(pool))])
+
+
+def _behind_bos(bos: Tensor | None, index: int, slots: Tensor) -> Tensor:  # [P, d] -> [P + 1, d], or [P, d] without
+    return slots if bos is None else torch.cat([bos[index], slots])
+
+
+def _layer(hf: Any, layer: Any, rows: Tensor, queries: int) -> Tensor:  # rows [S, d] -> [queries, d]
+    """One decoder layer over rows at positions 0, 1, 2, ..., of which the last `queries` are processed.
+
+    A processed row sees every row up to and including itself; the others are keys and values only.
+    """
+    attention = layer.self_attn
+    normed = layer.input_layernorm(rows)
+    q, k, v = (
+        projected.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # [H, S, D]
+        for projected in (attention.q_proj(normed[-queries:]), attention.k_proj(normed), attention.v_proj(normed))
+    )
+    cos, sin = (part[0] for part in hf.model.rotary_emb(rows, torch.arange(len(rows), device=rows.device)[None]))
+    q, k = _rotate(q, cos[-queries:], sin[-queries:]), _rotate(k, cos, sin)
+    seen = torch.ones(queries, len(rows), dtype=torch.bool, device=rows.device).tril(len(rows) - queries)
+    k, v = (shared.repeat_interleave(len(q) // len(k), dim=0) for shared in (k, v))
+    mixed = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen)[0]
+    hidden = rows[-queries:] + attention.o_proj(mixed.transpose(0, 1).flatten(1))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+
+def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [H, S, D], [S, D], [S, D]
+    low, high = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat([-high, low], dim=-1) * sin

@@ -1,0 +1,189 @@
+"""What the command line shows, and the two loops in which it listens."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from remanence.errors import RemanenceError
+from remanence.evaluation.demonstration import Round, distances_up_to, report, rounds
+from remanence.evaluation.plots import retention_plot
+from remanence.memory import Memory
+from remanence.model.memory_model import MemoryModel
+from remanence.texts import Question, first_line, prompt_of
+
+_ROWS = 8  # of a round of questions that are shown; all of them count
+_CHAT_HELP = "Type a question, or: /write TEXT, /ask QUESTION, /show, /save, /quit (leaving saves, too)"
+
+
+def answer_from(model: MemoryModel, memory: Memory, question: str, max_new_tokens: int = 32) -> str:
+    """The first line of a greedy answer."""
+    text: str = model.generate(memory, prompt_of(question), max_new_tokens=max_new_tokens, do_sample=False)
+    return first_line(text)
+
+
+def describe(memory: Memory, model: MemoryModel) -> dict[str, Any]:
+    """Slots, writes and sizes, and whether this model wrote the memory."""
+    spec = memory.spec
+    alive = set(memory.provenance().flatten().tolist()) if memory.written else set()
+    return {
+        "layers": spec.layers,
+        "slots": spec.slots,
+        "slots_per_write": spec.slots_per_write,
+        "writes": memory.write_count,
+        "writes_with_slots": sum(id >= 0 for id in alive),
+        "bytes": memory.nbytes,
+        "dtype": spec.dtype,
+        "model": spec.model,
+        "readable": spec == model.spec,
+    }
+
+
+def details_table(details: dict[str, Any]) -> Table:
+    labels = {
+        "file": "file",
+        "file_bytes": "bytes on disk",
+        "layers": "layers (L)",
+        "slots": "slots per layer (N)",
+        "slots_per_write": "slots per write (K)",
+        "writes": "writes",
+        "writes_with_slots": "writes with slots left",
+        "bytes": "bytes in memory",
+        "dtype": "dtype",
+        "model": "written by model",
+    }
+    table = Table(show_header=False)
+    for name, label in labels.items():
+        value = details[name]
+        table.add_row(label, Text(f"{value:,}" if isinstance(value, int) else str(value), overflow="fold"))
+    readable = Text("yes", style="green") if details["readable"] else Text("no, it was written by another", style="red")
+    table.add_row("readable by this model", readable)
+    return table
+
+
+def retention_table(report: dict[str, Any]) -> Table:
+    curves, survival = report["curves"], {p["distance"]: p["line"] for p in report["survival"]}
+    people = f"{report['samples']} held-out people"
+    table = Table(title=f"Exact match, {people} (N = {report['n']}, K = {report['k']})")
+    table.add_column("distance", justify="right")
+    for condition in curves:
+        table.add_column(condition, justify="right")
+    if survival:
+        table.add_column("survival", justify="right")
+    for points in zip(*curves.values(), strict=True):
+        distance = points[0]["distance"]
+        cells = [f"{p['exact_match']:.3f} ± {p['stderr']:.3f}" for p in points]
+        table.add_row(str(distance), *cells, *([f"{survival[distance]:.3f}"] if survival else []))
+    return table
+
+
+def show_rounds(
+    out: Console,
+    model: MemoryModel,
+    memory: Memory,
+    questions: list[Question],
+    text: str,
+    unrelated: int,
+    plot: Path,
+) -> None:
+    """Ask, write on, ask again; a table per distance, and at the end the plot."""
+    distances = distances_up_to(unrelated, model.slots // model.slots_per_write)
+    asked: list[Round] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True) as progress:
+        task = progress.add_task("unrelated paragraphs", total=unrelated)
+        for one in rounds(
+            model,
+            memory,
+            questions,
+            taken=text,
+            distances=distances,
+            progress=lambda done, total: progress.update(task, completed=done),
+        ):
+            progress.console.print(_round_table(one, len(asked)))
+            progress.console.print(_summary(one), highlight=False)
+            asked.append(one)
+    retention_plot(report(model, asked), plot, title=f"Demo: {len(questions)} questions about one text, one memory")
+    out.print(f"Plot of retention: {plot.resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _round_table(one: Round, index: int) -> Table:
+    every = -(-len(one.answered) // _ROWS)
+    shown = one.answered[index % every :: every]
+    title = f"after {one.distance} unrelated paragraphs"
+    if every > 1:
+        title += f" ({len(shown)} of {len(one.answered)} questions)"
+    table = Table(title=title, title_justify="left")
+    for name in ("question", "answer", "truth", "distance"):
+        table.add_column(name, justify="right" if name == "distance" else "left")
+    for answered in shown:
+        mark, style = ("✓", "green") if answered.right else ("✗", "red")
+        table.add_row(
+            Text(answered.question.text),
+            Text(f"{mark} {answered.answer}", style=style),
+            Text(answered.question.truth),
+            str(one.distance),
+        )
+    return table
+
+
+def _summary(one: Round) -> str:
+    count = len(one.answered)
+    return f"distance {one.distance}: {one.right} of {count} right ({one.right / count:.0%})\n"
+
+
+def answer_questions(out: Console, model: MemoryModel, memory: Memory) -> None:
+    """Ask until an empty line."""
+    try:
+        while question := out.input("Ask about the text (empty line to leave): ").strip():
+            out.print(answer_from(model, memory, question), markup=False)
+    except (EOFError, KeyboardInterrupt):
+        out.print()
+
+
+def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> None:
+    """Read lines until /quit, Ctrl-D or Ctrl-C; whatever was written is then saved, and where is said."""
+    out.print(_CHAT_HELP, markup=False)
+    saved = memory.write_count
+    try:
+        while True:
+            command, _, rest = _command(out.input("> "))
+            if command == "/quit":
+                break
+            if command == "/save":
+                memory.save(path)
+                saved = memory.write_count
+                out.print(f"saved to {path}", markup=False)
+            else:
+                _respond(out, model, memory, path, command, rest)
+    except (EOFError, KeyboardInterrupt):
+        out.print()
+    if memory.write_count == saved:
+        out.print("nothing new to save")
+    else:
+        memory.save(path)
+        out.print(f"saved to {path}", markup=False)
+
+
+def _command(line: str) -> tuple[str, str, str]:
+    line = line.strip()
+    return line.partition(" ") if line.startswith("/") else ("/ask", " ", line)
+
+
+def _respond(out: Console, model: MemoryModel, memory: Memory, path: Path, command: str, rest: str) -> None:
+    try:
+        if command == "/ask" and rest:
+            out.print(answer_from(model, memory, rest), markup=False)
+        elif command == "/write" and rest:
+            receipt = model.write(memory, rest)
+            out.print(f"written: {receipt.tokens} tokens", markup=False)
+        elif command == "/show":
+            size = path.stat().st_size if path.exists() else 0
+            out.print(details_table({"file": str(path), "file_bytes": size} | describe(memory, model)))
+        elif rest or command != "/ask":
+            out.print(_CHAT_HELP, markup=False)
+    except RemanenceError as error:
+        out.print(f"error: {error}", style="red", markup=False)

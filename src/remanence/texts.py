@@ -1,0 +1,81 @@
+"""Text on its way in and out: paragraphs of a file, prompts of questions, answers in what a model says."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from remanence.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    truth: str
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, or standard input for `-`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: a folder, or not UTF-8.
+    """
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {path}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise InvalidInputError(f"{path} is not a text file in UTF-8: {error}") from error
+
+
+def paragraphs_of(text: str) -> list[str]:
+    """Paragraphs are parted by blank lines; in a text without any, each line is one."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if "" not in lines:
+        return lines
+    blocks = "\n".join(lines).split("\n\n")
+    return [" ".join(block.split()) for block in blocks if block.strip()]
+
+
+def prompt_of(question: str) -> str:
+    """`Question: ... Answer:`, the form in which the bundled checkpoint is asked; left alone if it is in it already."""
+    question = question.strip()
+    if question.startswith("Question:") and question.endswith("Answer:"):
+        return question
+    return f"Question: {question} Answer:"
+
+
+def first_line(continuation: str) -> str:
+    return continuation.strip().partition("\n")[0].strip()
+
+
+def answer_of(continuation: str) -> str:
+    """What counts as the answer in a continuation: up to the first newline or period."""
+    return first_line(continuation).partition(".")[0].strip()
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions and their answers.
+
+    Either a JSON list of objects with `question` and `truth`, or lines `question<TAB>answer`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: the file is in neither form, or has no question.
+    """
+    text = read_text(path)
+    teach = f'{path} needs lines "question<TAB>answer", or JSON: [{{"question": "...", "truth": "..."}}]'
+    try:
+        if text.lstrip().startswith("["):
+            questions = [Question(str(item["question"]), str(item["truth"])) for item in json.loads(text)]
+        else:
+            pairs = [line.split("\t") for line in text.splitlines() if line.strip()]
+            questions = [Question(question.strip(), answer.strip()) for question, answer in pairs]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(teach) from error
+    if not questions:
+        raise InvalidInputError(f"{path} has no questions. {teach}")
+    return questions

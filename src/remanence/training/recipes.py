@@ -1,0 +1,62 @@
+"""A recipe is a Python file with a function `train(output, *, resume, minutes)`."""
+
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InvalidInputError
+
+Recipe = Callable[..., Any]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The `train` function of a recipe.
+
+    Raises:
+        FileNotFoundError: no such file; lists the recipes in `recipes/` and in the folder that was named.
+        InvalidInputError: the file is no Python, or has no function `train`.
+    """
+    if not path.is_file():
+        found = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
+        there = f"recipes here: {', '.join(found)}" if found else "there are none in recipes/ either"
+        raise FileNotFoundError(f"there is no recipe {path}; {there}")
+    spec = importlib.util.spec_from_file_location(f"remanence_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InvalidInputError(f"{path} is no Python file; a recipe has a function train(output, *, resume, minutes)")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and worker processes look a module up by its name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    train = getattr(module, "train", None)
+    if not callable(train):
+        raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")
+    return train  # type: ignore[no-any-return]
+
+
+def settings_of(recipe: Recipe, words: list[str]) -> dict[str, Any]:
+    """`name=value` words as keyword arguments of a recipe; values are JSON where they can be read so, else text.
+
+    Raises:
+        InvalidInputError: another form, or a name that the recipe does not take; says which it takes.
+    """
+    common = ("output", "resume", "minutes")
+    known = [name for name in inspect.signature(recipe).parameters if name not in common]
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not equals or name not in known:
+            takes = f"NAME=VALUE with one of: {', '.join(known)}" if known else "no more settings"
+            raise InvalidInputError(f"the recipe does not take {word!r}; it takes {takes}")
+        settings[name] = _value(value)
+    return settings
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

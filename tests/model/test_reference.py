@@ -1,0 +1,100 @@
+"""The fast path and the plain one agree (promise 7 of the design)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from remanence import MemoryModel
+from remanence.model import reference
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "A-memoryllm-gqa"
+N, K = 24, 6
+CLOSE = {"atol": 1e-5, "rtol": 0.0}
+
+
+def model_of(*, kv_heads: int, bos: bool) -> MemoryModel:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        initializer_range=0.15,
+    )
+    model = MemoryModel.attach(LlamaForCausalLM(config).eval(), slots=N, slots_per_write=K, bos=bos, keep_hidden=True)
+    torch.nn.init.normal_(model.new_memory_positional_emb, std=0.3)
+    return model
+
+
+def plain(model: MemoryModel) -> dict[str, Any]:
+    return {"hf": model.hf, "bos": model.bos_embedding}
+
+
+def survivors(evicted: Tensor, slots: int) -> Tensor:  # [L, K] -> [L, N - K]
+    return torch.tensor([sorted(set(range(slots)) - set(row)) for row in evicted.tolist()])
+
+
+@pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["one kv head", "grouped", "as many kv heads"])
+def test_fast_path_reads_and_writes_like_the_plain_one(kv_heads: int, bos: bool) -> None:
+    model = model_of(kv_heads=kv_heads, bos=bos)
+    memory = model.new_memory(seed=3)
+    model.write(memory, torch.arange(20))
+    pool = memory.pool.slots()
+    for tokens in (17, K, 4, 1, 9):
+        ids = torch.randint(61, (tokens,))
+        evicted = model.write(memory, ids).evicted[0]
+        assert evicted is not None
+        delta, pool = reference.write(
+            **plain(model), positional=model.new_memory_positional_emb, pool=pool, ids=ids, k=K, kept=survivors(evicted, N)
+        )
+        torch.testing.assert_close(memory.newest, delta, **CLOSE)
+        torch.testing.assert_close(memory.pool.slots(), pool, **CLOSE)
+        fast = model.read(memory, ids).logits[0]
+        torch.testing.assert_close(fast, reference.read(**plain(model), pool=pool, ids=ids), **CLOSE)
+
+
+def test_first_generated_token_is_the_plain_paths() -> None:
+    model = model_of(kv_heads=2, bos=True)
+    memory = model.new_memory()
+    model.write(memory, torch.arange(40))
+    ids = torch.tensor([5, 9, 2])
+    out = model.generate(
+        memory, ids, max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    logits = reference.read(**plain(model), pool=memory.pool.slots(), ids=ids)
+    torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
+
+
+def test_plain_path_replays_a_recorded_run_of_the_published_code() -> None:
+    weights = load_file(GOLDEN / "weights.safetensors")
+    expected = load_file(GOLDEN / "trace.safetensors")
+    config = json.loads((GOLDEN / "config.json").read_text())
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shape = {name: config[name] for name in (*names, "num_key_value_heads", "rms_norm_eps", "rope_theta")}
+    hf = LlamaForCausalLM(LlamaConfig(**shape)).eval()
+    pool, bos, positional = (weights.pop(name) for name in ("memory", "bos_embedding", "new_memory_positional_emb"))
+    hf.load_state_dict({name: weights[name] for name in hf.state_dict()})
+    replayed = set()
+    for event in json.loads((GOLDEN / "trace.json").read_text()):
+        name, op = f"{event['i']:03d}", event["op"]
+        if op == "write":
+            ids, kept = torch.tensor(event["ids"]), torch.tensor(event["kept"])
+            delta, pool = reference.write(hf, bos, positional, pool, ids, config["num_tokens"], kept)
+            torch.testing.assert_close(delta, expected[f"{name}.delta"], atol=5e-5, rtol=0)
+            torch.testing.assert_close(pool, expected[f"{name}.pool"], atol=5e-5, rtol=0)
+        elif op == "read":
+            logits = reference.read(hf, bos, pool, torch.tensor(event["ids"]))
+            torch.testing.assert_close(logits, expected[f"{name}.logits"], atol=5e-5, rtol=0)
+        else:
+            continue
+        replayed.add(op)
+    assert replayed == {"read", "write"}
