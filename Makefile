@@ -17,11 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one: make install PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	@# torch first and pinned: an open range may resolve to a build with gigabytes of CUDA libraries.
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	@$(BIN)/python -m pip freeze | sed -n '/^torch==/p' >> $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -e ".[train,dev]"
 	@touch $@
 

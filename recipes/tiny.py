@@ -45,12 +45,12 @@ class Level:
     scale: float = 1.0
 
 
-# First what kind of word answers a question; then to look it up by name, for few names, then all; then over ever more
-# chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
+# First what kind of word answers a question, for few words; then to look it up by name, for few names, then all; then
+# over ever more chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
 LEVELS = (
-    Level(Difficulty(1, (3, 3), names=16), pairs=0.4, context=0.3, scale=0.5),
-    Level(Difficulty(2, (3, 3), names=16), pairs=0.6, context=0.35, scale=0.5),
-    Level(Difficulty(2, (3, 3), names=64), pairs=0.35, context=0.2, scale=0.5),
+    Level(Difficulty(1, (3, 3), names=16, values=10), pairs=0.0, context=0.3, shared=False, scale=0.5),
+    Level(Difficulty(2, (3, 3), names=16, values=10), pairs=0.5, context=0.3, scale=0.5),
+    Level(Difficulty(2, (3, 3), names=64, values=30), pairs=0.35, context=0.25, scale=0.5),
     Level(Difficulty(2, (3, 3)), pairs=0.35, context=0.2, scale=0.5),
     Level(Difficulty(4, (3, 3)), pairs=0.25, context=0.2),
     Level(Difficulty(8, (3, 3)), pairs=0.2, context=0.2),
@@ -58,18 +58,18 @@ LEVELS = (
     Level(Difficulty(0, (2, 4), pronouns=0.25), pairs=0.05, context=0.15, shared=False),
     Level(Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15, shared=False),
 )
-THRESHOLDS = (0.8, 0.84, 0.86, 0.86, 0.86, 0.84, 0.82, 0.86)
+THRESHOLDS = (0.8, 0.82, 0.84, 0.86, 0.86, 0.84, 0.82, 0.86)
 
 
 def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     level = LEVELS[number]
     difficulty = level.difficulty
-    if rng.random() < 0.08:
-        return {"batch": task.reading_english(rng, level.scale), "task": "prose"}
+    if rng.random() < (0.2 if number < 2 else 0.1):
+        return {"batch": task.language(rng), "task": "language"}
     pairs, context = rng.random() < level.pairs, rng.random() < level.context
     if pairs:
-        difficulty = Difficulty(difficulty.in_view, (2, 5), pairs=True)
+        difficulty = replace(difficulty, facts=(2, 5), attributes=ATTRIBUTES, pairs=True)
     elif level.shared:
         difficulty = replace(difficulty, attributes=tuple(rng.sample(ATTRIBUTES, difficulty.facts[1])))
     build = task.in_context if context else task.through_memory
@@ -140,20 +140,20 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
 
 
 def _initialise(model: MemoryModel) -> None:
-    """Matching and copying heads from the start: keys equal queries, and outputs undo values (mimetic initialisation,
-    Trockman and Kolter, arXiv 2305.09828, with positive signs)."""
-    size = model.hf.config.hidden_size
+    """Wider than the library's default: attention must be able to pick single slots from the start."""
+    size, depth = model.hf.config.hidden_size, len(model.backbone.layers)
     model.hf.get_input_embeddings().weight.normal_(std=0.5)
     model.hf.model.norm.weight.fill_(0.3)
     model.bos_embedding.normal_(std=0.5)
     model.new_memory_positional_emb.normal_(std=0.1)
     for layer in model.backbone.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        for linear in (attention.q_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
             linear.weight.normal_(std=size**-0.5)
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
-        attention.o_proj.weight.copy_(0.5 * attention.v_proj.weight.T)
-        mlp.down_proj.weight.normal_(std=mlp.down_proj.in_features**-0.5 / 8**0.5)
+        for linear in (attention.o_proj, mlp.down_proj):
+            linear.weight.normal_(std=(2 * depth * linear.in_features) ** -0.5)
+        for norm in (attention.q_norm, attention.k_norm):
+            norm.weight.fill_(1.5)
 
 
 def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 6000) -> Path:

@@ -27,7 +27,7 @@ def held(pool: Pool) -> list[list[int]]:
     ordered = pool.keys.gather(1, pool.order[..., None, None].expand_as(pool.keys))
     assert torch.equal(ordered[..., 0, 0], slots) and torch.equal(pool.keys, -pool.values)
     assert torch.equal(pool.order, pool.serial.argsort(dim=1))
-    return slots.int().tolist()  # type: ignore[no-any-return]
+    return slots.int().tolist()
 
 
 def contents(pool: Pool) -> dict[str, Tensor]:
@@ -86,7 +86,8 @@ def test_an_interrupted_replacement_leaves_the_pool_as_it_was(evicted: Tensor, e
     with pool.replacing(EVICTED, pool_of(NEW, SLOTS)):
         pass
     before, order = contents(pool), held(pool)
-    with pytest.raises(error), pool.replacing(evicted, pool_of(NEW + 5, SLOTS + 2)):
+    new = pool_of(NEW + 5, SLOTS + 2)
+    with pytest.raises(error), pool.replacing(evicted, new):  # noqa: PT012
         assert held(pool) != order
         raise error
     assert same(pool, before) and held(pool) == order

@@ -26,7 +26,7 @@ def windowed(family: str, window: int, layers: int = tiny.LAYERS, attention: str
 
 
 def logits(model: MemoryModel, memory: object, prompt: object) -> Tensor:
-    out = model.read(memory, prompt).logits  # type: ignore[arg-type]
+    out = model.read(memory, prompt).logits
     assert out is not None
     return out
 

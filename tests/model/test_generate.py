@@ -246,7 +246,7 @@ def test_a_read_can_be_continued_by_hand(rows: int) -> None:
     whole = model.read(memories, texts).logits
     cache = model.read(memories, texts[:, :5]).past_key_values
     for end in (6, 9, 20):  # the buffers grow twice
-        start = cache.get_seq_length() - cache.prefix  # type: ignore[union-attr]
+        start = cache.get_seq_length() - cache.prefix
         with torch.no_grad():
             out = model.hf(texts[:, start:end], past_key_values=cache, use_cache=True)
     assert whole is not None
@@ -259,7 +259,11 @@ def test_reading_and_generating_change_no_memory() -> None:
 
     def state() -> list[Any]:
         return [
-            ({n: t.tolist() for n, t in m.pool.tensors.items()} if m.written else None, m.writes, m._generator.get_state().tolist())
+            (
+                {n: t.tolist() for n, t in m.pool.tensors.items()} if m.written else None,
+                m.writes,
+                m._generator.get_state().tolist(),
+            )
             for m in memories
         ]
 

@@ -179,7 +179,7 @@ def test_one_memory_cannot_be_two_rows(model: MemoryModel, operation: Operation)
 @every_operation
 @pytest.mark.parametrize("memory", ["a memory", None, []], ids=["text", "nothing", "no memories"])
 def test_what_is_no_memory_is_refused(model: MemoryModel, operation: Operation, memory: Any) -> None:
-    with pytest.raises(InvalidInputError, match="expected a Memory|no memory was given"):
+    with pytest.raises(InvalidInputError, match=r"expected a Memory|no memory was given"):
         operation(model, memory, [3, 4])
 
 
@@ -209,7 +209,7 @@ def test_another_models_memory_is_refused_and_says_what_differs(
 def test_a_changed_weight_makes_another_model(model: MemoryModel, operation: Operation) -> None:
     memory = written(model)
     with torch.no_grad():
-        model.backbone.layers[1].mlp.up_proj.weight += 0.1  # type: ignore[operator, union-attr]
+        model.backbone.layers[1].mlp.up_proj.weight += 0.1
     with pytest.raises(MemoryMismatchError, match="fingerprint"):
         operation(model, memory, ids(5))
 
@@ -217,7 +217,7 @@ def test_a_changed_weight_makes_another_model(model: MemoryModel, operation: Ope
 @every_operation
 def test_a_replaced_weight_makes_another_model(model: MemoryModel, operation: Operation) -> None:
     memory = written(model)
-    weight: Any = model.backbone.layers[1].mlp.up_proj.weight  # type: ignore[union-attr]
+    weight: Any = model.backbone.layers[1].mlp.up_proj.weight
     weight.data = weight.data + 0.1
     with pytest.raises(MemoryMismatchError, match="fingerprint"):
         operation(model, memory, ids(5))
@@ -226,9 +226,7 @@ def test_a_replaced_weight_makes_another_model(model: MemoryModel, operation: Op
 @every_operation
 def test_a_memory_on_another_device_is_refused(model: MemoryModel, operation: Operation) -> None:
     memory = written(model).to("meta")
-    with pytest.raises(
-        InvalidInputError, match=r"memory is on meta, the model on cpu; move it with"
-    ):
+    with pytest.raises(InvalidInputError, match=r"memory is on meta, the model on cpu; move it with"):
         operation(model, memory, ids(5))
 
 
@@ -237,7 +235,7 @@ def test_a_memory_on_another_device_is_refused(model: MemoryModel, operation: Op
 def test_a_pool_full_of_nan_is_refused(model: MemoryModel, operation: Operation, parts: tuple[str, ...]) -> None:
     memory = written(model)
     for part in parts:
-        (memory.newest if part == "newest" else memory.pool.tensors[part]).fill_(float("nan"))  # type: ignore[union-attr]
+        (memory.newest if part == "newest" else memory.pool.tensors[part]).fill_(float("nan"))
     before = everything(memory)
     with pytest.raises(CorruptMemoryError, match="saved memory"):
         operation(model, memory, ids(20))
@@ -289,9 +287,7 @@ def test_a_draw_that_does_not_fit_is_refused(model: MemoryModel, length: int) ->
     memory = written(model)
     before = everything(memory)
     evict = torch.arange(K).repeat(tiny.LAYERS, 1) + (SLOTS if length == 9 else 0)
-    with pytest.raises(
-        InvalidInputError, match="outside" if length == 9 else "one write, but this call makes 3"
-    ):
+    with pytest.raises(InvalidInputError, match="outside" if length == 9 else "one write, but this call makes 3"):
         model.write(memory, ids(length), evict=evict)
     assert everything(memory) == before
 

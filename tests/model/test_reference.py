@@ -54,7 +54,12 @@ def test_fast_path_reads_and_writes_like_the_plain_one(kv_heads: int, bos: bool)
         evicted = model.write(memory, ids).evicted[0]
         assert evicted is not None
         delta, pool = reference.write(
-            **plain(model), positional=model.new_memory_positional_emb, pool=pool, ids=ids, k=K, kept=survivors(evicted, N)
+            **plain(model),
+            positional=model.new_memory_positional_emb,
+            pool=pool,
+            ids=ids,
+            k=K,
+            kept=survivors(evicted, N),
         )
         torch.testing.assert_close(memory.newest, delta, **CLOSE)
         torch.testing.assert_close(memory.pool.slots(), pool, **CLOSE)

@@ -85,8 +85,10 @@ def split_of(name: str) -> Split:
     return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
 
 
-def sample_person(rng: random.Random, split: Split, names: int | None = None) -> Person:
-    """`names` draws from the first so many first and last names only, for an easy start of training."""
+def sample_person(
+    rng: random.Random, split: Split, *, names: int | None = None, values: int | None = None
+) -> Person:
+    """Draw a person; `names` and `values` keep to the first so many of each list, for an easy start of training."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     corpus = _corpus()
@@ -94,7 +96,7 @@ def sample_person(rng: random.Random, split: Split, names: int | None = None) ->
         name = f"{rng.choice(_first_name_list()[:names])} {rng.choice(corpus['last'][:names])}"
         if split_of(name) == split:
             break
-    facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"]) for attribute in ATTRIBUTES}
+    facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"][:values]) for attribute in ATTRIBUTES}
     return Person(name, facts)
 
 

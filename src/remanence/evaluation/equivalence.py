@@ -44,8 +44,8 @@ def equivalence(hf: PreTrainedModel, text_ids: Tensor, prompt_ids: Tensor) -> fl
     window = model.backbone.config.sliding_window if model.backbone.sliding else None
     if window is not None and slots + len(prompt_ids) > window:
         raise InvalidInputError(
-            f"{slots} + {len(prompt_ids)} tokens do not fit the sliding window of {window}, and only memory is always in "
-            "sight: take fewer tokens"
+            f"{slots} + {len(prompt_ids)} tokens do not fit the sliding window of {window}, which hides text but never "
+            "memory; take fewer tokens"
         )
     whole = hf(torch.cat([text_ids, prompt_ids])[None], output_hidden_states=True, use_cache=False)
     inputs = torch.cat(whole.hidden_states[: len(model.backbone.layers)])  # [L, N + T, d]
@@ -79,7 +79,7 @@ def main() -> int:
         sys.exit(f"{arguments.path} is no checkpoint directory: it has no config.json")
     try:
         hf = AutoModelForCausalLM.from_pretrained(arguments.path, dtype=torch.float32, local_files_only=True)
-        ids = _tokens(arguments.path, hf.get_input_embeddings().num_embeddings, 2 * arguments.tokens)
+        ids = _tokens(arguments.path, hf.config.vocab_size, 2 * arguments.tokens)
         difference = equivalence(hf.eval(), ids[: arguments.tokens], ids[arguments.tokens :])
     except (OSError, ValueError) as error:
         sys.exit(f"{arguments.path}: {error}")

@@ -1,4 +1,4 @@
-"""Who leaves the pool: K slots per layer, uniformly at random, without touching the other N - K (MemoryLLM, section 3.1)."""
+"""Who leaves the pool: K slots per layer, uniformly at random; the other N - K stay (MemoryLLM, section 3.1)."""
 
 import torch
 from torch import Tensor

@@ -34,7 +34,7 @@ class WriteRecord:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a call of `write` did to one memory: the writes it made, one per chunk, and the ranks each evicted `[L, K]`."""
+    """What a call of `write` did to one memory: its writes, one per chunk, and the ranks that each evicted `[L, K]`."""
 
     writes: tuple[WriteRecord, ...]
     evicted: tuple[Tensor | None, ...]
@@ -106,7 +106,7 @@ class Memory:
         newest = 0 if self.newest is None else self.newest.numel() * self.newest.element_size()
         return newest + (0 if self.pool_or_none is None else self.pool_or_none.nbytes)
 
-    def provenance(self) -> Tensor:  # [L, N], id of the write that made each slot, oldest slot first; -1: not by a write
+    def provenance(self) -> Tensor:  # [L, N], id of the write that made each slot, oldest first; -1: not by a write
         serials = self.pool.serial.gather(1, self.pool.order).cpu()
         starts = torch.tensor([record.first_serial for record in self._records], dtype=torch.long)
         ids = torch.tensor([-1] + [record.id for record in self._records])
@@ -117,15 +117,13 @@ class Memory:
         self._generator.manual_seed(seed)
 
     def draw(self, count: int) -> Tensor:  # [L, count] ranks
-        return draw_evicted(
-            self.spec.layers, self.pool.size, count, self._generator, shared=self.spec.shared_eviction
-        )
+        return draw_evicted(self.spec.layers, self.pool.size, count, self._generator, shared=self.spec.shared_eviction)
 
     @contextmanager
     def committing(self, new: NewSlots, evict: Tensor | None = None) -> Iterator[tuple[WriteRecord, Tensor | None]]:
         """Put new slots into the pool in place; everything is undone if the body raises.
 
-        `evict` replays a draw: ranks `[L, P]` of the slots that leave; P below the number of new slots makes the pool grow.
+        `evict` replays a draw: ranks `[L, P]` of the slots that leave. If fewer leave than come, the pool grows.
 
         Raises:
             InvalidInputError: `evict` does not fit.
@@ -303,8 +301,9 @@ class Memory:
         if self.keep_hidden:
             shapes["hidden"] = (pool.hidden, (spec.layers, pool.size, spec.hidden_size))
         for name, (tensor, shape) in shapes.items():
-            if tensor is None or tuple(tensor.shape) != shape or (name != "serial" and tensor.dtype != spec.torch_dtype):
-                raise MemoryFileError(f"{path} is damaged: {name} does not have shape {list(shape)} and {spec.dtype}")
+            dtype = torch.int64 if name == "serial" else spec.torch_dtype
+            if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                raise MemoryFileError(f"{path} is damaged: {name} does not have shape {list(shape)} and {dtype}")
         if not all(bool(torch.isfinite(t).all()) for t in (pool.keys, pool.values, newest) if t is not None):
             raise CorruptMemoryError(f"{path} holds slots that are not finite; go back to an older copy of the memory")
 
@@ -317,7 +316,7 @@ class Memory:
 def tiled(slots: NewSlots, size: int) -> NewSlots:
     """What the first write puts into a pool of `size`: its slots over and over, cut at the end.
 
-    The remainder repeats the last slots, and more slots than fit keep the last ones (published code, `initialized` = 0).
+    The remainder repeats the last slots; of more slots than fit the last stay (published code, `initialized` = 0).
     """
     made = slots.hidden.shape[1]
     index = torch.arange(made).repeat(size // made)

@@ -14,7 +14,7 @@ class Pool:
 
     Attributes:
         keys, values: `[L, N, H, D]` with H key/value heads of size D.
-        serial: `[L, N]`, int64. Slots are numbered in the order in which they were made, so rank is the order of serials.
+        serial: `[L, N]`, int64. Slots are numbered as they are made, so rank is the order of serials.
         hidden: `[L, N, d]` or None. Kept on demand, for inspection and export.
     """
 
@@ -50,7 +50,7 @@ class Pool:
         """
         if self.hidden is None:
             raise InvalidInputError(
-                "this pool keeps slots as keys and values only; load the model with keep_hidden=True to see hidden states"
+                "this pool keeps keys and values only; load the model with keep_hidden=True to see hidden states"
             )
         return self.hidden.gather(1, self.order[..., None].expand_as(self.hidden))
 
@@ -64,9 +64,9 @@ class Pool:
 
     @contextmanager
     def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
-        """Put the slots of `new` (Q per layer, in rank order) in place of `ranks` [L, P], P <= Q; undo if the body raises.
+        """Put the Q slots per layer of `new`, in rank order, where `ranks` [L, P] were; undone if the body raises.
 
-        P < Q makes the pool grow by Q - P, as the published code does where rounding makes it drop one slot too few.
+        P <= Q. P < Q makes the pool grow by Q - P, as the published code does where rounding drops one slot too few.
         """
         if ranks.shape[1] < new.size:
             with self._growing(ranks, new):
@@ -100,7 +100,7 @@ class Pool:
             self._order = order
             raise
 
-    def _surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, P] -> [L, N - P], the places that are left, oldest first
+    def _surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, P] -> places [L, N - P], oldest first
         kept = torch.ones_like(self.order, dtype=torch.bool).scatter_(1, evicted.to(self.order.device), False)
         return self.order.masked_select(kept).view(len(kept), -1)
 

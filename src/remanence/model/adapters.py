@@ -1,6 +1,7 @@
 """Twin LoRA: one adapter writes, one reads, and they never act together (M+, section 3.3)."""
 
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -54,8 +55,10 @@ def add_twin_lora(
         lora_dropout=settings.get("lora_dropout", 0.0),
         target_modules=sorted(targets),
     )
-    for adapter in dict.fromkeys([write, read]):
-        inject_adapter_in_model(config, model, adapter_name=adapter)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+        for adapter in dict.fromkeys([write, read]):
+            inject_adapter_in_model(config, model, adapter_name=adapter)
     held = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     if missing := sorted(set(held) ^ set(weights)):
         raise CheckpointError(f"LoRA weights do not match the model, first at {missing[0]}")

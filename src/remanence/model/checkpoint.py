@@ -41,8 +41,8 @@ def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel
     if architectures == ["MemoryLLM"]:
         return official.load(path, tokenizer=load_tokenizer(path), **options)
     raise CheckpointError(
-        f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it one: "
-        "MemoryModel.attach(AutoModelForCausalLM.from_pretrained(path), tokenizer, slots=..., slots_per_write=...)"
+        f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it "
+        "one: MemoryModel.attach(AutoModelForCausalLM.from_pretrained(path), tokenizer, slots=..., slots_per_write=...)"
     )
 
 
@@ -82,6 +82,8 @@ def _load_own(
     settings = _json(path / SETTINGS)
     if settings.get("format") != FORMAT:
         raise CheckpointError(f"{path / SETTINGS} has format {settings.get('format')!r}; this version reads {FORMAT!r}")
+    if missing := {"slots", "slots_per_write", "eviction"} - settings.keys():
+        raise CheckpointError(f"{path / SETTINGS} lacks {', '.join(sorted(missing))}")
     try:
         tensors = load_file(path / PARAMETERS)
         hf = AutoModelForCausalLM.from_pretrained(
@@ -91,7 +93,7 @@ def _load_own(
             attn_implementation=attn_implementation,
             local_files_only=True,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     model = MemoryModel(
         hf,
@@ -127,7 +129,8 @@ def adopt(model: "MemoryModel", tensors: dict[str, Tensor]) -> None:
         if name == "shipped_pool":
             model.shipped_pool = tensor
         else:
-            getattr(model, name).data.copy_(tensor)
+            with torch.no_grad():  # not through .data, which would hide the change from the model's fingerprint
+                getattr(model, name).copy_(tensor)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def load_tokenizer(path: Path) -> Any:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name))

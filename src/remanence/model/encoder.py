@@ -1,4 +1,4 @@
-"""The write's forward pass: a chunk goes in, K new slots per layer come out (MemoryLLM, section 3.1.2 and appendix A.1)."""
+"""The write's forward pass: a chunk goes in, K new slots per layer come out (MemoryLLM, section 3.1.2)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -93,8 +93,8 @@ def encode(
     """New slots of a batch of chunks; differentiable, changes nothing.
 
     The prefix is [bos | the K newest slots]. A chunk with n < K tokens is preceded by the last K - n of these slots as
-    queries at every layer, and the prefix is shorter by as many. A row that was never written has no prefix, and its new
-    slots are the last min(n, K).
+    queries at every layer, and the prefix is shorter by as many. A row that was never written has no prefix, and its
+    new slots are the last min(n, K).
 
     Args:
         ids: `[B, T]`, left-padded; T >= K if a row is written and short.
@@ -142,7 +142,7 @@ def encode(
 
 
 def _shifted(newest: Tensor, count: Tensor) -> Tensor:  # [B, L, T, d], count [B, 1]
-    """Slots moved left by n: position T - K + i of a short row holds slot n + i, so that the newest is in front of the text."""
+    """Slots moved left by n: position T - K + i of a short row holds slot n + i, so that the newest meets the text."""
     tokens = newest.shape[2]
     source = (torch.arange(tokens, device=newest.device) + count).clamp(max=tokens - 1)
     return newest.gather(2, source[:, None, :, None].expand_as(newest))

@@ -1,7 +1,7 @@
 """Where each model family keeps its norms and projections.
 
 A slot in hidden form becomes keys and values exactly as a token of the text does: the layer's input norm, the key and
-value projections, and whatever the family puts behind them. Rotation is left out, because a slot's position is its rank.
+value projections, and whatever the family puts behind them. Rotation is left out: a slot's position is its rank.
 
 To add a family: give its `model_type` an entry in `FAMILIES`, and a row in `tests/model/test_families.py`. If its
 attention makes keys and values in a way none of the functions below covers, write one more: normed hidden states
@@ -53,7 +53,7 @@ def _fused_per_head(attention: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Family:
-    """`norm` is None where a layer projects its raw input (post-norm). `cache` is the layer's name for the K/V cache."""
+    """`norm` is None where a layer projects its raw input (post-norm); `cache` is its name for the K/V cache."""
 
     project: Projection
     norm: str | None = "input_layernorm"
@@ -106,7 +106,7 @@ class Backbone:
             )
         self.hf, self.family, self.config = hf, family, hf.config
         if getattr(self.config, "use_bidirectional_attention", False):
-            raise UnsupportedModelError("a bidirectional model cannot have a memory; set use_bidirectional_attention=False")
+            raise UnsupportedModelError("bidirectional attention leaves no past; set use_bidirectional_attention=False")
 
     @property
     def decoder(self) -> Any:

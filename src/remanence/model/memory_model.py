@@ -55,7 +55,7 @@ class MemoryModel(nn.Module):
             raise InvalidInputError(f"eviction must be 'per_layer' or 'shared', got {eviction!r}")
         self.eviction, self.keep_hidden, self.adapters = eviction, keep_hidden, adapters
         layers, size = len(self.backbone.layers), hf.config.hidden_size
-        like = {"dtype": self.backbone.dtype, "device": self.backbone.device}
+        like: dict[str, Any] = {"dtype": self.backbone.dtype, "device": self.backbone.device}
         self.bos_embedding = nn.Parameter(torch.zeros(layers, 1, size, **like)) if bos else None
         self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, size, **like))
         self.register_buffer("shipped_pool", None)  # [L, N, d], what a new memory starts with
@@ -98,7 +98,7 @@ class MemoryModel(nn.Module):
         device: torch.device | str | None = None,
         attn_implementation: str | None = None,
     ) -> "MemoryModel":
-        """Load a directory made by `save_pretrained`, a published MemoryLLM checkpoint (detected), or either from the hub.
+        """Load a directory made by `save_pretrained`, a published MemoryLLM checkpoint (detected), or one from the hub.
 
         Raises:
             FileNotFoundError, CheckpointError: something is missing, and what.
@@ -137,7 +137,7 @@ class MemoryModel(nn.Module):
         )
 
     def fingerprint(self) -> str:
-        """A digest of the parameters' names, shapes and a sample of their values; made anew when a parameter changed."""
+        """A digest of the parameters' names, shapes and a sample of their values; made anew when one changed."""
         stamp = hash(tuple((p._version, p.data_ptr()) for p in self.parameters()))
         if stamp != self._stamp[0]:
             digest = hashlib.blake2b(self.hf.config.model_type.encode(), digest_size=16)
@@ -249,7 +249,7 @@ class MemoryModel(nn.Module):
     @torch.no_grad()
     def encode(self, memory: Memory, content: Content, *, after: Tensor | None = None) -> Tensor:  # [L, min(n, K), d]
         """The slots that a write would make, without writing them; `after` stands for the K newest slots."""
-        memories, rows = self._rows(memory, content)
+        _, rows = self._rows(memory, content)
         newest = memory.newest if after is None else self._check_slots(after)[:, -self.slots_per_write :]
         return self._encode_rows(rows, [newest if memory.written else None])[0]
 
@@ -280,8 +280,8 @@ class MemoryModel(nn.Module):
 
         Args:
             pending: encoded slots `[L, q, d]` that are not in the pool, read behind it (one memory only).
-            sampled: ranks `[L, N - q]` of the pool slots to read in front of `pending`. None reads `pending` alone, with
-                the writing adapter.
+            sampled: ranks `[L, N - q]` of the pool slots to read in front of `pending`. None reads `pending` alone,
+                with the writing adapter.
             kwargs: passed to the decoder's forward, e.g. `logits_to_keep=1`, `output_attentions=True`.
 
         Raises:

@@ -100,7 +100,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: there are none, or one is damaged, or an index names a file that is missing.
     """
     for index in (*path.glob("*.safetensors.index.json"), *path.glob("*.bin.index.json")):
-        named = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            named = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged: it does not say which file holds which tensor") from error
         if missing := sorted(name for name in named if not (path / name).is_file()):
             raise CheckpointError(f"{index} names {missing[0]}, which is not there; {len(missing)} files are missing")
     files = sorted(path.glob("model*.safetensors")) or sorted(path.glob("*.safetensors"))

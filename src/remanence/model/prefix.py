@@ -152,7 +152,9 @@ def pool_prefix(
                     values[row, at] = front[1]
                     start += 1
                 order = pool.order[layer]
-                rotate_into(keys[row, start:], pool.keys[layer].index_select(0, order), cos[row, start:], sin[row, start:])
+                rotate_into(
+                    keys[row, start:], pool.keys[layer].index_select(0, order), cos[row, start:], sin[row, start:]
+                )
                 torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
 
         return fill

@@ -1,8 +1,8 @@
-"""The plain path: what the published code does at every read and write, over plain tensors, to be read and to be tested against.
+"""The plain path: what the published code does at every read and write, over plain tensors. Written to be read.
 
 Slots are hidden states. At every prompt all of them are joined to the text, layer by layer, and go through the norm and
-the key and value projections again; at every write the whole pool is copied. It knows one prompt, one pool, and decoders
-of the Llama family. `MemoryModel` does the same with less work, and a test says that the two agree.
+the key and value projections again; at every write the whole pool is copied. One prompt, one pool that was written
+before, decoders of the Llama family. `MemoryModel` does the same with less work, and a test says that the two agree.
 """
 
 from typing import Any

@@ -36,7 +36,7 @@ class Difficulty:
         in_view: chunks that a row has written; 0: as many as the batch has, into a full pool.
         facts: fewest and most facts of a biography, or pairs of a list.
         attributes: which may be in a biography.
-        names: draw people from so many first and last names only; None: all.
+        names: draw people from so many first and last names only; None: all. values: likewise, of each attribute.
         pronouns: how often a sentence of a biography has a pronoun for the name.
         pairs: name-value pairs instead of biographies.
         prose: share of chunks that are ordinary prose, and hold nothing to ask.
@@ -46,13 +46,14 @@ class Difficulty:
     facts: tuple[int, int]
     attributes: tuple[str, ...] = ATTRIBUTES
     names: int | None = None
+    values: int | None = None
     pronouns: float = 0.0
     pairs: bool = False
     prose: float = 0.25
 
 
 def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
-    person = sample_person(rng, "train", difficulty.names)
+    person = sample_person(rng, "train", names=difficulty.names, values=difficulty.values)
     attributes = rng.sample(difficulty.attributes, rng.randint(*difficulty.facts))
 
     def ask(attribute: str) -> Ask:
@@ -65,7 +66,7 @@ def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
 def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     """`NAME VALUE.` a few times: what must be learned, without the English around it."""
     form = rng.choice(PAIR_FORMATS)
-    drawn = [sample_person(rng, "train") for _ in range(rng.randint(*difficulty.facts))]
+    drawn = [sample_person(rng, "train", values=difficulty.values) for _ in range(rng.randint(*difficulty.facts))]
     people = {person.name: person for person in drawn}
     values = {name: p.facts[rng.choice(difficulty.attributes)] for name, p in people.items()}
 
@@ -145,10 +146,20 @@ class RecallTask:
             pairs += [rng.choice(rng.choice(made).asks)(rng) for _ in range(each)]
         return pack(self._rows(pairs, each), self.pad, contexts)
 
-    def reading_english(self, rng: random.Random, scale: float = 1.0) -> Prompts:
-        """Plain language modelling on prose."""
-        rows = [[Example(text[:1], text[1:])] for text in (self._prose(rng, 96) for _ in range(int(32 * scale)))]
-        return pack(rows, self.pad)
+    def language(self, rng: random.Random, scale: float = 1.0) -> Prompts:
+        """Plain language modelling, half on prose, half on biographies with a question behind them."""
+        count = int(16 * scale)
+        texts = [self._prose(rng, 96) for _ in range(count)]
+        told = []
+        for _ in range(count):
+            person = sample_person(rng, "train")
+            attributes = rng.sample(ATTRIBUTES, rng.randint(3, 6))
+            asked = rng.choice(attributes)
+            told.append(
+                f"{biography(person, rng, attributes)} {question(person, asked, rng)} {person.facts[asked]}"
+            )
+        texts += [[*ids, self.end] for ids in self._ids(told)]
+        return pack([[Example(text[:1], text[1:])] for text in texts], self.pad)
 
     def _chunk(self, rng: random.Random, difficulty: Difficulty) -> Chunk:
         return (pairs_chunk if difficulty.pairs else biography_chunk)(rng, difficulty)

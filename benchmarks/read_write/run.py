@@ -1,0 +1,339 @@
+"""How fast memory is read and written, against the plain path that does what the published code does.
+
+    python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
+
+Everything is measured in one run, with two threads, on a random Llama (d 512, 8 layers, 8 heads, 2 key/value heads;
+float32 unless --dtype says otherwise). What is compared is measured in turns, A B A B, so that a machine that is busy
+for a while slows both alike.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+
+from remanence import Memory, MemoryModel
+from remanence.memory import MemorySpec, NewSlots
+from remanence.model import reference
+
+THREADS = 2
+PROMPT = 32
+MADE = 256  # slots per write where the pool's update is measured
+GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A random Llama, and the pool to measure it with: N slots, K per write."""
+
+    layers: int
+    size: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    slots: int
+    slots_per_write: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    vocabulary: int = 32000
+
+    @property
+    def head(self) -> int:
+        return self.size // self.heads
+
+    def decoder(self) -> Any:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.size,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=4 * self.slots,
+            dtype=self.dtype,
+        )
+        with torch.device(self.device):
+            return AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
+
+    def model(self, slots: int | None = None) -> MemoryModel:
+        slots = self.slots if slots is None else slots
+        return MemoryModel.attach(self.decoder(), slots=slots, slots_per_write=self.slots_per_write)
+
+    def random(self, *shape: int, seed: int = 0) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
+
+    def prompt(self, seed: int = 0, tokens: int = PROMPT) -> Tensor:
+        ids = torch.randint(3, self.vocabulary, (tokens,), generator=torch.Generator().manual_seed(seed))
+        return ids.to(self.device)
+
+    def filled(self, model: MemoryModel, seed: int = 0) -> tuple[Memory, Tensor]:  # and its hidden slots [L, N, d]
+        slots = self.random(self.layers, model.slots, self.size, seed=seed)
+        memory = model.new_memory(seed)
+        model.update(memory, slots)
+        return memory, slots
+
+
+SETTINGS = {
+    "small": Setting(8, 512, 1376, 8, 2, slots=1920, slots_per_write=60),
+    "8b": Setting(32, 4096, 14336, 32, 8, slots=12800, slots_per_write=256, vocabulary=128256),
+}
+
+
+def now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(repeats: int, **measures: Callable[[], float | None]) -> dict[str, list[float]]:
+    """Seconds of each measure, `repeats` times, in turns. A measure that returns seconds has timed itself."""
+    seconds: dict[str, list[float]] = {name: [] for name in measures}
+    for turn in range(repeats + 2):
+        for name, measure in measures.items():
+            start = now()
+            own = measure()
+            taken = now() - start if own is None else own
+            if turn >= 2:
+                seconds[name].append(taken)
+    return seconds
+
+
+def summary(seconds: Sequence[float]) -> Figures:
+    low, middle, high = (1e3 * cut for cut in statistics.quantiles(seconds, n=4, method="inclusive"))
+    return {"median_ms": round(middle, 4), "quartiles_ms": [round(low, 4), round(high, 4)], "samples": len(seconds)}
+
+
+def compared(seconds: dict[str, list[float]]) -> Figures:
+    """Summaries of two measures, and how many times the second takes what the first takes."""
+    first, second = seconds.values()
+    ratio = statistics.median(second) / statistics.median(first)
+    return {name: summary(taken) for name, taken in seconds.items()} | {"ratio": round(ratio, 3)}
+
+
+def slope(points: Sequence[tuple[int, float]]) -> float:
+    """Milliseconds per 1,000 slots, by least squares."""
+    return statistics.linear_regression(*zip(*points, strict=True)).slope * 1000
+
+
+def first_token(on: Setting, repeats: int) -> Figures:
+    """From prompt to first token, prefix included."""
+    rows = []
+    for slots in (on.slots // 4, on.slots // 2, on.slots, 2 * on.slots):
+        model = on.model(slots)
+        memory, pool = on.filled(model)
+        ids = on.prompt()
+
+        def fast(model: MemoryModel = model, memory: Memory = memory, ids: Tensor = ids) -> None:
+            model.generate(memory, ids, max_new_tokens=1, **GREEDY)
+
+        def plain(model: MemoryModel = model, pool: Tensor = pool, ids: Tensor = ids) -> None:
+            reference.read(model.hf, model.bos_embedding, pool, ids)[-1].argmax()
+
+        rows.append({"slots": slots, **compared(in_turns(repeats, remanence=fast, reference=plain))})
+    slopes = {
+        name: slope([(row["slots"], row[name]["median_ms"]) for row in rows]) for name in ("remanence", "reference")
+    }
+    return {
+        "prompt_tokens": PROMPT,
+        "by_slots": rows,
+        "slope_ms_per_1000_slots": {name: round(value, 3) for name, value in slopes.items()},
+        "slope_ratio": round(slopes["remanence"] / slopes["reference"], 3),
+    }
+
+
+def pool_update(on: Setting, repeats: int) -> Figures:
+    """What a write costs behind its forward pass: 256 new slots per layer are ready, and 256 leave."""
+    few, many = 5 * MADE, 50 * MADE
+    projected = (on.layers, MADE, on.kv_heads, on.head)
+    new = NewSlots(on.random(on.layers, MADE, on.size), on.random(*projected), on.random(*projected), tokens=MADE)
+    dtype = str(on.dtype).removeprefix("torch.")
+
+    def fast(slots: int) -> Callable[[], None]:
+        sizes = (on.layers, slots, MADE, on.size, on.kv_heads, on.head)
+        memory = Memory(MemorySpec(*sizes, dtype, shared_eviction=False, model=""))
+
+        def update() -> None:
+            with memory.committing(new):
+                pass
+
+        return update
+
+    def plain(slots: int) -> Callable[[], None]:
+        pool = on.random(on.layers, slots, on.size)
+
+        def update() -> None:
+            kept = torch.stack([torch.randperm(slots)[: slots - MADE].sort().values for _ in range(on.layers)])
+            reference.replace(pool, new.hidden, kept)
+
+        return update
+
+    seconds = in_turns(4 * repeats, few=fast(few), many=fast(many))
+    copies = in_turns(repeats, few=plain(few), many=plain(many))
+    return {
+        "slots": [few, many],
+        "slots_per_write": MADE,
+        "remanence": compared(seconds),
+        "reference": compared(copies),
+    }
+
+
+class Clock(LogitsProcessor):
+    """Notes when each token's logits are there."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.times.append(now())
+        return scores
+
+    def per_token(self) -> float:
+        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+
+
+def decode(on: Setting, repeats: int) -> Figures:
+    """Per token, behind the first; the stock model reads as many entries from a static cache."""
+    tokens = 64
+    model, stock = on.model(), on.decoder()
+    memory, _ = on.filled(model)
+    long = on.prompt(tokens=on.slots + 1 + PROMPT)[None]
+
+    def with_memory() -> float:
+        clock = Clock()
+        model.generate(memory, long[0, -PROMPT:], max_new_tokens=tokens + 1, logits_processor=[clock], **GREEDY)
+        return clock.per_token()
+
+    def without() -> float:
+        clock = Clock()
+        stock.generate(
+            long,
+            attention_mask=torch.ones_like(long),
+            past_key_values=StaticCache(config=stock.config, max_cache_len=long.shape[1] + tokens + 1),
+            max_new_tokens=tokens + 1,
+            logits_processor=LogitsProcessorList([clock]),
+            disable_compile=True,
+            **GREEDY,
+        )
+        return clock.per_token()
+
+    measured = compared(in_turns(repeats, static_cache=without, remanence=with_memory))
+    return {"slots": on.slots, "new_tokens": tokens, **measured}
+
+
+def slot_bytes(on: Setting) -> Figures:
+    """Growth of a pool with N, everything counted that grows with it."""
+    held = {}
+    for slots in (on.slots // 4, 2 * on.slots):
+        memory, _ = on.filled(on.model(slots))
+        held[slots] = memory.pool.nbytes + memory.pool.order.nbytes
+        newest = memory.newest
+    (few, small), (many, large) = held.items()
+    assert newest is not None
+    numbers = 2 * on.kv_heads * on.head * on.dtype.itemsize
+    grown = (large - small) / (many - few) / on.layers
+    return {
+        "bytes_per_slot_and_layer": grown,
+        "key_and_value_bytes": numbers,
+        "over": round(grown / numbers - 1, 4),
+        "hidden_slot_bytes": on.size * on.dtype.itemsize,
+        "newest_hidden_bytes": newest.nbytes,
+    }
+
+
+def batch(on: Setting, repeats: int) -> Figures:
+    """Eight memories in one call against eight calls, and how far the rows differ."""
+    count, tokens = 8, 32
+    model = on.model()
+    memories = [on.filled(model, seed)[0] for seed in range(count)]
+    ids = torch.stack([on.prompt(seed) for seed in range(count)])
+    options = {"max_new_tokens": tokens, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
+
+    def together() -> None:
+        model.generate(memories, ids, **options)
+
+    def one_by_one() -> None:
+        for memory, row in zip(memories, ids, strict=True):
+            model.generate(memory, row, **options)
+
+    measured = compared(in_turns(repeats, together=together, one_by_one=one_by_one))
+    joined = model.generate(memories, ids, **options)
+    alone = [model.generate(memory, row, **options) for memory, row in zip(memories, ids, strict=True)]
+    apart = (torch.stack(joined.logits, 1) - torch.cat([torch.stack(out.logits, 1) for out in alone])).abs().max()
+    same = torch.equal(joined.sequences, torch.cat([out.sequences for out in alone]))
+    return {
+        "memories": count,
+        "slots": on.slots,
+        "new_tokens": tokens,
+        **measured,
+        "max_logit_difference": float(apart),
+        "same_tokens": same,
+    }
+
+
+def machine(device: str) -> Figures:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models) or None,
+        "threads": THREADS,
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
+    parser.add_argument("--repeats", type=int, default=25, help="samples of each short measure")
+    parser.add_argument("--shape", choices=SETTINGS, default="small")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    repeats, long = options.repeats, max(5, options.repeats // 3)
+    on = replace(SETTINGS[options.shape], device=options.device, dtype=getattr(torch, options.dtype))
+    parts: dict[str, Callable[[], Figures]] = {
+        "first_token": lambda: first_token(on, repeats),
+        "pool_update": lambda: pool_update(on, repeats),
+        "decode": lambda: decode(on, long),
+        "slot_bytes": lambda: slot_bytes(on),
+        "batch": lambda: batch(on, long),
+    }
+    figures: Figures = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"python {' '.join(sys.argv)}",
+        "machine": machine(on.device),
+        "model": {"family": "llama", **asdict(on), "dtype": options.dtype},
+    }
+    for name, part in parts.items():
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        figures[name] = part()
+    text = json.dumps(figures, indent=1)
+    if options.json is None:
+        print(text)
+    else:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

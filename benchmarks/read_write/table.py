@@ -1,0 +1,84 @@
+"""Renew the table in the README from the committed figures: python benchmarks/read_write/table.py"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent.parent / "README.md"
+START, END = "<!-- bench:read_write -->", "<!-- /bench:read_write -->"
+
+
+def table(figures: dict[str, Any]) -> str:
+    first, update, decode = figures["first_token"], figures["pool_update"], figures["decode"]
+    held, batch, machine = figures["slot_bytes"], figures["batch"], figures["machine"]
+    few, many = update["slots"]
+    slopes = first["slope_ms_per_1000_slots"]
+    rows = [
+        (
+            f"first token, N = {row['slots']:,}",
+            ms(row["remanence"]),
+            ms(row["reference"]),
+            f"{row['ratio']:.1f}x faster",
+        )
+        for row in first["by_slots"]
+    ]
+    rows += [
+        (
+            "first token, more for every 1,000 slots",
+            f"{slopes['remanence']:.1f} ms",
+            f"{slopes['reference']:.1f} ms",
+            f"{first['slope_ratio']:.2f}x",
+        ),
+        *(
+            (f"pool update, N = {slots:,}", ms(update["remanence"][name]), ms(update["reference"][name]), "")
+            for slots, name in ((few, "few"), (many, "many"))
+        ),
+        (
+            f"pool update, N = {many:,} against N = {few:,}",
+            f"{update['remanence']['ratio']:.2f}x",
+            f"{update['reference']['ratio']:.2f}x",
+            "",
+        ),
+        (
+            f"next token, N = {decode['slots']:,} (right: stock model, equally long static cache)",
+            ms(decode["remanence"]),
+            ms(decode["static_cache"]),
+            f"{decode['ratio']:.2f}x",
+        ),
+        (
+            f"{batch['memories']} memories, {batch['new_tokens']} tokens each (right: one call per memory)",
+            ms(batch["together"]),
+            ms(batch["one_by_one"]),
+            f"{batch['ratio']:.1f}x faster",
+        ),
+        (
+            "bytes per slot and layer (right: as a hidden state)",
+            f"{held['bytes_per_slot_and_layer']:,.0f}",
+            f"{held['hidden_slot_bytes']:,}",
+            f"{held['bytes_per_slot_and_layer'] / held['hidden_slot_bytes']:.2f}x",
+        ),
+    ]
+    lines = ["| | Remanence | plain path | |", "|---|---:|---:|---:|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    about = (
+        f"Medians, {figures['date']}, {machine['cpu']}, {machine['threads']} threads, float32, "
+        f"torch {machine['torch']}, transformers {machine['transformers']}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def ms(timed: dict[str, Any]) -> str:
+    return f"{timed['median_ms']:.{1 if timed['median_ms'] >= 10 else 2}f} ms"
+
+
+def main() -> None:
+    text = README.read_text()
+    before, rest = text.split(START)
+    _, after = rest.split(END)
+    figures = json.loads((HERE / "results.json").read_text())
+    README.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

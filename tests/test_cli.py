@@ -1,0 +1,320 @@
+"""Every command works from end to end, on a tiny random model; what goes wrong is one line and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from remanence import Memory, MemoryModel, __version__
+from remanence.checkpoints import bundled
+from remanence.cli import app
+from remanence.errors import CorruptMemoryError
+from tests.tiny import decoder, tokenizer, with_memory
+
+COMMANDS = [["demo"], ["write"], ["ask"], ["chat"], ["show"], ["train"], ["eval", "retention"]]
+RECIPE = """
+def train(output, *, resume=False, minutes=None, steps=5):
+    output.mkdir(parents=True)
+    (output / "made").write_text(f"{resume} {minutes} {steps!r}")
+    return output
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("checkpoint")
+    hf = decoder(vocab_size=300, num_hidden_layers=1)
+    with_memory(hf, tokenizer=tokenizer()).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMANENCE_MODEL", checkpoint)
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path
+
+
+def run(*words: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(words), input=stdin)
+
+
+def done(*words: str, stdin: str | None = None) -> str:
+    result = run(*words, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*words: str, stdin: str | None = None) -> str:
+    result = run(*words, stdin=stdin)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def a_memory() -> Path:
+    Path("notes.txt").write_text("Alice Brown was born in Oslo.\n\nShe works as a baker\nin Bergen.\n")
+    done("write", "notes.mem", "notes.txt")
+    return Path("notes.mem")
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from remanence.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([name for name in ('torch', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_teaches_by_example(command: list[str]) -> None:
+    text = done(*command, "--help")
+    assert "Examples:" in text
+    assert " ".join(["remanence", *command]) in text.partition("Examples:")[2]
+
+
+def test_version_is_the_packages() -> None:
+    assert done("--version").split() == ["remanence", __version__]
+
+
+def test_module_is_the_command() -> None:
+    out = subprocess.run([sys.executable, "-m", "remanence", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["remanence", __version__]
+
+
+def test_write_makes_a_memory_with_one_write_per_paragraph() -> None:
+    assert Memory.load(a_memory()).write_count == 2
+
+
+def test_write_goes_on_where_the_memory_stands_and_reads_standard_input() -> None:
+    path = a_memory()
+    assert "1 written, 3 writes in all" in done("write", str(path), "-", stdin="Bob Green lives in Paris.\n")
+    assert json.loads(done("write", str(path), "notes.txt", "notes.txt", "--json")) == {
+        "memory": "notes.mem",
+        "written": 4,
+        "writes": 7,
+    }
+    assert Memory.load(path).write_count == 7
+
+
+def test_write_whole_cuts_by_tokens_instead_of_paragraphs() -> None:
+    Path("short.txt").write_text("One.\n\nTwo.\n\nThree.\n")
+    done("write", "whole.mem", "short.txt", "--whole")
+    assert Memory.load("whole.mem").write_count == 1
+
+
+@pytest.mark.parametrize("problem", ["no file", "no text", "a folder", "a failing write"])
+def test_memory_file_is_unchanged_when_a_write_fails(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+    before = path.read_bytes()
+    files = {"no file": "none.txt", "no text": "empty.txt", "a folder": ".", "a failing write": "notes.txt"}
+    Path("empty.txt").write_text("\n")
+    if problem == "a failing write":
+        calls: list[str] = []
+        whole = MemoryModel.write
+
+        def failing(self: MemoryModel, memory: Any, content: Any, **kwargs: Any) -> Any:
+            calls.append(content)
+            if len(calls) == 3:
+                raise CorruptMemoryError("the write made slots that are not finite")
+            return whole(self, memory, content, **kwargs)
+
+        monkeypatch.setattr(MemoryModel, "write", failing)
+    refused("write", str(path), *(["notes.txt"] if problem != "no text" else []), files[problem])
+    assert path.read_bytes() == before
+    assert [file.name for file in Path().iterdir() if "partial" in file.name] == []
+
+
+def test_ask_prints_the_answer_and_leaves_the_memory_alone() -> None:
+    path = a_memory()
+    before = path.read_bytes()
+    asked = json.loads(done("ask", str(path), "Where was Alice Brown born?", "--max-new-tokens", "4", "--json"))
+    assert asked["prompt"] == "Question: Where was Alice Brown born? Answer:"
+    assert done("ask", str(path), asked["prompt"], "--max-new-tokens", "4").strip("\n") == asked["answer"]
+    assert path.read_bytes() == before
+
+
+def test_ask_reads_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+
+    def generate(self: MemoryModel, memory: Memory, prompt: str, **_: Any) -> str:
+        return f" {memory.write_count} writes, {prompt}\nand more"
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
+    assert done("ask", str(path), " Who? ").strip() == "2 writes, Question: Who? Answer:"
+
+
+def test_show_tells_sizes_and_whether_the_model_can_read_it(tmp_path: Path) -> None:
+    path = a_memory()
+    details = json.loads(done("show", str(path), "--json"))
+    memory = Memory.load(path)
+    assert details == {
+        "file": "notes.mem",
+        "file_bytes": path.stat().st_size,
+        "layers": 1,
+        "slots": 24,
+        "slots_per_write": 6,
+        "writes": 2,
+        "writes_with_slots": 2,
+        "bytes": memory.nbytes,
+        "dtype": "float32",
+        "model": memory.spec.model,
+        "readable": True,
+    }
+    assert "slots per layer (N)" in done("show", str(path))
+    other = with_memory(decoder(vocab_size=300, num_hidden_layers=2), tokenizer=tokenizer())
+    other.save_pretrained(tmp_path / "other")
+    assert json.loads(done("show", str(path), "--json", "--model", "other"))["readable"] is False
+    assert "written by another model" in refused("ask", str(path), "Who?", "--model", "other")
+
+
+def test_chat_asks_writes_shows_and_saves_at_the_end_of_input() -> None:
+    path = a_memory()
+    text = done("chat", str(path), stdin="Who?\n/write Bob [Green] lives in Paris.\n/show\n/nonsense\n")
+    assert "written: " in text
+    assert "writes with slots left" in text
+    assert text.count("/quit") == 2
+    assert "saved to notes.mem" in text
+    assert Memory.load(path).write_count == 3
+
+
+def test_chat_makes_a_memory_and_saves_on_demand() -> None:
+    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/quit\n")
+    assert Memory.load("new.mem").write_count == 1
+    assert text.count("saved to new.mem") == 1
+    assert "nothing new to save" in text
+
+
+def test_chat_survives_what_cannot_be_answered_and_saves_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+    errors = iter([CorruptMemoryError("reading gave no numbers"), KeyboardInterrupt()])
+
+    def generate(*_: Any, **__: Any) -> str:
+        raise next(errors)
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
+    text = done("chat", str(path), stdin="Who?\n/write Bob Green lives in Paris.\nWho?\n/write never read\n")
+    assert "error: reading gave no numbers" in text
+    assert Memory.load(path).write_count == 3
+
+
+def test_train_runs_a_recipe_with_its_settings() -> None:
+    Path("mine.py").write_text(RECIPE)
+    done("train", "mine.py", "--resume", "--minutes", "2", "--", "steps=7")
+    assert Path("runs/mine/made").read_text() == "True 2.0 7"
+    assert "elsewhere" in done("train", "mine.py", "--output", "elsewhere")
+    assert Path("elsewhere/made").read_text() == "False None 5"
+
+
+def test_train_lists_the_recipes_there_are() -> None:
+    Path("recipes").mkdir()
+    Path("recipes/tiny.py").write_text(RECIPE)
+    assert str(Path("recipes/tiny.py")) in refused("train", "recipes/none.py")
+
+
+@pytest.mark.parametrize("word", ["stops=7", "steps", "minutes=3"])
+def test_train_refuses_settings_that_the_recipe_does_not_take(word: str) -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "steps" in refused("train", "mine.py", "--", word)
+    assert not Path("runs").exists()
+
+
+def test_train_refuses_a_file_without_a_recipe() -> None:
+    Path("plain.py").write_text("x = 1\n")
+    assert "no function train" in refused("train", "plain.py")
+
+
+def test_retention_writes_figures_and_a_picture(checkpoint: str) -> None:
+    words = ["--samples", "2", "--distances", "0,1p", "--json", "r.json", "--plot", "r.png", "--facts", "2"]
+    text = done("eval", "retention", *words)
+    assert "distance" in text
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "none", "context"]
+    assert [point["distance"] for point in report["curves"]["pool"]] == [0, 4]
+    command = f"remanence eval retention --samples 2 --distances 0,1p --facts 2 --seed 0 --model {checkpoint}"
+    assert report["command"] == command
+    assert set(report["versions"]) == {"remanence", "torch", "transformers", "python"}
+    assert Path("r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_retention_measures_only_the_curves_asked_for() -> None:
+    done("eval", "retention", "--samples", "1", "--distances", "0", "--memory", "none", "--json", "r.json")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["none"]
+    assert report["survival"] == []
+    assert "--memory=none" in report["command"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--distances", "0,x"], ["--plot", "r.doc"], ["--json", "nowhere/r.json"], ["--facts", "9"]]
+)
+def test_retention_refuses_before_it_measures(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryModel, "write", lambda *_, **__: pytest.fail("measured before refusing"))
+    refused("eval", "retention", "--samples", "1", *words)
+
+
+def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
+    text = done("demo", "--unrelated", "6")
+    assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [
+        f"distance {distance}" for distance in (0, 1, 2, 4, 6)
+    ]
+    for name in ("question", "answer", "truth"):
+        assert name in text
+    assert "of 48 right" in text
+    assert str(Path("remanence-demo.png").resolve()) in text.replace("\n", "")
+    assert Path("remanence-demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_marks_right_and_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("people.txt").write_text("Alice Brown was born in Oslo.\nBob Green was born in Rome.\n")
+    Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\nWhere was Bob Green born?\tRome\n")
+    monkeypatch.setattr(MemoryModel, "generate", lambda *_, **__: [" Oslo."])
+    text = done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "0", "--output", ".")
+    assert "✓ Oslo" in text
+    assert "✗ Oslo" in text
+    assert "distance 0: 1 of 2 right (50%)" in text
+
+
+def test_demo_of_a_file_without_questions_says_how_to_give_them() -> None:
+    Path("people.txt").write_text("Alice Brown was born in Oslo.\n")
+    assert "--questions" in done("demo", "people.txt")
+
+
+@pytest.mark.parametrize("content", ["one column", "[1]", '[{"question": "Who?"}]', "[", "\n"])
+def test_demo_teaches_the_form_of_questions(content: str) -> None:
+    Path("q").write_text(content)
+    assert "question<TAB>answer" in refused("demo", "--questions", "q", "--unrelated", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["ask", "none.mem", "Who?"], "remanence write none.mem"),
+        (["show", "none.mem"], "remanence write none.mem"),
+        (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
+        (["chat", "nowhere/notes.mem"], "no folder nowhere"),
+        (["demo", "none.txt"], "no file none.txt"),
+        (["demo", "--output", "nowhere"], "no folder nowhere"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_remedy(words: list[str], remedy: str) -> None:
+    assert remedy in refused(*words, stdin="text")
+
+
+def test_a_file_that_is_no_memory_is_refused() -> None:
+    Path("notes.mem").write_text("hello")
+    assert "not a memory" in refused("show", "notes.mem")
+
+
+def test_a_checkpoint_that_is_not_bundled_is_refused_with_those_that_are() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint named 'huge'.*--model"):
+        bundled("huge")
