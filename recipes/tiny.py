@@ -20,7 +20,7 @@ from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, split_parameters
-from remanence.training.recall import Difficulty, RecallTask
+from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS, SLOTS_PER_WRITE = 512, 32
@@ -33,7 +33,7 @@ class Level:
     """One level of the curriculum.
 
     Attributes:
-        pairs: how often name-value pairs stand in for biographies; context: how often text stands in for memory.
+        words, pairs: how often these stand in for biographies; context: how often text stands in for memory.
         shared: all biographies of a batch have the same attributes, so that every question must be answered by name.
         scale: of the batch.
     """
@@ -43,37 +43,49 @@ class Level:
     context: float
     shared: bool = True
     scale: float = 1.0
+    words: float = 0.0
+    pair_counts: tuple[int, int] = (2, 5)
 
 
-# First what kind of word answers a question, for few words; then to look it up by name, for few names, then all; then
-# over ever more chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
+FEW = ATTRIBUTES[:3]
+
+# First what kind of word answers a question; then to look it up by name, for few names, then for all; then more
+# attributes, over ever more chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
 LEVELS = (
-    Level(Difficulty(1, (3, 3), names=16, values=10), pairs=0.0, context=0.3, shared=False, scale=0.5),
-    Level(Difficulty(2, (3, 3), names=16, values=10), pairs=0.5, context=0.3, scale=0.5),
-    Level(Difficulty(2, (3, 3), names=64, values=30), pairs=0.35, context=0.25, scale=0.5),
-    Level(Difficulty(2, (3, 3)), pairs=0.35, context=0.2, scale=0.5),
+    Level(Difficulty(1, (2, 3), FEW), pairs=0.0, context=0.3, shared=False, scale=0.5),
+    Level(Difficulty(2, (3, 3), FEW, names=16), pairs=0.6, context=0.4, scale=0.5, pair_counts=(2, 2)),
+    Level(Difficulty(2, (3, 3), FEW, names=32), pairs=0.4, context=0.3, scale=0.5, pair_counts=(2, 3)),
+    Level(Difficulty(2, (3, 3), FEW, names=64), pairs=0.35, context=0.2, scale=0.5, pair_counts=(2, 4)),
+    Level(Difficulty(2, (3, 3), FEW), pairs=0.35, context=0.2, scale=0.5),
+    Level(Difficulty(2, (3, 3)), pairs=0.3, context=0.2, scale=0.5),
     Level(Difficulty(4, (3, 3)), pairs=0.25, context=0.2),
     Level(Difficulty(8, (3, 3)), pairs=0.2, context=0.2),
     Level(Difficulty(0, (3, 3)), pairs=0.1, context=0.15),
     Level(Difficulty(0, (2, 4), pronouns=0.25), pairs=0.05, context=0.15, shared=False),
     Level(Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15, shared=False),
 )
-THRESHOLDS = (0.8, 0.82, 0.84, 0.86, 0.86, 0.84, 0.82, 0.86)
+THRESHOLDS = (0.85, 0.82, 0.84, 0.84, 0.84, 0.84, 0.84, 0.84, 0.82, 0.84)
 
 
 def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     level = LEVELS[number]
     difficulty = level.difficulty
-    if rng.random() < (0.2 if number < 2 else 0.1):
+    if rng.random() < (0.25 if number < 3 else 0.1):
         return {"batch": task.language(rng), "task": "language"}
-    pairs, context = rng.random() < level.pairs, rng.random() < level.context
-    if pairs:
-        difficulty = replace(difficulty, facts=(2, 5), attributes=ATTRIBUTES, pairs=True)
+    kind: Kind = "biographies"
+    drawn = rng.random()
+    if drawn < level.words:
+        kind = "words"
+    elif drawn < level.words + level.pairs:
+        kind = "pairs"
+    context = rng.random() < level.context
+    if kind != "biographies":
+        difficulty = replace(difficulty, facts=level.pair_counts, kind=kind)
     elif level.shared:
-        difficulty = replace(difficulty, attributes=tuple(rng.sample(ATTRIBUTES, difficulty.facts[1])))
+        difficulty = replace(difficulty, attributes=tuple(rng.sample(difficulty.attributes, 3)))
     build = task.in_context if context else task.through_memory
-    name = ("context" if context else "memory") + ("_pairs" if pairs else "")
+    name = ("context" if context else "memory") + ("" if kind == "biographies" else f"_{kind}")
     return {"batch": build(rng, difficulty, level.scale), "task": name}
 
 
@@ -127,7 +139,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
         num_key_value_heads=4,
         head_dim=32,
         max_position_embeddings=2048,
-        rope_theta=1_000_000.0,
+        rope_theta=10_000.0,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -152,8 +164,8 @@ def _initialise(model: MemoryModel) -> None:
             linear.weight.normal_(std=size**-0.5)
         for linear in (attention.o_proj, mlp.down_proj):
             linear.weight.normal_(std=(2 * depth * linear.in_features) ** -0.5)
-        for norm in (attention.q_norm, attention.k_norm):
-            norm.weight.fill_(1.5)
+        attention.q_norm.weight.fill_(0.9)
+        attention.k_norm.weight.fill_(1.5)
 
 
 def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 6000) -> Path:

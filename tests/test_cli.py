@@ -134,6 +134,11 @@ def test_memory_file_is_unchanged_when_a_write_fails(problem: str, monkeypatch: 
     assert [file.name for file in Path().iterdir() if "partial" in file.name] == []
 
 
+def test_no_memory_is_made_when_its_first_write_fails() -> None:
+    refused("write", "new.mem", "-", stdin="\n")
+    assert not Path("new.mem").exists()
+
+
 def test_ask_prints_the_answer_and_leaves_the_memory_alone() -> None:
     path = a_memory()
     before = path.read_bytes()
@@ -279,8 +284,8 @@ def test_demo_marks_right_and_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> 
     Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\nWhere was Bob Green born?\tRome\n")
     monkeypatch.setattr(MemoryModel, "generate", lambda *_, **__: [" Oslo."])
     text = done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "0", "--output", ".")
-    assert "✓ Oslo" in text
-    assert "✗ Oslo" in text
+    marks = {line.split()[3]: mark for line in text.splitlines() for mark in "✓✗" if mark in line}
+    assert marks == {"Alice": "✓", "Bob": "✗"}
     assert "distance 0: 1 of 2 right (50%)" in text
 
 

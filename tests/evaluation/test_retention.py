@@ -123,6 +123,12 @@ def test_context_holds_the_fact_until_later_text_pushes_it_out(remembering: Call
     assert max(lengths) == 2048 - 8
 
 
+def test_context_starts_with_the_fact(remembering: Callable[..., Remembering]) -> None:
+    stub = remembering(model_of(context=2048))
+    measure(stub.model, distances=[0, 1], samples=1, conditions=("context",))
+    assert [prompt.count("</s>") for prompt in stub.prompts] == [1, 2]
+
+
 def test_conditions_are_asked_the_same_questions(remembering: Callable[..., Remembering]) -> None:
     model = model_of(context=2048)
     stub = remembering(model)

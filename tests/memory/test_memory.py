@@ -292,6 +292,13 @@ def test_a_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
     assert list(saved.parent.iterdir()) == [saved]
 
 
+def test_who_has_the_old_file_open_goes_on_reading_it(saved: Path) -> None:
+    before = saved.read_bytes()
+    with saved.open("rb") as reader:
+        written(5).save(saved)
+        assert reader.read() == before != saved.read_bytes()
+
+
 def test_saving_where_there_is_no_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MemoryFileError, match="No such file"):
         written(1).save(tmp_path / "no" / "folder")

@@ -150,6 +150,15 @@ def test_rows_padded_by_the_caller_are_rows_of_their_own_length(attention: str) 
     assert not torch.equal(model.generate(memories, padded, **GREEDY), expected)
 
 
+@pytest.mark.parametrize("option", ["assisted by the prompt", "prefill in chunks", "beams"])
+def test_padding_stays_out_of_sight_at_every_step(option: str) -> None:
+    model = with_memory()
+    memory, prompt = written(model, 0), ids(6).repeat(2)
+    padded = torch.cat([torch.zeros(3, dtype=torch.long), prompt])
+    out = model.generate(memory, padded, attention_mask=(torch.arange(15) >= 3).long()[None], **OPTIONS[option])
+    assert torch.equal(out[:, 3:], model.generate(memory, prompt, **OPTIONS[option]))
+
+
 def test_sampling_follows_the_global_random_state() -> None:
     model = with_memory()
     memories = [written(model, seed) for seed in range(2)]

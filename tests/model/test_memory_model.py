@@ -385,8 +385,12 @@ def test_a_memory_made_of_slots_holds_them(model: MemoryModel) -> None:
     slots = torch.randn(tiny.LAYERS, SLOTS, 32)
     memory = model.memory_from_slots(slots, seed=3)
     kept = slots.clone()
+    strided = model.memory_from_slots(slots.transpose(1, 2).contiguous().transpose(1, 2), seed=3)
     slots.zero_()
     assert torch.equal(memory.pool.slots(), kept)
     assert memory.newest is not None and torch.equal(memory.newest, kept[:, -K:])
+    for one in (memory, strided):
+        model.write(one, ids(9))
+    assert everything(memory) == everything(strided)
     with pytest.raises(InvalidInputError, match=f"takes {SLOTS} slots"):
         model.memory_from_slots(slots[:, :-1])

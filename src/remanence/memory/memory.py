@@ -148,8 +148,6 @@ class Memory:
                 yield record, None
             else:
                 evicted = self._evicted(new.hidden.shape[1], evict)
-                if not self.pool_or_none.finite(evicted):
-                    raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
                 self.newest = self._newest(new.hidden, evicted)
                 self._record(record, new)
                 with self.pool_or_none.replacing(evicted, self._pool_of(new, record)):

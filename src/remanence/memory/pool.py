@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from remanence.errors import InvalidInputError
+from remanence.errors import CorruptMemoryError, InvalidInputError
 
 
 class Pool:
@@ -57,23 +57,23 @@ class Pool:
     def places(self, ranks: Tensor) -> Tensor:  # [L, K] ranks -> [L, K] places
         return self.order.gather(1, ranks.to(self.order.device))
 
-    def finite(self, ranks: Tensor) -> bool:
-        """Whether the slots of these ranks [L, P] hold numbers."""
-        places = self.places(ranks)
-        return all(bool(torch.isfinite(_rows(tensor, places)).all()) for tensor in (self.keys, self.values))
-
     @contextmanager
     def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
         """Put the Q slots per layer of `new`, in rank order, where `ranks` [L, P] were; undone if the body raises.
 
         P <= Q. P < Q makes the pool grow by Q - P, as the published code does where rounding drops one slot too few.
+
+        Raises:
+            CorruptMemoryError: a slot that leaves is not finite.
         """
+        places = self.places(ranks)
+        undo = {name: _rows(tensor, places) for name, tensor in self.tensors.items()}
+        if not all(bool(torch.isfinite(rows).all()) for rows in undo.values()):
+            raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
         if ranks.shape[1] < new.size:
             with self._growing(ranks, new):
                 yield
             return
-        places = self.places(ranks)
-        undo = {name: _rows(tensor, places).clone() for name, tensor in self.tensors.items()}
         order = self.order
         try:
             for name, tensor in self.tensors.items():
@@ -111,14 +111,18 @@ class Pool:
         return Pool(**{name: tensor.to(device) for name, tensor in self.tensors.items()})
 
 
-def _index(tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    places = places.to(tensor.device)
-    return torch.arange(len(tensor), device=tensor.device)[:, None], places
+def _flat(tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of all layers in one list, as a view, and where the places are in it: whole rows copy fastest."""
+    layers, slots = tensor.shape[:2]
+    first = torch.arange(0, layers * slots, slots, device=tensor.device)[:, None]
+    return tensor.view(layers * slots, *tensor.shape[2:]), (first + places.to(tensor.device)).flatten()
 
 
-def _rows(tensor: Tensor, places: Tensor) -> Tensor:
-    return tensor[_index(tensor, places)]
+def _rows(tensor: Tensor, places: Tensor) -> Tensor:  # a copy
+    rows, at = _flat(tensor, places)
+    return rows.index_select(0, at).view(*places.shape, *tensor.shape[2:])
 
 
-def _put(tensor: Tensor, places: Tensor, rows: Tensor) -> None:
-    tensor[_index(tensor, places)] = rows.to(tensor.dtype)
+def _put(tensor: Tensor, places: Tensor, new: Tensor) -> None:
+    rows, at = _flat(tensor, places)
+    rows.index_copy_(0, at, new.to(tensor.dtype).flatten(0, 1))

@@ -1,8 +1,8 @@
 """sdpa in which query heads share their key and value heads where they lie.
 
-The stock function copies every key and value once per query head of its group as soon as there is a mask (its
-`repeat_kv`), because on CUDA a mask and shared heads together fall back to a slow kernel. The CPU kernel takes both. A
-read has a mask, and keys and values of N slots, so that the copy would cost more than the rest of the prefix.
+As soon as there is a mask, the stock function copies every key and value once per query head (its `repeat_kv`), because
+on CUDA a mask and shared heads together fall back to a slow kernel. The CPU kernel takes both. And where there is one
+query, as at a decode step, the query heads that share a key head go in as its rows, so that keys are read once.
 """
 
 from typing import Any
@@ -26,15 +26,19 @@ def _shared_heads(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # [B, T, H, D]
-    if attention_mask is None or key.device.type != "cpu" or kwargs.get("softcap") is not None:
+    batch, heads, tokens, size = query.shape
+    unmasked_text = attention_mask is None and tokens > 1
+    if unmasked_text or key.device.type != "cpu" or kwargs.get("softcap") is not None:
         stock: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return stock
+    if tokens == 1:
+        query = query.reshape(batch, key.shape[1], -1, size)
     mixed = scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
     )
-    return mixed.transpose(1, 2).contiguous(), None
+    return mixed.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(SHARED_HEADS, _shared_heads)

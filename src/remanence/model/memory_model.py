@@ -19,7 +19,7 @@ from remanence.model.attention import share_heads
 from remanence.model.encoder import encode, install_hooks
 from remanence.model.families import Backbone
 from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
-from remanence.model.prefix import PrefixCache, pool_prefix, show_prefix_to_sliding_layers
+from remanence.model.prefix import PrefixCache, mask_each_step, pool_prefix, show_prefix_to_sliding_layers
 
 Progress = Callable[[int, int], None]
 
@@ -64,6 +64,7 @@ class MemoryModel(nn.Module):
         _ = self.spec  # raises on bad sizes before anything is hooked
         share_heads(hf)
         install_hooks(self.backbone)
+        mask_each_step(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)
 
     @classmethod
@@ -175,13 +176,14 @@ class MemoryModel(nn.Module):
         """
         if self._check_slots(hidden).shape[1] != self.slots:
             raise InvalidInputError(f"the pool takes {self.slots} slots per layer, got {hidden.shape[1]}")
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
         new = self._project(hidden[None], [0])[0]
         serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
         return Memory(
             self.spec,
             seed=seed,
             keep_hidden=self.keep_hidden,
-            pool=Pool(new.keys, new.values, serial, hidden.clone() if self.keep_hidden else None),
+            pool=Pool(new.keys, new.values, serial, hidden if self.keep_hidden else None),
             newest=hidden[:, -self.slots_per_write :].clone(),
         )
 
@@ -300,16 +302,8 @@ class MemoryModel(nn.Module):
         ids, mask = left_padded(rows, self._pad)
         with self.role(role):
             cache = self._prefix(pools, room=0)
-            joined = cache.attention_mask(mask, *ids.shape, ids.device)
-            positions = None if joined is None else (joined.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            out: CausalLMOutputWithPast = self.hf(
-                input_ids=ids,
-                attention_mask=joined,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                **kwargs,
-            )
+            cache.follow_text(mask)
+            out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None
         _require_finite(out.logits[:, -1])
         return out
@@ -338,16 +332,13 @@ class MemoryModel(nn.Module):
             mask = given.to(ids.device).view_as(ids) != 0
         with self.role("read"):
             cache = self._prefix([m.pool_or_none for m in memories], room=ids.shape[1] + _new_tokens(self.hf, kwargs))
-            front = cache.prefix_mask
-            if front is None:
-                front = mask.new_ones(len(ids), cache.prefix)
             if self.hf.generation_config.pad_token_id is None:
                 kwargs.setdefault("pad_token_id", self._pad)
             if kwargs.get("stop_strings") is not None:
                 kwargs.setdefault("tokenizer", self.tokenizer)
             out = self.hf.generate(
                 input_ids=ids,
-                attention_mask=torch.cat([front, mask], dim=1).long(),
+                attention_mask=cache.follow_text(mask).long(),
                 past_key_values=cache,
                 logits_processor=LogitsProcessorList([_FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
                 **kwargs,

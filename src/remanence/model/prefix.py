@@ -98,25 +98,34 @@ class PrefixCache(Cache):
     Attributes:
         prefix: entries in front of the text.
         prefix_mask: `[B, prefix]` bool, False where a row has fewer entries than the longest; None if none has.
+        mask: `[B, prefix + T]` bool of prefix and first text, set by `follow_text`; None if nothing is masked.
     """
 
     def __init__(self, layers: list[CacheLayerMixin], prefix: int, prefix_mask: Tensor | None = None) -> None:
         super().__init__(layers=layers)
         self.prefix, self.prefix_mask = prefix, prefix_mask
+        self.follows = False
+        self.mask: Tensor | None = None
 
     def in_sight(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a key is memory, which no window hides."""
         return key < self.prefix
 
-    def attention_mask(self, text: Tensor | None, rows: int, tokens: int, device: torch.device) -> Tensor | None:
-        """Prefix and text `[B, T]` joined to `[B, prefix + T]`; None if nothing is masked."""
-        if self.prefix_mask is None and (text is None or bool((text != 0).all())):
-            return None
-        front = self.prefix_mask
-        if front is None:
-            front = torch.ones(rows, self.prefix, dtype=torch.bool, device=device)
-        back = torch.ones(rows, tokens, dtype=torch.bool, device=device) if text is None else text.to(device) != 0
-        return torch.cat([front, back], dim=1)
+    def follow_text(self, text: Tensor) -> Tensor:  # [B, T] bool -> [B, prefix + T] bool
+        """Take note of what is padding in the first text, so that every later step knows its mask and positions."""
+        front = text.new_ones(len(text), self.prefix) if self.prefix_mask is None else self.prefix_mask
+        joined = torch.cat([front, text], dim=1)
+        self.follows, self.mask = True, None if bool(joined.all()) else joined
+        return joined
+
+    def step(self, rows: int, tokens: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """Mask `[rows, past + tokens]`, None if nothing is masked, and positions `[rows or 1, tokens]`."""
+        past = self.get_seq_length()
+        if self.mask is None:
+            return None, torch.arange(past, past + tokens, device=device)[None]
+        known = self.mask.repeat_interleave(rows // len(self.mask), dim=0)[:, : past + tokens]
+        mask = torch.cat([known, known.new_ones(rows, past + tokens - known.shape[1])], dim=1)
+        return mask, (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -tokens:]
 
 
 def pool_prefix(
@@ -181,6 +190,24 @@ def hidden_prefix(
         layer.update(rotate(keys, *rotary(index)).transpose(1, 2), values.transpose(1, 2))
         layers.append(layer)
     return layers
+
+
+def mask_each_step(backbone: Backbone) -> None:
+    """Let the cache of a read decide what is masked at every step, and which positions new tokens have.
+
+    What `generate` makes of a mask that is longer than its text differs between versions of transformers and between
+    ways to generate: assisted decoding, for one, cuts it to the length of the text.
+    """
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        cache = kwargs.get("past_key_values")
+        if not isinstance(cache, PrefixCache) or not cache.follows:
+            return None
+        ids: Tensor = kwargs.get("input_ids", args[0] if args else None)
+        kwargs["attention_mask"], kwargs["position_ids"] = cache.step(*ids.shape, ids.device)
+        return args, kwargs
+
+    backbone.decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def show_prefix_to_sliding_layers(backbone: Backbone) -> None:

@@ -26,7 +26,7 @@ def read(hf: Any, bos: Tensor | None, pool: Tensor, ids: Tensor) -> Tensor:
     for index, layer in enumerate(hf.model.layers):
         rows = torch.cat([_behind_bos(bos, index, pool[index]), hidden])
         hidden = _layer(hf, layer, rows, queries=len(ids))
-    return hf.lm_head(hf.model.norm(hidden))  # type: ignore[no-any-return]
+    return hf.lm_head(hf.model.norm(hidden))
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def _layer(hf: Any, layer: Any, rows: Tensor, queries: int) -> Tensor:  # rows [
     k, v = (shared.repeat_interleave(len(q) // len(k), dim=0) for shared in (k, v))
     mixed = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=seen)[0]
     hidden = rows[-queries:] + attention.o_proj(mixed.transpose(0, 1).flatten(1))
-    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [H, S, D], [S, D], [S, D]

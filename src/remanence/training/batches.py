@@ -28,7 +28,8 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int, minimum: int = 0) -> tuple
 def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequence[int]] | None = None) -> Prompts:
     """Several examples per row, side by side: each sees the row's memory and context, and none sees another.
 
-    All rows have the same number G of examples. `contexts` stand in front as plain text.
+    All rows have the same number G of examples. `contexts` stand in front as plain text, with labels of their own: to
+    predict what a text repeats, such as a name, is the densest lesson in looking things up.
     """
     width = max(len(e.cue) + len(e.answer) - 1 for row in rows for e in row)
     count = len(rows[0])
@@ -48,6 +49,7 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
     length = torch.tensor(lengths)[:, None]
     place = torch.arange(front.shape[1]) - (front.shape[1] - length)  # [R, Tc], negative where padded
     real = place >= 0
+    following = torch.cat([front[:, 1:], torch.full_like(front[:, :1], -100)], dim=1)
     causal = torch.ones(front.shape[1], front.shape[1], dtype=torch.bool).tril()
     # A padded position sees itself, so that no row of attention is empty.
     above = torch.cat(
@@ -60,7 +62,7 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
     below = torch.cat([real[:, None].expand(-1, ids.shape[1], -1), own], dim=2)
     return Prompts(
         torch.cat([front, ids], dim=1),
-        torch.cat([torch.full_like(front, -100), labels], dim=1),
+        torch.cat([following.masked_fill(~real, -100), labels], dim=1),
         torch.cat([above, below], dim=1),
         torch.cat([place.clamp(min=0), positions + length], dim=1),
         context=front.shape[1],

@@ -1,22 +1,23 @@
 """Recall tasks: chunks that hold facts, and questions about them, through memory and in plain context.
 
 A decoder that cannot look a value up by its name has no use for a memory, and that circuit is what takes long to form.
-So the tasks come in three steps: name-value pairs, short biographies, full biographies.
+So there are three kinds of chunk: words in no order, of which a few are to be continued; name-value pairs; biographies.
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
+from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.objectives import Episodes, Prompts
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
+Kind = Literal["words", "pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
 
 
@@ -38,7 +39,7 @@ class Difficulty:
         attributes: which may be in a biography.
         names: draw people from so many first and last names only; None: all. values: likewise, of each attribute.
         pronouns: how often a sentence of a biography has a pronoun for the name.
-        pairs: name-value pairs instead of biographies.
+        kind: what the chunks hold.
         prose: share of chunks that are ordinary prose, and hold nothing to ask.
     """
 
@@ -48,7 +49,7 @@ class Difficulty:
     names: int | None = None
     values: int | None = None
     pronouns: float = 0.0
-    pairs: bool = False
+    kind: Kind = "biographies"
     prose: float = 0.25
 
 
@@ -66,7 +67,8 @@ def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
 def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     """`NAME VALUE.` a few times: what must be learned, without the English around it."""
     form = rng.choice(PAIR_FORMATS)
-    drawn = [sample_person(rng, "train", values=difficulty.values) for _ in range(rng.randint(*difficulty.facts))]
+    keep = {"names": difficulty.names, "values": difficulty.values}
+    drawn = [sample_person(rng, "train", **keep) for _ in range(rng.randint(*difficulty.facts))]
     people = {person.name: person for person in drawn}
     values = {name: p.facts[rng.choice(difficulty.attributes)] for name, p in people.items()}
 
@@ -75,6 +77,23 @@ def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
 
     text = " ".join(form.format(name, value) for name, value in values.items())
     return Chunk(text, tuple(ask(name, value) for name, value in values.items()))
+
+
+def words_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
+    """Words in no order. Given two of them, three follow: nothing but content says where to go on."""
+    words = rng.sample(vocabulary(), 4 * rng.randint(*difficulty.facts))
+    asks: list[Ask] = []
+    for start in range(len(words) - 4):
+        cue, answer = " ".join(words[start : start + 2]), " ".join(words[start + 2 : start + 5])
+        asks.append(lambda rng, cue=cue, answer=answer: (cue, answer))  # type: ignore[misc]
+    return Chunk(" ".join(words), tuple(asks))
+
+
+MAKERS: dict[Kind, Callable[[random.Random, Difficulty], Chunk]] = {
+    "words": words_chunk,
+    "pairs": pairs_chunk,
+    "biographies": biography_chunk,
+}
 
 
 class RecallTask:
@@ -133,7 +152,7 @@ class RecallTask:
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
         """The same questions with the text in front of them, and no memory."""
         most = 4 if difficulty.in_view == 0 else min(4, difficulty.in_view)
-        per_row = rng.randint(max(1, most // 2), most)
+        per_row = rng.randint(min(2, most), most)
         rows = max(8, int(self.chunks * scale * 0.5) // per_row)
         each = max(4, int(self.questions * scale * 0.5) // rows)
         contexts, pairs = [], []
@@ -156,13 +175,13 @@ class RecallTask:
             attributes = rng.sample(ATTRIBUTES, rng.randint(3, 6))
             asked = rng.choice(attributes)
             told.append(
-                f"{biography(person, rng, attributes)} {question(person, asked, rng)} {person.facts[asked]}"
+                f"{biography(person, rng, attributes, pronouns=0.2)} {question(person, asked, rng)} {person.facts[asked]}"
             )
         texts += [[*ids, self.end] for ids in self._ids(told)]
         return pack([[Example(text[:1], text[1:])] for text in texts], self.pad)
 
     def _chunk(self, rng: random.Random, difficulty: Difficulty) -> Chunk:
-        return (pairs_chunk if difficulty.pairs else biography_chunk)(rng, difficulty)
+        return MAKERS[difficulty.kind](rng, difficulty)
 
     def _order(self, rng: random.Random, count: int, telling: int, written: int) -> np.ndarray:  # [C], oldest first
         """A random order of chunks in which at least one of the newest has something to ask."""

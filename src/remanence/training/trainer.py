@@ -28,6 +28,7 @@ from remanence.training.objectives import (
 
 CARRIED = "carried.safetensors"
 CURRICULUM = "curriculum.json"
+CONTEXT_WEIGHT = 0.3  # of predicting a context, against answering about it
 
 
 def _sdpa_in_float32(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -87,12 +88,15 @@ class MemoryTrainer(Trainer):
         return self._carried[torch.randint(len(self._carried), (count,), generator=generator).to(model.device)]
 
     def _answers(self, model: MemoryModel, pools: Tensor | None, prompts: Prompts, task: str) -> Tensor:
-        loss, right = label_loss(model, read_prompts(model, pools, prompts), prompts.labels)
-        exact = float(right[:, prompts.context :].unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
+        hidden, front = read_prompts(model, pools, prompts), prompts.context
+        loss, right = label_loss(model, hidden[:, front:], prompts.labels[:, front:])
+        exact = float(right.unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
         self._metrics.setdefault(f"{task}_loss", []).append(float(loss.detach()))
         self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
         if self.curriculum is not None and model.training:
             self.curriculum.observe(task, exact)
+        if front:
+            loss = loss + CONTEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
