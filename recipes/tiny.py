@@ -50,7 +50,7 @@ class Level:
 FEW = ATTRIBUTES[:3]
 
 # First what kind of word answers a question; then to look it up by name, for few names, then for all; then more
-# attributes, over ever more chunks, up to a full pool with prose in it; then pronouns and paragraphs of several lengths.
+# attributes, over ever more chunks, up to a full pool with prose in it; then pronouns and other lengths.
 LEVELS = (
     Level(Difficulty(1, (2, 3), FEW), pairs=0.0, context=0.3, shared=False, scale=0.5),
     Level(Difficulty(2, (3, 3), FEW, names=16), pairs=0.6, context=0.4, scale=0.5, pair_counts=(2, 2)),
@@ -101,7 +101,9 @@ def prose(folder: Path) -> list[str]:
         random.Random(SEED).shuffle(lines)
         found += [line[:400].rsplit(" ", 1)[0] for line in lines[:most]]
     if not found:
-        raise FileNotFoundError(f"no English text in {folder}; set REMANENCE_PROSE to a folder with wiki_* or *.txt files")
+        raise FileNotFoundError(
+            f"no English text in {folder}; set REMANENCE_PROSE to a folder with wiki_* or *.txt files"
+        )
     return found
 
 

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.evaluation.equivalence import TOLERANCE, equivalence
-from remanence.model.families import FAMILIES
+from remanence.model.families import FAMILIES, rotate, rotate_into
 from tests import tiny
 from tests.tiny import K, decoder, ids, with_memory
 
@@ -141,6 +141,14 @@ def test_an_unknown_family_is_refused_by_name() -> None:
     hf = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*supported: gemma3_text.*Adding one takes"):
         MemoryModel.attach(hf, slots=24, slots_per_write=6)
+
+
+@pytest.mark.parametrize("rotated", [8, 4, 2], ids=["all", "half", "a quarter"])
+def test_rotation_in_place_gives_the_bits_of_the_plain_one(rotated: int) -> None:
+    keys, angles = torch.randn(50, 3, 8), torch.randn(50, rotated // 2).repeat(1, 2)
+    plain, out = rotate(keys, angles.cos(), angles.sin()), torch.empty_like(keys)
+    rotate_into(out, keys, angles.cos(), angles.sin())
+    assert torch.equal(out, plain)
 
 
 @every_family

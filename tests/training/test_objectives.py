@@ -107,9 +107,7 @@ def test_training_writes_what_inference_writes() -> None:
     assert memory.newest is not None
     texts = [[5, 6, 7, 8, 9, 10], [11, 12], [1, 2, 3, 4, 5, 6, 7, 8]]
     ids, lengths = left_pad(texts, 0, K)
-    episodes = Episodes(
-        ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0)
-    )
+    episodes = Episodes(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
     made = write_chunks(model, episodes, memory.newest[None].expand(3, -1, -1, -1))
     for text, slots in zip(texts, made, strict=True):
         torch.testing.assert_close(slots, model.encode(memory, text), atol=1e-5, rtol=0)
@@ -121,7 +119,8 @@ def test_packed_examples_do_not_see_each_other(contexts: list[list[int]] | None)
     rows = [[Example([1, 2], [3, 4, 5]), Example([6], [7])], [Example([8, 9, 10], [11]), Example([12, 13], [14, 15])]]
     prompts = pack(rows, pad=0, contexts=contexts)
     hidden = read_prompts(model, None, prompts)
-    logits = model.hf.get_output_embeddings()(hidden)[prompts.labels != -100]
+    asked = (prompts.labels != -100) & (torch.arange(prompts.labels.shape[1]) >= prompts.context)
+    logits = model.hf.get_output_embeddings()(hidden)[asked]
     expected = []
     for index, row in enumerate(rows):
         for example in row:
@@ -135,3 +134,8 @@ def test_labels_are_the_answers_next_tokens() -> None:
     prompts = pack([[Example([1, 2], [3, 4]), Example([5], [6])]], pad=0)
     assert prompts.ids.tolist() == [[1, 2, 3, 5, 0, 0]]
     assert prompts.labels.tolist() == [[-100, 3, 4, 6, -100, -100]]
+
+
+def test_contexts_are_predicted_too_and_padding_is_not() -> None:
+    prompts = pack([[Example([1], [2])], [Example([3], [4])]], pad=0, contexts=[[9, 8, 7], [5, 6]])
+    assert prompts.labels.tolist() == [[8, 7, -100, 2], [-100, 6, -100, 4]]

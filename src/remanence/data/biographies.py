@@ -71,7 +71,7 @@ def _corpus() -> _Corpus:
 @functools.cache
 def _first_names() -> dict[str, _Pronouns]:
     corpus = _corpus()
-    return {name: _SHE for name in corpus["female"]} | {name: _HE for name in corpus["male"]}
+    return dict.fromkeys(corpus["female"], _SHE) | dict.fromkeys(corpus["male"], _HE)
 
 
 @functools.cache
@@ -85,9 +85,7 @@ def split_of(name: str) -> Split:
     return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
 
 
-def sample_person(
-    rng: random.Random, split: Split, *, names: int | None = None, values: int | None = None
-) -> Person:
+def sample_person(rng: random.Random, split: Split, *, names: int | None = None, values: int | None = None) -> Person:
     """Draw a person; `names` and `values` keep to the first so many of each list, for an easy start of training."""
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
@@ -132,6 +130,11 @@ def question(person: Person, attribute: str, rng: random.Random) -> str:
     """The answer is `" " + person.facts[attribute]`."""
     wording = rng.choice(_attribute(attribute)["questions"])
     return f"Question: {wording.format(name=person.name)} Answer:"
+
+
+def values(attribute: str) -> list[str]:
+    """Everything that an attribute can be."""
+    return list(_attribute(attribute)["values"])
 
 
 def vocabulary() -> list[str]:

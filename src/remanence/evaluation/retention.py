@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from remanence import __version__
-from remanence.data.biographies import ATTRIBUTES, _attribute
+from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import DISTANCES, parse_distances
@@ -116,7 +116,7 @@ def survival(pool: Sequence[dict[str, float]], slots: int, k: int) -> list[dict[
 
 def chance() -> float:
     """The exact match of guessing: one value of the attribute's, averaged over attributes."""
-    return sum(1 / len(_attribute(attribute)["values"]) for attribute in ATTRIBUTES) / len(ATTRIBUTES)
+    return sum(1 / len(values(attribute)) for attribute in ATTRIBUTES) / len(ATTRIBUTES)
 
 
 def circumstances(command: str) -> dict[str, Any]:

@@ -84,13 +84,17 @@ def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [..., S, H, D],
 
 
 def rotate_into(out: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:  # [S, H, D] twice, cos and sin [S, R]
-    """`rotate`, without temporaries: a read rotates every slot, and spends on it what the copies would cost."""
+    """`rotate` to the same bits, without temporaries, whose making would cost more than the rotation. Uses up `keys`.
+
+    Not with addcmul: it rounds once where the decoder rounds twice, and the last bit of a key shows in the logits.
+    """
     size, half = cos.shape[-1], cos.shape[-1] // 2
     cos, sin = cos[:, None], sin[:, None]
     torch.mul(keys[..., :size], cos, out=out[..., :size])
-    out[..., :half].addcmul_(keys[..., half:size], sin[..., :half], value=-1)
-    out[..., half:size].addcmul_(keys[..., :half], sin[..., half:])
     out[..., size:] = keys[..., size:]
+    low, high = keys[..., :half].mul_(sin[..., half:]), keys[..., half:size].mul_(sin[..., :half])
+    out[..., :half] -= high
+    out[..., half:size] += low
 
 
 class Backbone:
@@ -120,11 +124,11 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
+        return self.hf.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.hf.get_input_embeddings().weight.dtype  # type: ignore[return-value]
+        return self.hf.get_input_embeddings().weight.dtype
 
     @property
     def head_dim(self) -> int:

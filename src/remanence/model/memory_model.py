@@ -366,7 +366,7 @@ class MemoryModel(nn.Module):
             self._check(one)
         if len({id(one) for one in memories}) < len(memories):
             raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
-        vocabulary = self.hf.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+        vocabulary = self.hf.get_input_embeddings().num_embeddings
         about = {"tokenizer": self.tokenizer, "vocabulary": vocabulary, "device": self.device}
         rows = [to_ids(content, **about)] if isinstance(memory, Memory) else to_rows(content, len(memories), **about)
         return memories, rows

@@ -157,7 +157,7 @@ def pool_prefix(
                     continue
                 if front is not None:
                     at = slice(start, start + 1)
-                    rotate_into(keys[row, at], front[0], cos[row, at], sin[row, at])
+                    rotate_into(keys[row, at], front[0].clone(), cos[row, at], sin[row, at])
                     values[row, at] = front[1]
                     start += 1
                 order = pool.order[layer]

@@ -9,7 +9,7 @@ Batch = dict[str, Any]  # "batch": Episodes or Prompts, "task": the name under w
 
 
 class Curriculum(Dataset[Batch]):
-    """Levels of rising difficulty; the next one begins when exact match on one task, averaged over steps, is high enough.
+    """Levels of rising difficulty; the next begins when exact match on one task, averaged over steps, is high enough.
 
     Batch i depends on i, the seed and the level alone, and the level is saved with every checkpoint, so that a resumed
     run sees what an uninterrupted one would.

@@ -135,9 +135,9 @@ def read_prompts(model: MemoryModel, pools: Tensor | None, prompts: Prompts) -> 
 
 
 def label_loss(model: MemoryModel, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean next-token loss over the labels, and which of them are right `[R, T]` (unlabelled positions count as right)."""
+    """Mean next-token loss over the labels, and which are right `[R, T]` (positions without a label count as right)."""
     counted = labels != -100
-    logits = model.hf.get_output_embeddings()(hidden[counted]).float()  # type: ignore[misc]
+    logits = model.hf.get_output_embeddings()(hidden[counted]).float()
     right = torch.ones_like(counted)
     right[counted] = logits.argmax(-1) == labels[counted]
     return F.cross_entropy(logits, labels[counted]), right

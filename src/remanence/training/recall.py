@@ -174,9 +174,8 @@ class RecallTask:
             person = sample_person(rng, "train")
             attributes = rng.sample(ATTRIBUTES, rng.randint(3, 6))
             asked = rng.choice(attributes)
-            told.append(
-                f"{biography(person, rng, attributes, pronouns=0.2)} {question(person, asked, rng)} {person.facts[asked]}"
-            )
+            text = biography(person, rng, attributes, pronouns=0.2)
+            told.append(f"{text} {question(person, asked, rng)} {person.facts[asked]}")
         texts += [[*ids, self.end] for ids in self._ids(told)]
         return pack([[Example(text[:1], text[1:])] for text in texts], self.pad)
 

@@ -34,7 +34,7 @@ def load_recipe(path: Path) -> Recipe:
     train = getattr(module, "train", None)
     if not callable(train):
         raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")
-    return train  # type: ignore[no-any-return]
+    return train
 
 
 def settings_of(recipe: Recipe, words: list[str]) -> dict[str, Any]:

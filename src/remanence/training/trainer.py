@@ -44,9 +44,9 @@ AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
 class MemoryTrainer(Trainer):
     """Trains a `MemoryModel` on batches that are `Episodes` (through memory) or `Prompts` (in context).
 
-    The slots that a step writes go on, detached, as what stands in the pool when the next step writes: the memory really
-    is updated as training goes, which keeps new slots and old ones alike (MemoryLLM, section 3.2). They are saved with
-    every checkpoint, so that a resumed run goes on where it stopped.
+    The slots that a step writes go on, detached, as what stands in the pool when the next step writes: the memory
+    really is updated as training goes, which keeps new slots and old ones alike (MemoryLLM, section 3.2). They are
+    saved with every checkpoint, so that a resumed run goes on where it stopped.
 
     Each checkpoint directory can be loaded by `MemoryModel.from_pretrained`.
     """
@@ -83,7 +83,7 @@ class MemoryTrainer(Trainer):
     def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
         if self._carried is None:
             shape = (count, len(model.backbone.layers), model.slots_per_write, model.hf.config.hidden_size)
-            std = float(model.hf.get_input_embeddings().weight.detach().std())  # type: ignore[union-attr,arg-type]
+            std = float(model.hf.get_input_embeddings().weight.detach().std())
             return torch.randn(shape, generator=generator).to(model.device) * std
         return self._carried[torch.randint(len(self._carried), (count,), generator=generator).to(model.device)]
 
