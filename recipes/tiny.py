@@ -71,7 +71,7 @@ def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     level = LEVELS[number]
     difficulty = level.difficulty
-    if rng.random() < (0.25 if number < 3 else 0.1):
+    if rng.random() < 0.12:
         return {"batch": task.language(rng), "task": "language"}
     kind: Kind = "biographies"
     drawn = rng.random()
@@ -170,7 +170,7 @@ def _initialise(model: MemoryModel) -> None:
         attention.k_norm.weight.fill_(1.5)
 
 
-def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 6000) -> Path:
+def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4500) -> Path:
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():

@@ -61,9 +61,7 @@ def replay(model: MemoryModel, memory: Memory, trace: list[dict[str, Any]], tens
         elif event["op"] == "read":
             pending = [deltas[source] for source in event.get("delta_sources", [])] or None
             sampled = event.get("sampled")
-            out = model.read(
-                memory, ids, pending=pending, sampled=None if sampled is None else torch.tensor(sampled)
-            )
+            out = model.read(memory, ids, pending=pending, sampled=None if sampled is None else torch.tensor(sampled))
             expect("logits", out.logits[0])
         elif event["op"] == "generate":
             out = model.generate(

@@ -28,7 +28,7 @@ from remanence.training.objectives import (
 
 CARRIED = "carried.safetensors"
 CURRICULUM = "curriculum.json"
-CONTEXT_WEIGHT = 0.3  # of predicting a context, against answering about it
+TEXT_WEIGHT = 0.15  # of predicting text, against answering about it: Muon would drown the rarer lesson in the denser
 
 
 def _sdpa_in_float32(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,8 +95,10 @@ class MemoryTrainer(Trainer):
         self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
         if self.curriculum is not None and model.training:
             self.curriculum.observe(task, exact)
+        if task == "language":
+            loss = TEXT_WEIGHT * loss
         if front:
-            loss = loss + CONTEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
+            loss = loss + TEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
