@@ -170,6 +170,18 @@ def _initialise(model: MemoryModel) -> None:
         attention.k_norm.weight.fill_(1.5)
 
 
+def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
+    """Let new memories start with a full pool of unrelated writes, as the model was trained to read, not with copies of
+    whatever is written first."""
+    rng = random.Random(SEED)
+    model.keep_hidden = True
+    memory = model.new_memory(seed=SEED)
+    for _ in range(2 * SLOTS // SLOTS_PER_WRITE):
+        model.write(memory, biography(sample_person(rng, "train"), rng, rng.sample(ATTRIBUTES, 3)))
+        model.write(memory, rng.choice(paragraphs))
+    model.shipped_pool = memory.pool.slots()
+
+
 def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4500) -> Path:
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
@@ -224,6 +236,7 @@ def train(output: Path, *, resume: bool = False, minutes: float | None = None, s
     )
     trainer.train(resume_from_checkpoint=resume)
     model.hf.set_attn_implementation("sdpa")
+    ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)
     write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
     return final

@@ -203,11 +203,18 @@ def mask_each_step(backbone: Backbone) -> None:
         cache = kwargs.get("past_key_values")
         if not isinstance(cache, PrefixCache) or not cache.follows:
             return None
-        ids: Tensor = kwargs.get("input_ids", args[0] if args else None)
-        kwargs["attention_mask"], kwargs["position_ids"] = cache.step(*ids.shape, ids.device)
+        rows, tokens, device = _shape_of_text(args, kwargs)
+        kwargs["attention_mask"], kwargs["position_ids"] = cache.step(rows, tokens, device)
         return args, kwargs
 
     backbone.decoder.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+def _shape_of_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, torch.device]:
+    """Rows, tokens and device of what a decoder was called with, ids or embeddings."""
+    given = kwargs.get("input_ids", args[0] if args else None)
+    text: Tensor = kwargs["inputs_embeds"] if given is None else given
+    return text.shape[0], text.shape[1], text.device
 
 
 def show_prefix_to_sliding_layers(backbone: Backbone) -> None:
@@ -227,11 +234,10 @@ def show_prefix_to_sliding_layers(backbone: Backbone) -> None:
                 f"{implementation} hides memory from sliding-window layers (window {backbone.config.sliding_window}); "
                 "use attn_implementation='sdpa' or 'eager' with this model"
             )
-        ids, embeds = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
-        shaped = embeds if embeds is not None else torch.empty(*ids.shape, 0, dtype=backbone.dtype, device=ids.device)
+        rows, tokens, device = _shape_of_text(args, kwargs)
         kwargs["attention_mask"] = create_masks_for_generate(
             config=backbone.config,
-            inputs_embeds=shaped,
+            inputs_embeds=torch.empty(rows, tokens, 0, dtype=backbone.dtype, device=device),
             attention_mask=mask,
             past_key_values=cache,
             position_ids=kwargs.get("position_ids"),

@@ -1,0 +1,100 @@
+"""Recall batches ask about what they wrote, and never about a person of the test."""
+
+import random
+from typing import Any
+
+import pytest
+
+from remanence.data.biographies import _corpus, split_of
+from remanence.training.objectives import Prompts
+from remanence.training.recall import Difficulty, Kind, RecallTask
+
+
+class WordTokenizer:
+    """One token per word, made up as words come."""
+
+    pad_token_id, eos_token_id = 0, 1
+
+    def __init__(self) -> None:
+        self.words = ["<pad>", "<eos>"]
+
+    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
+        assert not add_special_tokens
+        spaced = [text.replace(".", " .").replace("?", " ?").replace(":", " :").split() for text in texts]
+        self.words += [w for w in dict.fromkeys(w for words in spaced for w in words) if w not in self.words]
+        return {"input_ids": [[self.words.index(word) for word in words] for words in spaced]}
+
+    def text(self, ids: list[int]) -> str:
+        return " ".join(self.words[i] for i in ids if i > 1)
+
+
+@pytest.fixture
+def tokenizer() -> WordTokenizer:
+    return WordTokenizer()
+
+
+@pytest.fixture
+def task(tokenizer: Any) -> RecallTask:
+    prose = tokenizer([" ".join(f"prose{i}" for i in range(40))], add_special_tokens=False)["input_ids"]
+    return RecallTask(tokenizer, prose, slots=32, slots_per_write=8, chunks=8, rows=8, questions=32)
+
+
+def answers(tokenizer: WordTokenizer, prompts: Prompts) -> list[list[str]]:
+    """The labelled words of each example, row by row."""
+    labels = prompts.labels[:, prompts.context :].unflatten(1, (prompts.examples, -1))
+    return [[tokenizer.text([i for i in example.tolist() if i != -100]) for example in row] for row in labels]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "biographies"])
+@pytest.mark.parametrize("in_view", [1, 2, 4, 0])
+def test_every_answer_stands_in_a_chunk_that_is_asked_about(
+    task: RecallTask, tokenizer: WordTokenizer, kind: Kind, in_view: int
+) -> None:
+    episodes = task.through_memory(random.Random(0), Difficulty(in_view, (2, 3), kind=kind))
+    texts = [tokenizer.text(ids) for ids in episodes.chunks.tolist()]
+    for row, given in enumerate(answers(tokenizer, episodes.prompts)):
+        asked = [texts[chunk] for chunk in episodes.order[row][episodes.asked[row]].tolist()]
+        assert all(any(answer in text for text in asked) for answer in given)
+
+
+def test_answers_in_context_stand_in_the_context(task: RecallTask, tokenizer: WordTokenizer) -> None:
+    prompts = task.in_context(random.Random(1), Difficulty(4, (2, 3)))
+    for row, given in zip(prompts.ids, answers(tokenizer, prompts), strict=True):
+        context = tokenizer.text(row[: prompts.context].tolist())
+        assert all(answer in context for answer in given)
+
+
+def test_only_the_newest_writes_of_a_full_pool_are_asked_about(task: RecallTask) -> None:
+    episodes = task.through_memory(random.Random(2), Difficulty(0, (2, 3)))
+    written = episodes.order.shape[1]
+    assert written == 8
+    assert not episodes.asked[:, : written - 32 // 8 - 1].any()
+
+
+def test_people_of_the_test_never_occur_in_training(task: RecallTask, tokenizer: WordTokenizer) -> None:
+    text = ""
+    for seed in range(20):
+        episodes = task.through_memory(random.Random(seed), Difficulty(2, (2, 3), prose=0.0))
+        text += " ".join(tokenizer.text(ids) for ids in [*episodes.chunks.tolist(), *episodes.prompts.ids.tolist()])
+    words = text.replace("'s", "").split()
+    names = {f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if a[0].isupper() and b[0].isupper()}
+    corpus = _corpus()
+    first, last = {*corpus["female"], *corpus["male"]}, set(corpus["last"])
+    people = {name for name in names if name.split()[0] in first and name.split()[1] in last}
+    assert len(people) > 100
+    assert all(split_of(person) == "train" for person in people)
+
+
+def test_an_easy_start_keeps_to_a_few_names_and_values(task: RecallTask, tokenizer: WordTokenizer) -> None:
+    seen = set()
+    for seed in range(10):
+        episodes = task.through_memory(random.Random(seed), Difficulty(1, (3, 3), ("pet",) * 3, names=2, values=2))
+        seen |= {answer for row in answers(tokenizer, episodes.prompts) for answer in row}
+    assert len(seen) == 2
+
+
+def test_language_batches_hold_prose_and_biographies(task: RecallTask, tokenizer: WordTokenizer) -> None:
+    prompts = task.language(random.Random(0))
+    texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
+    assert any("prose1" in text for text in texts)
+    assert any("Question" in text for text in texts)
