@@ -274,7 +274,7 @@ def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
     ]
     for name in ("question", "answer", "truth"):
         assert name in text
-    assert "of 48 right" in text
+    assert "of 24 right" in text
     assert str(Path("remanence-demo.png").resolve()) in text.replace("\n", "")
     assert Path("remanence-demo.png").read_bytes().startswith(b"\x89PNG")
 

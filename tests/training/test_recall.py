@@ -1,5 +1,6 @@
 """Recall batches ask about what they wrote, and never about a person of the test."""
 
+import itertools
 import random
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_people_of_the_test_never_occur_in_training(task: RecallTask, tokenizer:
         episodes = task.through_memory(random.Random(seed), Difficulty(2, (2, 3), prose=0.0))
         text += " ".join(tokenizer.text(ids) for ids in [*episodes.chunks.tolist(), *episodes.prompts.ids.tolist()])
     words = text.replace("'s", "").split()
-    names = {f"{a} {b}" for a, b in zip(words, words[1:], strict=False) if a[0].isupper() and b[0].isupper()}
+    names = {f"{a} {b}" for a, b in itertools.pairwise(words) if a[0].isupper() and b[0].isupper()}
     corpus = _corpus()
     first, last = {*corpus["female"], *corpus["male"]}, set(corpus["last"])
     people = {name for name in names if name.split()[0] in first and name.split()[1] in last}

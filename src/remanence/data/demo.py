@@ -11,7 +11,7 @@ from pathlib import Path
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
 from remanence.data.episodes import FACTS
 
-PEOPLE = 6
+PEOPLE = 8
 SEED = 20
 
 
