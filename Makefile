@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench retention clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,11 @@ lint: $(STAMP)  ## check style and types
 bench: $(STAMP)  ## measure reading and writing, and renew the table in the README
 	$(BIN)/python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
 	$(BIN)/python benchmarks/read_write/table.py
+
+retention: $(STAMP)  ## measure retention of the bundled checkpoint, and renew picture and table in the README
+	$(BIN)/remanence eval retention --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
+		--json benchmarks/retention/results.json --plot docs/retention.png
+	$(BIN)/python benchmarks/retention/table.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

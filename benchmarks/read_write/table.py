@@ -1,12 +1,14 @@
 """Renew the table in the README from the committed figures: python benchmarks/read_write/table.py"""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
-START, END = "<!-- bench:read_write -->", "<!-- /bench:read_write -->"
+sys.path.insert(0, str(HERE.parent))
+
+from readme import renew  # noqa: E402
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -72,13 +74,5 @@ def ms(timed: dict[str, Any]) -> str:
     return f"{timed['median_ms']:.{1 if timed['median_ms'] >= 10 else 2}f} ms"
 
 
-def main() -> None:
-    text = README.read_text()
-    before, rest = text.split(START)
-    _, after = rest.split(END)
-    figures = json.loads((HERE / "results.json").read_text())
-    README.write_text(f"{before}{START}\n{table(figures)}\n{END}{after}")
-
-
 if __name__ == "__main__":
-    main()
+    renew("bench:read_write", table(json.loads((HERE / "results.json").read_text())))

@@ -1,0 +1,12 @@
+"""The README's tables are made from committed figures; this puts one between its markers."""
+
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def renew(marker: str, table: str) -> None:
+    start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    before, rest = README.read_text().split(start)
+    _, after = rest.split(end)
+    README.write_text(f"{before}{start}\n{table}\n{end}{after}")
