@@ -9,17 +9,24 @@ from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.errors import InvalidInputError
 from remanence.memory import Memory, MemorySpec, NewSlots, Pool, Receipt
 from remanence.model.adapters import Role, TwinLora
 from remanence.model.attention import share_heads
 from remanence.model.encoder import encode, install_hooks
 from remanence.model.families import Backbone
+from remanence.model.generation import FiniteOnly, new_tokens, require_finite
 from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
-from remanence.model.prefix import PrefixCache, mask_each_step, pool_prefix, show_prefix_to_sliding_layers
+from remanence.model.prefix import (
+    PrefixCache,
+    mask_each_step,
+    pool_prefix,
+    pool_with_pending,
+    show_prefix_to_sliding_layers,
+)
 
 Progress = Callable[[int, int], None]
 
@@ -298,14 +305,14 @@ class MemoryModel(nn.Module):
             role = "write" if sampled is None else "read"
             hidden = self._check_slots(pending if isinstance(pending, Tensor) else torch.cat(list(pending), dim=1))
             new = self._project(hidden[None], [0], role)[0]
-            pools = [_pool_with_pending(memories[0].pool, new, sampled)]
+            pools = [pool_with_pending(memories[0].pool, new, sampled)]
         ids, mask = left_padded(rows, self._pad)
         with self.role(role):
             cache = self._prefix(pools, room=0)
             cache.follow_text(mask)
             out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None
-        _require_finite(out.logits[:, -1])
+        require_finite(out.logits[:, -1])
         return out
 
     @torch.no_grad()
@@ -331,7 +338,7 @@ class MemoryModel(nn.Module):
         if (given := kwargs.pop("attention_mask", None)) is not None:
             mask = given.to(ids.device).view_as(ids) != 0
         with self.role("read"):
-            cache = self._prefix([m.pool_or_none for m in memories], room=ids.shape[1] + _new_tokens(self.hf, kwargs))
+            cache = self._prefix([m.pool_or_none for m in memories], room=ids.shape[1] + new_tokens(self.hf, kwargs))
             if self.hf.generation_config.pad_token_id is None:
                 kwargs.setdefault("pad_token_id", self._pad)
             if kwargs.get("stop_strings") is not None:
@@ -340,7 +347,7 @@ class MemoryModel(nn.Module):
                 input_ids=ids,
                 attention_mask=cache.follow_text(mask).long(),
                 past_key_values=cache,
-                logits_processor=LogitsProcessorList([_FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
+                logits_processor=LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
                 **kwargs,
             )
         if not text or not isinstance(out, Tensor):
@@ -429,44 +436,3 @@ class MemoryModel(nn.Module):
             pairs = [self.backbone.project(layer, hidden[:, layer]) for layer in range(hidden.shape[1])]
         keys, values = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
         return [NewSlots(h, k, v, n) for h, k, v, n in zip(hidden, keys, values, tokens, strict=True)]
-
-
-class _FiniteOnly(LogitsProcessor):
-    """Stops a generation whose first logits are not numbers."""
-
-    def __init__(self) -> None:
-        self._checked = False
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self._checked:
-            _require_finite(scores)
-            self._checked = True
-        return scores
-
-
-def _require_finite(logits: Tensor) -> None:
-    if bool(logits.isnan().any()):
-        raise CorruptMemoryError(
-            "reading gave logits that are not numbers: the pool or the weights hold NaN or infinity. "
-            "Go back to a saved memory, or check the model in float32"
-        )
-
-
-def _pool_with_pending(pool: Pool, new: NewSlots, sampled: Tensor | None) -> Pool:
-    keys, values = new.keys, new.values
-    if sampled is not None:
-        places = pool.places(sampled)
-        layers = torch.arange(len(keys), device=keys.device)[:, None]
-        keys = torch.cat([pool.keys[layers, places], keys], dim=1)
-        values = torch.cat([pool.values[layers, places], values], dim=1)
-    serial = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
-    return Pool(keys, values, serial)
-
-
-def _new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
-    """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
-    config = kwargs.get("generation_config") or hf.generation_config
-    for holder in (kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None)):
-        if holder is not None:
-            return int(holder)
-    return int(kwargs.get("max_length") or getattr(config, "max_length", None) or 20)

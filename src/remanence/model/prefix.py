@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from remanence.errors import UnsupportedModelError
-from remanence.memory import Pool
+from remanence.memory import NewSlots, Pool
 from remanence.model.attention import SHARED_HEADS
 from remanence.model.families import Backbone, rotate, rotate_into
 
@@ -170,6 +170,18 @@ def pool_prefix(
 
     layers = [PrefixLayer(fill_layer(layer), rows, prefix, room) for layer in range(len(backbone.layers))]
     return PrefixCache(list[CacheLayerMixin](layers), prefix, mask)
+
+
+def pool_with_pending(pool: Pool, new: NewSlots, sampled: Tensor | None) -> Pool:
+    """A pool to read in which new slots stand behind the `sampled` ranks `[L, N - q]` of another, or alone."""
+    keys, values = new.keys, new.values
+    if sampled is not None:
+        places = pool.places(sampled)
+        layers = torch.arange(len(keys), device=keys.device)[:, None]
+        keys = torch.cat([pool.keys[layers, places], keys], dim=1)
+        values = torch.cat([pool.values[layers, places], values], dim=1)
+    serial = torch.arange(keys.shape[1], device=keys.device).repeat(len(keys), 1)
+    return Pool(keys, values, serial)
 
 
 def hidden_prefix(
