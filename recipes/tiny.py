@@ -33,7 +33,7 @@ class Level:
     """One level of the curriculum.
 
     Attributes:
-        words, pairs: how often these stand in for biographies; context: how often text stands in for memory.
+        pairs: how often name-value pairs stand in for biographies; context: how often text stands in for memory.
         shared: all biographies of a batch have the same attributes, so that every question must be answered by name.
         scale: of the batch.
     """
@@ -43,7 +43,6 @@ class Level:
     context: float
     shared: bool = True
     scale: float = 1.0
-    words: float = 0.0
     pair_counts: tuple[int, int] = (2, 5)
 
 
@@ -72,12 +71,7 @@ def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     difficulty = level.difficulty
     if rng.random() < 0.12:
         return {"batch": task.language(rng), "task": "language"}
-    kind: Kind = "biographies"
-    drawn = rng.random()
-    if drawn < level.words:
-        kind = "words"
-    elif drawn < level.words + level.pairs:
-        kind = "pairs"
+    kind: Kind = "pairs" if rng.random() < level.pairs else "biographies"
     context = rng.random() < level.context
     if kind != "biographies":
         difficulty = replace(difficulty, facts=level.pair_counts, kind=kind)
@@ -89,7 +83,7 @@ def build_batch(task: RecallTask, step: int, number: int) -> Batch:
 
 
 def prose(folder: Path) -> list[str]:
-    """Paragraphs of 150 to 400 characters, up to 24,000 from each kind of file."""
+    """Paragraphs of 150 to 400 characters, up to 12,000 from each kind of file."""
     kinds = {"wiki_*": 12_000, "*.txt": 12_000}
     found: list[str] = []
     for pattern, most in kinds.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from remanence.model.inputs import left_padded
 from remanence.training.objectives import Prompts
 
 
@@ -18,10 +19,7 @@ class Example:
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad: int, minimum: int = 0) -> tuple[Tensor, list[int]]:  # [M, n]
-    width = max(minimum, *(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row) :] = torch.tensor(row)
+    ids, _ = left_padded([torch.tensor(row) for row in rows], pad, minimum)
     return ids, [len(row) for row in rows]
 
 

@@ -1,7 +1,7 @@
 """Recall tasks: chunks that hold facts, and questions about them, through memory and in plain context.
 
 A decoder that cannot look a value up by its name has no use for a memory, and that circuit is what takes long to form.
-So there are three kinds of chunk: words in no order, of which a few are to be continued; name-value pairs; biographies.
+So there are two kinds of chunk: name-value pairs, in which it forms, and biographies.
 """
 
 import random
@@ -12,12 +12,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
+from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.objectives import Episodes, Prompts
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
-Kind = Literal["words", "pairs", "biographies"]
+Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
 
 
@@ -79,18 +79,7 @@ def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     return Chunk(text, tuple(ask(name, value) for name, value in values.items()))
 
 
-def words_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
-    """Words in no order. Given two of them, three follow: nothing but content says where to go on."""
-    words = rng.sample(vocabulary(), 4 * rng.randint(*difficulty.facts))
-    asks: list[Ask] = []
-    for start in range(len(words) - 4):
-        cue, answer = " ".join(words[start : start + 2]), " ".join(words[start + 2 : start + 5])
-        asks.append(lambda rng, cue=cue, answer=answer: (cue, answer))  # type: ignore[misc]
-    return Chunk(" ".join(words), tuple(asks))
-
-
 MAKERS: dict[Kind, Callable[[random.Random, Difficulty], Chunk]] = {
-    "words": words_chunk,
     "pairs": pairs_chunk,
     "biographies": biography_chunk,
 }
