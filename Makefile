@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench retention clean
+.PHONY: help install demo test lint bench retention integrity clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ retention: $(STAMP)  ## measure retention of the bundled checkpoint, and renew p
 	$(BIN)/remanence eval retention --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
 		--json benchmarks/retention/results.json --plot docs/retention.png
 	$(BIN)/python benchmarks/retention/table.py
+
+integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the table in the README
+	$(BIN)/remanence eval integrity --writes 100000 --questions 200 --json benchmarks/integrity/results.json
+	$(BIN)/python benchmarks/integrity/table.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -15,7 +15,7 @@ from remanence.cli import app
 from remanence.errors import CorruptMemoryError
 from tests.tiny import decoder, tokenizer, with_memory
 
-COMMANDS = [["demo"], ["write"], ["ask"], ["chat"], ["show"], ["train"], ["eval", "retention"]]
+COMMANDS = [["demo"], ["write"], ["ask"], ["chat"], ["show"], ["train"], ["eval", "retention"], ["eval", "integrity"]]
 RECIPE = """
 def train(output, *, resume=False, minutes=None, steps=5):
     output.mkdir(parents=True)
@@ -265,6 +265,17 @@ def test_retention_measures_only_the_curves_asked_for() -> None:
 def test_retention_refuses_before_it_measures(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MemoryModel, "write", lambda *_, **__: pytest.fail("measured before refusing"))
     refused("eval", "retention", "--samples", "1", *words)
+
+
+def test_integrity_writes_figures_and_goes_on_in_its_folder() -> None:
+    words = ["--writes", "4", "--windows", "2", "--questions", "1"]
+    text = done("eval", "integrity", *words, "--state", "kept", "--json", "i.json")
+    assert "resident memory" in text
+    report = json.loads(Path("i.json").read_text())
+    assert [window["writes"] for window in report["windows"]] == [2, 4]
+    assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0"
+    assert Path("kept/windows.json").is_file()
+    assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
 
 
 def test_demo_asks_at_growing_distances_and_draws_retention() -> None:

@@ -331,3 +331,41 @@ def retention(
         from remanence.evaluation.plots import retention_plot
 
         retention_plot(report, plot)
+
+
+@evaluations.command(
+    epilog=examples(
+        "remanence eval integrity",
+        "remanence eval integrity --writes 1000000 --windows 10 --questions 200 --state runs/integrity",
+    )
+)
+def integrity(
+    writes: Annotated[int, typer.Option(min=1, help="Writes into one memory.")] = 10_000,
+    windows: Annotated[int, typer.Option(min=1, help="Equal parts that are scored each.")] = 10,
+    questions: Annotated[int, typer.Option(min=1, help="Asked in each window, about the newest biography.")] = 100,
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for finished windows; the same command then goes on after a cut.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Exact match about the newest biography, and resident memory, over very many writes into one memory."""
+    from remanence.evaluation.integrity import measure
+    from remanence.evaluation.retention import circumstances
+    from remanence.terminal import integrity_table
+
+    for path in (json_file, state):
+        if path is not None:
+            require_folder(path)
+    engine = load_model(model)
+    with progress_bar("writing") as progress:
+        report = measure(
+            engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
+        )
+    words = ["remanence", "eval", "integrity", "--writes", str(writes), "--windows", str(windows)]
+    words += ["--questions", str(questions), "--seed", str(seed)]
+    report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
+    out.print(integrity_table(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -80,6 +80,20 @@ def retention_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def integrity_table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"Exact match about the newest biography (N = {report['n']}, K = {report['k']})")
+    for name in ("writes", "exact match", "resident memory", "per write and its questions"):
+        table.add_column(name, justify="right")
+    for window in report["windows"]:
+        table.add_row(
+            f"{window['writes']:,}",
+            f"{window['exact_match']:.3f} ± {window['stderr']:.3f}",
+            f"{window['resident_bytes'] / 2**20:,.0f} MiB",
+            f"{1e3 * window['seconds'] / report['window_writes']:.1f} ms",
+        )
+    return table
+
+
 def show_rounds(
     out: Console,
     model: MemoryModel,

@@ -229,7 +229,18 @@ def test_an_output_object_is_returned_when_asked_for() -> None:
     assert out.past_key_values.get_seq_length() == 1 + tiny.SLOTS + 17 - 1  # the last token was never read
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 3}, {"prompt_lookup_num_tokens": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 50},
+        {"max_length": 57},
+        {"generation_config": GenerationConfig(max_new_tokens=50, do_sample=False, pad_token_id=0)},
+        {"max_new_tokens": 50, "num_beams": 3},
+        {"max_new_tokens": 50, "prefill_chunk_size": 3},
+        {"max_new_tokens": 50, "prompt_lookup_num_tokens": 2},
+    ],
+    ids=lambda options: " ".join(options),
+)
 @pytest.mark.parametrize("writes", [0, 2])
 def test_decoding_neither_moves_nor_changes_the_prefix(options: dict[str, Any], writes: int) -> None:
     model = with_memory()
@@ -242,7 +253,7 @@ def test_decoding_neither_moves_nor_changes_the_prefix(options: dict[str, Any], 
         prefixes.append(torch.stack([layer.keys[:, : cache.prefix] for layer in cache.layers]).clone())
 
     model.hf.register_forward_hook(look, with_kwargs=True)
-    model.generate(written(model, 0, writes), ids(7), **GREEDY, **options)
+    model.generate(written(model, 0, writes), ids(7), **{"do_sample": False, "eos_token_id": None, **options})
     assert len(seen) > 4 and all(pointers == seen[0] for pointers in seen)
     assert all(torch.equal(prefix, prefixes[0]) for prefix in prefixes)
 

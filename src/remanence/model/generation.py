@@ -32,7 +32,7 @@ def require_finite(logits: Tensor) -> None:
 def new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
     """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
     config = kwargs.get("generation_config") or hf.generation_config
-    for holder in (kwargs.get("maxnew_tokens"), getattr(config, "maxnew_tokens", None)):
+    for holder in (kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None)):
         if holder is not None:
             return int(holder)
     return int(kwargs.get("max_length") or getattr(config, "max_length", None) or 20)

@@ -20,6 +20,7 @@ from remanence.model.encoder import encode, install_hooks
 from remanence.model.families import Backbone
 from remanence.model.generation import FiniteOnly, new_tokens, require_finite
 from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
+from remanence.model.linear import use_onednn
 from remanence.model.prefix import (
     PrefixCache,
     mask_each_step,
@@ -37,7 +38,7 @@ class MemoryModel(nn.Module):
     Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
 
     Attributes:
-        hf: the decoder, unchanged but for hooks and its attention function.
+        hf: the decoder, unchanged but for hooks and for how its attention and linear layers compute on a CPU.
         bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
         new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
     """
@@ -70,6 +71,7 @@ class MemoryModel(nn.Module):
         self._stamp: tuple[int, str] = (-1, "")
         _ = self.spec  # raises on bad sizes before anything is hooked
         share_heads(hf)
+        use_onednn(hf)
         install_hooks(self.backbone)
         mask_each_step(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)

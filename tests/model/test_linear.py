@@ -1,0 +1,116 @@
+"""The oneDNN linear layer is the stock one by other means, and steps aside where it cannot stand in for it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from remanence import MemoryModel
+from remanence.model.linear import OneDnnLinear, use_onednn
+from tests import tiny
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+def layers(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+    """A stock layer and its like."""
+    torch.manual_seed(0)
+    stock = nn.Linear(48, 80, bias=bias)
+    swapped = copy.deepcopy(stock)
+    use_onednn(swapped)
+    return stock, swapped
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (33, 48), (2, 5, 48), (0, 48), (2, 0, 48)], ids=str)
+def test_product_is_that_of_the_stock_layer(shape: tuple[int, ...], bias: bool) -> None:
+    stock, swapped = layers(bias)
+    assert isinstance(swapped, OneDnnLinear)
+    given = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
+
+
+@needs_onednn
+def test_rows_need_not_lie_together() -> None:
+    stock, swapped = layers()
+    given = torch.randn(48, 6).t()
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(swapped(given[::2]), stock(given[::2]), atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture
+def no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def product(*_: object) -> Tensor:
+        raise AssertionError("oneDNN was called")
+
+    monkeypatch.setattr("remanence.model.linear._product", product)
+
+
+@pytest.mark.usefixtures("no_onednn")
+def test_gradients_flow_through_the_stock_product() -> None:
+    stock, swapped = layers()
+    given = torch.randn(5, 48)
+    for layer in (stock, swapped):
+        layer(given).square().sum().backward()
+    assert stock.weight.grad is not None
+    assert swapped.weight.grad is not None
+    assert torch.equal(stock.weight.grad, swapped.weight.grad)
+
+
+@pytest.mark.usefixtures("no_onednn")
+def test_autocast_and_other_dtypes_take_the_stock_product() -> None:
+    _, swapped = layers()
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert swapped(torch.randn(5, 48)).dtype == torch.bfloat16
+        assert swapped.double()(torch.randn(5, 48).double()).dtype == torch.float64
+
+
+@needs_onednn
+def test_a_change_of_weights_shows_at_once() -> None:
+    stock, swapped = layers()
+    given = torch.randn(5, 48)
+    with torch.no_grad():
+        swapped(given)
+        for layer in (stock, swapped):
+            layer.weight.mul_(-2)
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
+
+
+def test_a_changed_layer_can_be_copied_and_pickled() -> None:
+    _, swapped = layers()
+    for copied in (copy.deepcopy(swapped), pickle.loads(pickle.dumps(swapped))):
+        assert type(copied) is type(swapped)
+        assert torch.equal(copied.weight, swapped.weight)
+
+
+@needs_onednn
+def test_layers_of_a_class_of_their_own_are_left_alone() -> None:
+    class Own(nn.Linear):
+        pass
+
+    both = nn.Sequential(Own(3, 3), nn.Linear(3, 3))
+    use_onednn(both)
+    assert [type(layer) for layer in both] == [Own, OneDnnLinear]
+
+
+@needs_onednn
+def test_a_decoder_with_memory_computes_its_linear_layers_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def product(given: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor:
+        shapes.append(tuple(weight.shape))
+        return linear(given, weight, bias)
+
+    hf = tiny.decoder()
+    linears = sum(isinstance(module, nn.Linear) for module in hf.modules())
+    model: MemoryModel = tiny.with_memory(hf)
+    monkeypatch.setattr("remanence.model.linear._product", product)
+    model.read(model.new_memory(), tiny.ids(5))
+    assert len(shapes) == linears
