@@ -134,15 +134,15 @@ def first_token(on: Setting, repeats: int) -> Figures:
     """From prompt to first token, prefix included."""
     rows = []
     for slots in (on.slots // 4, on.slots // 2, on.slots, 2 * on.slots):
-        model = on.model(slots)
+        model, stock = on.model(slots), on.decoder()
         memory, pool = on.filled(model)
         ids = on.prompt()
 
         def fast(model: MemoryModel = model, memory: Memory = memory, ids: Tensor = ids) -> None:
             model.generate(memory, ids, max_new_tokens=1, **GREEDY)
 
-        def plain(model: MemoryModel = model, pool: Tensor = pool, ids: Tensor = ids) -> None:
-            reference.read(model.hf, model.bos_embedding, pool, ids)[-1].argmax()
+        def plain(stock: Any = stock, bos: Tensor | None = model.bos_embedding, pool: Tensor = pool) -> None:
+            reference.read(stock, bos, pool, ids)[-1].argmax()
 
         rows.append({"slots": slots, **compared(in_turns(repeats, remanence=fast, reference=plain))})
     slopes = {
