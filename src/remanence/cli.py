@@ -66,6 +66,7 @@ app.add_typer(evaluations, name="eval", help="Measure what a memory is worth.")
 class Curve(StrEnum):
     NONE = "none"
     POOL = "pool"
+    LONGTERM = "longterm"
     CONTEXT = "context"
 
 
@@ -294,7 +295,9 @@ def retention(
     distances: Annotated[
         str, typer.Option(help="In writes: 0,5,10; 2p is 2·N/K; 0..20 counts by one; 0,5,…,20p by five.")
     ] = DISTANCES,
-    memory: Annotated[list[Curve] | None, typer.Option(help="Which curves; repeatable. Default: all.")] = None,
+    memory: Annotated[
+        list[Curve] | None, typer.Option(help="Which curves; repeatable. Default: all there are.")
+    ] = None,
     model: ModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
@@ -316,7 +319,7 @@ def retention(
             engine,
             distances=distances,
             samples=samples,
-            conditions=[curve.value for curve in memory or Curve],
+            conditions=[curve.value for curve in memory] if memory else None,
             seed=seed,
             attributes_per_biography=facts,
             progress=progress,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryFileError, MemoryMismatchError
 from remanence.memory import Memory, MemorySpec, NewSlots, WriteRecord, tiled
-from remanence.memory import memory as module
+from remanence.memory import saving as module
 
 SPEC = MemorySpec(
     layers=2,

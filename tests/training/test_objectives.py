@@ -60,7 +60,7 @@ def test_survivors_stay_in_order_and_none_appears_twice() -> None:
 def test_two_chunks_let_gradient_through_the_write() -> None:
     model = tiny_model(slots=SLOTS, slots_per_write=K)
     episodes = episodes_of(model, [[0]], [[True]], chunks=2)
-    made = write_chunks(model, episodes, None)
+    made = write_chunks(model, episodes.chunks, episodes.lengths, None)
     pools = pools_of(model, made, episodes, "last", torch.Generator())
     loss, _ = label_loss(model, read_prompts(model, pools, episodes.prompts), episodes.prompts.labels)
     loss.backward()
@@ -108,7 +108,7 @@ def test_training_writes_what_inference_writes() -> None:
     texts = [[5, 6, 7, 8, 9, 10], [11, 12], [1, 2, 3, 4, 5, 6, 7, 8]]
     ids, lengths = left_pad(texts, 0, K)
     episodes = Episodes(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
-    made = write_chunks(model, episodes, memory.newest[None].expand(3, -1, -1, -1))
+    made = write_chunks(model, episodes.chunks, episodes.lengths, memory.newest[None].expand(3, -1, -1, -1))
     for text, slots in zip(texts, made, strict=True):
         torch.testing.assert_close(slots, model.encode(memory, text), atol=1e-5, rtol=0)
 

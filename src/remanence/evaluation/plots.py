@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _STYLES = {
-    "pool": ("through memory", "#1f5fa8", "o"),
+    "pool": ("through the pool", "#1f5fa8", "o"),
+    "longterm": ("pool and long-term memory", "#8e44ad", "D"),
     "context": ("text in context", "#2a8c5a", "s"),
     "none": ("neither", "#8a8a8a", "^"),
 }

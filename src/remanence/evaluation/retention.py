@@ -6,7 +6,8 @@ about an attribute drawn for it. Reading changes nothing, so every question is t
 
 | curve | what the model has when it is asked |
 |---|---|
-| pool | the memory |
+| pool | the pool of the memory |
+| longterm | the pool, and what is retrieved from long-term memory, where the model has a retriever |
 | context | the biography and what was written after it, as text; as much of its end as the context holds |
 | none | nothing: the share that guessing gets |
 """
@@ -25,11 +26,11 @@ from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import DISTANCES, parse_distances
-from remanence.memory import Memory
+from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import answer_of
 
-Condition = Literal["pool", "none", "context"]
+Condition = Literal["pool", "longterm", "none", "context"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 ANSWER_TOKENS = 8
 _PREFILL_TOKENS = 16_384  # read in one batch, to bound the memory that long contexts take
@@ -40,7 +41,8 @@ def measure(
     *,
     distances: str | Sequence[int] = DISTANCES,
     samples: int = 100,
-    conditions: Sequence[Condition] = CONDITIONS,
+    conditions: Sequence[Condition] | None = None,
+    storage: Storage | None = None,
     seed: int = 0,
     attributes_per_biography: int = FACTS,
     batch: int = 25,
@@ -51,6 +53,8 @@ def measure(
     Args:
         distances: in writes, or as `parse_distances` reads them.
         samples: people.
+        conditions: None: all that the model can be put under.
+        storage: where long-term slots lie; None: in host memory, as they are.
         batch: memories that are written at once.
         progress: called with (steps done, steps in all).
 
@@ -66,6 +70,10 @@ def measure(
     asked = parse_distances(distances, writes_per_pool) if isinstance(distances, str) else sorted(set(distances))
     if not asked or asked[0] < 0 or samples < 1 or batch < 1:
         raise InvalidInputError("retention needs at least one distance, none below 0, and at least one sample")
+    if conditions is None:
+        conditions = [c for c in CONDITIONS if c != "longterm" or model.retriever is not None]
+    if "longterm" in conditions and model.retriever is None:
+        raise InvalidInputError("this model has no retriever, so there is no long-term memory to measure")
     if not conditions or set(conditions) - set(CONDITIONS):
         raise InvalidInputError(f"conditions are among {', '.join(CONDITIONS)}; got {', '.join(conditions) or 'none'}")
     starts = range(0, samples, batch)
@@ -74,7 +82,8 @@ def measure(
     for start in starts:
         indices = range(start, min(start + batch, samples))
         episodes = [Episode(seed, index, attributes_per_biography) for index in indices]
-        _measure_batch(model, episodes, [seed + index for index in indices], right, 2 * writes_per_pool, step)
+        memories = [model.new_memory(seed + index, longterm="longterm" in right, storage=storage) for index in indices]
+        _measure_batch(model, episodes, memories, right, 2 * writes_per_pool, step)
     curves = {
         condition: [point(distance, count, samples) for distance, count in counts.items()]
         for condition, counts in right.items()
@@ -143,17 +152,17 @@ class _Steps:
 def _measure_batch(
     model: MemoryModel,
     episodes: Sequence[Episode],
-    seeds: Sequence[int],
+    memories: Sequence[Memory],
     right: dict[Condition, dict[int, int]],
     warm_up: int,
     step: Callable[[], None],
 ) -> None:
-    memories = [model.new_memory(seed) for seed in seeds]
+    remembers = bool({"pool", "longterm"} & set(right))
     blank = [Memory(model.spec) for _ in episodes]
     contexts = [_Context(model) for _ in episodes]
 
     def write(texts: list[str], *, before_the_fact: bool = False) -> None:
-        if "pool" in right:
+        if remembers:
             model.write(memories, texts)
         if "context" in right and not before_the_fact:
             for context, text in zip(contexts, texts, strict=True):
@@ -161,8 +170,10 @@ def _measure_batch(
         step()
 
     def answers(condition: Condition, prompts: list[str]) -> list[str]:
-        if condition == "pool":
+        if condition == "longterm":
             return answer(model, memories, prompts)
+        if condition == "pool":
+            return answer(model, [memory.pool_only() for memory in memories], prompts)
         if condition == "none":
             return answer(model, blank, prompts)
         rows = [context.before(prompt) for context, prompt in zip(contexts, prompts, strict=True)]

@@ -1,25 +1,22 @@
 """Memory: a value. Fork it, save it, load it; only a model writes it."""
 
-import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryFileError
+from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.eviction import check_evicted, draw_evicted
+from remanence.memory.longterm import Evicted, LongTerm
 from remanence.memory.pool import Pool
 from remanence.memory.spec import MemorySpec
-
-FORMAT = "remanence-memory-1"
+from remanence.memory.tiers import Storage
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,16 @@ class NewSlots:
         hidden: `[L, Q, d]`.
         keys, values: `[L, Q, H, D]`, keys unrotated.
         tokens: how many tokens were read to make them.
+        retrieval: `[L, Q, R]`, their retrieval keys, where the model has a retriever.
+        ages: `[L, Q]`, None for Q - 1, ..., 1, 0.
     """
 
     hidden: Tensor
     keys: Tensor
     values: Tensor
     tokens: int
+    retrieval: Tensor | None = None
+    ages: Tensor | None = None
 
 
 class Memory:
@@ -67,6 +68,7 @@ class Memory:
         spec: what a model must agree on to read it.
         pool: N slots per layer; None as long as nothing was written (the model then reads as a plain language model).
         newest: `[L, K, d]`, the K newest slots in hidden form. A write starts from them.
+        longterm: what the pool evicted; None where the model has no retriever.
         write_count: writes since the memory was new.
     """
 
@@ -78,11 +80,14 @@ class Memory:
         pool: Pool | None = None,
         newest: Tensor | None = None,
         keep_hidden: bool = False,
+        longterm: LongTerm | None = None,
     ) -> None:
         self.spec, self.pool_or_none, self.newest, self.keep_hidden = spec, pool, newest, keep_hidden
+        self.longterm = longterm
         self.write_count = 0
         self._next_serial = 0 if pool is None else int(pool.serial.max()) + 1
         self._records: list[WriteRecord] = []
+        self._most_records = 64 + 8 * spec.slots // spec.slots_per_write
         self._generator = torch.Generator().manual_seed(seed)
 
     @property
@@ -102,12 +107,17 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors: the pool, and the K newest slots in hidden form."""
+        """Bytes of the pool, of the K newest slots in hidden form, and of long-term memory, whatever its tier."""
         newest = 0 if self.newest is None else self.newest.numel() * self.newest.element_size()
-        return newest + (0 if self.pool_or_none is None else self.pool_or_none.nbytes)
+        longterm = 0 if self.longterm is None else sum(self.longterm.nbytes.values())
+        return newest + longterm + (0 if self.pool_or_none is None else self.pool_or_none.nbytes)
 
     def provenance(self) -> Tensor:  # [L, N], id of the write that made each slot, oldest first; -1: not by a write
-        serials = self.pool.serial.gather(1, self.pool.order).cpu()
+        return self.written_by(self.pool.serial.gather(1, self.pool.order))
+
+    def written_by(self, serials: Tensor) -> Tensor:  # any shape; -1: not by a write
+        """The id of the write that made each slot."""
+        serials = serials.cpu()
         starts = torch.tensor([record.first_serial for record in self._records], dtype=torch.long)
         ids = torch.tensor([-1] + [record.id for record in self._records])
         return ids[torch.searchsorted(starts, serials, right=True)]
@@ -120,10 +130,13 @@ class Memory:
         return draw_evicted(self.spec.layers, self.pool.size, count, self._generator, shared=self.spec.shared_eviction)
 
     @contextmanager
-    def committing(self, new: NewSlots, evict: Tensor | None = None) -> Iterator[tuple[WriteRecord, Tensor | None]]:
+    def committing(
+        self, new: NewSlots, evict: Tensor | None = None, passed: NewSlots | None = None
+    ) -> Iterator[tuple[WriteRecord, Tensor | None]]:
         """Put new slots into the pool in place; everything is undone if the body raises.
 
         `evict` replays a draw: ranks `[L, P]` of the slots that leave. If fewer leave than come, the pool grows.
+        `passed` are slots that go to long-term memory at once, behind those that leave the pool.
 
         Raises:
             InvalidInputError: `evict` does not fit.
@@ -136,26 +149,53 @@ class Memory:
             )
         before = dict(vars(self), _records=list(self._records))
         state = self._generator.get_state()
-        record = WriteRecord(self.write_count, new.tokens, self._next_serial, new.hidden.shape[1])
+        made = new.hidden.shape[1] + (0 if passed is None else passed.hidden.shape[1])
+        record = WriteRecord(self.write_count, new.tokens, self._next_serial, made)
         try:
             if self.pool_or_none is None:
                 if evict is not None:
                     raise InvalidInputError("evict= was given, but the first write of a memory evicts nothing")
                 new = tiled(new, self.spec.slots)
+                record = replace(record, slots=self.spec.slots)
                 self.newest = new.hidden[:, -self.spec.slots_per_write :].detach().clone()
-                self._record(record, new)
+                self._record(record)
                 self.pool_or_none = self._pool_of(new, record)
                 yield record, None
             else:
                 evicted = self._evicted(new.hidden.shape[1], evict)
                 self.newest = self._newest(new.hidden, evicted)
-                self._record(record, new)
-                with self.pool_or_none.replacing(evicted, self._pool_of(new, record)):
+                self._record(record)
+                with (
+                    self.pool_or_none.replacing(evicted, self._pool_of(new, record)) as gone,
+                    self._keeping(gone, new, passed, record),
+                ):
                     yield record, evicted
         except BaseException:
             vars(self).update(before)
             self._generator.set_state(state)
             raise
+
+    def _keeping(
+        self, gone: dict[str, Tensor], new: NewSlots, passed: NewSlots | None, record: WriteRecord
+    ) -> AbstractContextManager[None]:
+        """Hand what left the pool over to long-term memory, which ages by as many slots as the write made.
+
+        Slots that pass by the pool have ages of their own; the clock then follows them (published code).
+        """
+        if self.longterm is None:
+            return nullcontext()
+        step = new.hidden.shape[1] if new.ages is None else self.spec.slots_per_write
+        ages = gone["ages"]
+        parts = {name: gone[name] for name in ("keys", "values", "retrieval", "serial")}
+        if passed is not None:
+            assert passed.ages is not None and passed.retrieval is not None and new.ages is not None
+            step = 1 + int(max(new.ages.max(), passed.ages.max()))
+            ages = torch.cat([ages + step, passed.ages.to(ages.device)], dim=1)
+            serial = record.first_serial + torch.arange(passed.hidden.shape[1], device=ages.device)
+            by = {"keys": passed.keys, "values": passed.values, "retrieval": passed.retrieval}
+            by["serial"] = serial.repeat(self.spec.layers, 1)
+            parts = {name: torch.cat([part, by[name]], dim=1) for name, part in parts.items()}
+        return self.longterm.appending(Evicted(**parts, ages=ages), step)
 
     def _evicted(self, made: int, evict: Tensor | None) -> Tensor:  # [L, P]
         if evict is None:
@@ -175,40 +215,60 @@ class Memory:
             made = torch.cat([torch.stack(older), made], dim=1)
         return made[:, -k:].detach().clone()
 
-    def _record(self, record: WriteRecord, new: NewSlots) -> None:
+    def _record(self, record: WriteRecord) -> None:
         self.write_count += 1
-        self._next_serial += new.hidden.shape[1]
-        if len(self._records) >= 64 + 8 * self.spec.slots // self.spec.slots_per_write:
+        self._next_serial += record.slots
+        if len(self._records) >= self._most_records:
             alive = set(self.provenance().unique().tolist())
+            if self.longterm is not None:
+                alive |= set(self.written_by(self.longterm.alive()).unique().tolist())
             self._records = [kept for kept in self._records if kept.id in alive]
+            self._most_records = max(self._most_records, 2 * len(self._records))
         self._records.append(record)
 
     def _pool_of(self, new: NewSlots, record: WriteRecord) -> Pool:
-        last = record.first_serial + new.hidden.shape[1]
-        serial = torch.arange(record.first_serial, last, device=new.keys.device)
+        last = record.first_serial + record.slots
+        made, device = new.hidden.shape[1], new.keys.device
+        serial = torch.arange(last - made, last, device=device)
         hidden = new.hidden.detach() if self.keep_hidden else None
-        return Pool(new.keys.detach(), new.values.detach(), serial.repeat(self.spec.layers, 1), hidden)
+        retrieval = ages = None
+        if self.longterm is not None:
+            assert new.retrieval is not None
+            retrieval = new.retrieval.detach()
+            ages = torch.arange(made - 1, -1, -1, device=device).repeat(self.spec.layers, 1)
+            ages = ages if new.ages is None else new.ages.to(device)
+        serial = serial.repeat(self.spec.layers, 1)
+        return Pool(new.keys.detach(), new.values.detach(), serial, hidden, retrieval, ages)
 
     def become(self, other: "Memory") -> None:
         """Take over another memory's content, in one step. The other must not be used afterwards."""
         vars(self).update(vars(other))
 
+    def pool_only(self) -> "Memory":
+        """This memory as it reads without its long-term part. It shares the pool: do not write to it."""
+        view = copy(self)
+        view.longterm = None
+        return view
+
     def fork(self) -> "Memory":
         """An independent copy, random state included."""
-        copy = Memory(
+        twin = Memory(
             self.spec,
             pool=None if self.pool_or_none is None else self.pool_or_none.clone(),
             newest=None if self.newest is None else self.newest.clone(),
             keep_hidden=self.keep_hidden,
+            longterm=None if self.longterm is None else self.longterm.fork(),
         )
-        copy._restore(self._bookkeeping())
-        copy._generator.set_state(self._generator.get_state())
-        return copy
+        twin._restore(self._bookkeeping())
+        twin._generator.set_state(self._generator.get_state())
+        return twin
 
     def to(self, device: torch.device | str) -> "Memory":
         """Move the tensors, in place."""
         if self.pool_or_none is not None and self.newest is not None:
             self.pool_or_none, self.newest = self.pool_or_none.to(device), self.newest.to(device)
+        if self.longterm is not None:
+            self.longterm = self.longterm.to(torch.device(device))
         return self
 
     def _bookkeeping(self) -> dict[str, Any]:
@@ -225,85 +285,33 @@ class Memory:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all: a full disk or Ctrl-C leaves what was there.
 
+        Long-term slots go into files of their own, in a folder beside it that is named like it, with `.longterm`
+        behind. Those that are there already stay as they are, so that saving again costs what is new.
+
         Raises:
             MemoryFileError: the file could not be written.
         """
-        target = Path(path)
-        tensors = {"generator": self._generator.get_state()}
-        if self.pool_or_none is not None and self.newest is not None:
-            tensors |= {f"pool.{name}": tensor for name, tensor in self.pool_or_none.tensors.items()}
-            tensors["newest"] = self.newest
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        about = {"spec": self.spec.to_json(), "keep_hidden": self.keep_hidden, **self._bookkeeping()}
-        try:
-            handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        except OSError as error:
-            raise MemoryFileError(f"cannot write {target}: {error.strerror}") from error
-        os.close(handle)
-        try:
-            save_file(tensors, partial, metadata={"format": FORMAT, "memory": json.dumps(about)})
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        except (OSError, SafetensorError) as error:
-            raise MemoryFileError(f"could not write {target}: {error}; what was there before is unchanged") from error
-        finally:
-            Path(partial).unlink(missing_ok=True)
+        from remanence.memory.saving import save
+
+        save(self, Path(path))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> "Memory":
+    def load(
+        cls, path: str | os.PathLike[str], device: torch.device | str = "cpu", *, storage: Storage | None = None
+    ) -> "Memory":
         """Read a file that `save` made.
+
+        Args:
+            storage: where long-term slots are to lie; None: in the tier in which they lay.
 
         Raises:
             FileNotFoundError: there is no such file.
-            MemoryFileError: the file is truncated, damaged, or not a memory.
+            MemoryFileError: the file, or one that holds long-term slots, is missing, truncated, damaged or foreign.
             CorruptMemoryError: a slot is not finite.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no memory file at {path}")
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise MemoryFileError(f"{path} is a safetensors file, but not a memory saved by Memory.save")
-                about = json.loads(metadata["memory"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            spec = MemorySpec(**about["spec"])
-            held = {name.removeprefix("pool."): t for name, t in tensors.items() if name.startswith("pool.")}
-            memory = cls(
-                spec,
-                pool=Pool(**held) if held else None,
-                newest=tensors.get("newest"),
-                keep_hidden=about["keep_hidden"],
-            )
-            memory._restore(about)
-            memory._generator.set_state(tensors["generator"])
-            memory._check_tensors(Path(path))
-        except (MemoryFileError, CorruptMemoryError):
-            raise
-        except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError) as error:
-            raise MemoryFileError(f"{path} is truncated, damaged or not a memory: {error}") from error
-        return memory.to(device)
+        from remanence.memory.saving import load
 
-    def _check_tensors(self, path: Path) -> None:
-        if self.pool_or_none is None:
-            return
-        spec, pool, newest = self.spec, self.pool_or_none, self.newest
-        slot = (spec.kv_heads, spec.head_dim)
-        shapes = {
-            "keys": (pool.keys, (spec.layers, pool.size, *slot)),
-            "values": (pool.values, (spec.layers, pool.size, *slot)),
-            "serial": (pool.serial, (spec.layers, pool.size)),
-            "newest": (newest, (spec.layers, spec.slots_per_write, spec.hidden_size)),
-        }
-        if self.keep_hidden:
-            shapes["hidden"] = (pool.hidden, (spec.layers, pool.size, spec.hidden_size))
-        for name, (tensor, shape) in shapes.items():
-            dtype = torch.int64 if name == "serial" else spec.torch_dtype
-            if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-                raise MemoryFileError(f"{path} is damaged: {name} does not have shape {list(shape)} and {dtype}")
-        if not all(bool(torch.isfinite(t).all()) for t in (pool.keys, pool.values, newest) if t is not None):
-            raise CorruptMemoryError(f"{path} holds slots that are not finite; go back to an older copy of the memory")
+        return load(Path(path), torch.device(device), storage)
 
     def __repr__(self) -> str:
         spec = self.spec
@@ -321,4 +329,5 @@ def tiled(slots: NewSlots, size: int) -> NewSlots:
     if size % made:
         index = torch.cat([index, torch.arange(made)[-(size % made) :]])
     index = index.to(slots.hidden.device)
-    return NewSlots(slots.hidden[:, index], slots.keys[:, index], slots.values[:, index], slots.tokens)
+    retrieval = None if slots.retrieval is None else slots.retrieval[:, index]
+    return NewSlots(slots.hidden[:, index], slots.keys[:, index], slots.values[:, index], slots.tokens, retrieval)

@@ -16,15 +16,28 @@ class Pool:
         keys, values: `[L, N, H, D]` with H key/value heads of size D.
         serial: `[L, N]`, int64. Slots are numbered as they are made, so rank is the order of serials.
         hidden: `[L, N, d]` or None. Kept on demand, for inspection and export.
+        version: counts changes.
+        retrieval, ages: `[L, N, R]` and `[L, N]`, or None: the keys and ages that slots take along to long-term memory.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, serial: Tensor, hidden: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        serial: Tensor,
+        hidden: Tensor | None = None,
+        retrieval: Tensor | None = None,
+        ages: Tensor | None = None,
+    ) -> None:
         self.keys, self.values, self.serial, self.hidden = keys, values, serial, hidden
+        self.retrieval, self.ages = retrieval, ages
+        self.version = 0
         self._order: Tensor | None = None
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        held = {"keys": self.keys, "values": self.values, "serial": self.serial, "hidden": self.hidden}
+        names = ("keys", "values", "serial", "hidden", "retrieval", "ages")
+        held = {name: getattr(self, name) for name in names}
         return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     @property
@@ -58,8 +71,10 @@ class Pool:
         return self.order.gather(1, ranks.to(self.order.device))
 
     @contextmanager
-    def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
+    def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[dict[str, Tensor]]:
         """Put the Q slots per layer of `new`, in rank order, where `ranks` [L, P] were; undone if the body raises.
+
+        Yields what was there, by the names of `tensors`, in the order of `ranks`.
 
         P <= Q. P < Q makes the pool grow by Q - P, as the published code does where rounding drops one slot too few.
 
@@ -72,14 +87,15 @@ class Pool:
             raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
         if ranks.shape[1] < new.size:
             with self._growing(ranks, new):
-                yield
+                yield undo
             return
         order = self.order
+        self.version += 1
         try:
             for name, tensor in self.tensors.items():
                 _put(tensor, places, new.tensors[name])
             self._order = torch.cat([self._surviving(ranks), places], dim=1)
-            yield
+            yield undo
         except BaseException:
             for name, tensor in self.tensors.items():
                 _put(tensor, places, undo[name])
@@ -89,6 +105,7 @@ class Pool:
     @contextmanager
     def _growing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
         before, order, survivors = self.tensors, self.order, self._surviving(ranks)
+        self.version += 1
         try:
             for name, tensor in before.items():
                 setattr(self, name, torch.cat([_rows(tensor, survivors), new.tensors[name]], dim=1))

@@ -21,6 +21,7 @@ class MemorySpec:
         dtype: of all slots, as `torch` spells it (`"float32"`).
         shared_eviction: one draw for all layers instead of one per layer.
         model: fingerprint of the weights that wrote it.
+        retrieval_size: of a slot's retrieval key; 0 if the model has no retriever.
     """
 
     layers: int
@@ -32,6 +33,7 @@ class MemorySpec:
     dtype: str
     shared_eviction: bool
     model: str
+    retrieval_size: int = 0
 
     def __post_init__(self) -> None:
         n, k = self.slots, self.slots_per_write

@@ -2,15 +2,16 @@
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from remanence.errors import CheckpointError
+from remanence.errors import CheckpointError, InvalidInputError
 
 Role = Literal["write", "read"]
 
@@ -19,9 +20,13 @@ class TwinLora:
     """Switches the LoRA layers of a model between two adapters, or keeps one on where there is only one.
 
     The active adapter is state of the modules, so calls on one model take turns.
+
+    Attributes:
+        settings: how the adapters were made; None where they came with a published checkpoint.
     """
 
-    def __init__(self, model: nn.Module, write: str, read: str) -> None:
+    def __init__(self, model: nn.Module, write: str, read: str, settings: "LoraSettings | None" = None) -> None:
+        self.settings = settings
         self.names: dict[Role, str] = {"write": write, "read": read}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._lock = threading.RLock()
@@ -35,6 +40,51 @@ class TwinLora:
                 for parameter, requires_grad in trained:
                     parameter.requires_grad_(requires_grad)
             yield
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What both adapters have in common; as published, but for the dropout, if nothing is said.
+
+    Attributes:
+        r, lora_alpha, lora_dropout: as in `peft.LoraConfig`.
+        target_modules: names of linear layers; None: all of a decoder layer but the output projection of attention.
+    """
+
+    r: int = 16
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] | None = None
+
+
+WRITE, READ = "writer", "reader"
+_NOT_ADAPTED = {"o_proj", "dense"}
+
+
+def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
+    """Give a decoder two fresh adapters, which change nothing until they are trained.
+
+    Raises:
+        InvalidInputError: no linear layer has one of the names.
+    """
+    linears = {
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}"
+    }
+    targets = set(settings.target_modules or linears - _NOT_ADAPTED)
+    if not targets <= linears:
+        wrong = ", ".join(sorted(targets - linears))
+        raise InvalidInputError(f"no linear layer is named {wrong}; there are {', '.join(sorted(linears))}")
+    _inject(model, LoraConfig(**{**asdict(settings), "target_modules": sorted(targets)}), [WRITE, READ])
+    return TwinLora(model, WRITE, READ, settings)
+
+
+def _inject(model: nn.Module, config: LoraConfig, names: Iterable[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
+        for name in names:
+            inject_adapter_in_model(config, model, adapter_name=name)
 
 
 def add_twin_lora(
@@ -55,10 +105,7 @@ def add_twin_lora(
         lora_dropout=settings.get("lora_dropout", 0.0),
         target_modules=sorted(targets),
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
-        for adapter in dict.fromkeys([write, read]):
-            inject_adapter_in_model(config, model, adapter_name=adapter)
+    _inject(model, config, dict.fromkeys([write, read]))
     held = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     if missing := sorted(set(held) ^ set(weights)):
         raise CheckpointError(f"LoRA weights do not match the model, first at {missing[0]}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from remanence.errors import CheckpointError
+from remanence.memory import LongTermRules
 from remanence.model import official
+from remanence.model.adapters import LoraSettings, new_twin_lora
+from remanence.model.retriever import new_retriever
 
 if TYPE_CHECKING:
     from remanence.model.memory_model import MemoryModel
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 SETTINGS = "remanence.json"
 PARAMETERS = "remanence.safetensors"
 FORMAT = "remanence-model-1"
+LORA = ".lora_"
 
 
 def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel":
@@ -38,7 +43,7 @@ def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel
     if not config_file.is_file():
         raise CheckpointError(f"{path} holds neither {SETTINGS} nor config.json, so it is no checkpoint")
     architectures = _json(config_file).get("architectures") or []
-    if architectures == ["MemoryLLM"]:
+    if len(architectures) == 1 and architectures[0] in official.ARCHITECTURES:
         return official.load(path, tokenizer=load_tokenizer(path), **options)
     raise CheckpointError(
         f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it "
@@ -47,30 +52,38 @@ def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel
 
 
 def save(model: "MemoryModel", path: Path) -> None:
-    """Write decoder, tokenizer, settings and the memory's parameters.
+    """Write decoder, tokenizer, settings, and what memory adds: its parameters, the retriever, adapters.
 
     Raises:
-        CheckpointError: the model has adapters, which this format does not hold yet.
+        CheckpointError: the model has parts that only the published format holds.
     """
-    if model.adapters is not None:
-        raise CheckpointError("a model with LoRA adapters cannot be saved in this format yet; keep the published one")
+    if model.shipped_longterm is not None or (model.adapters is not None and model.adapters.settings is None):
+        raise CheckpointError("a published model with adapters or long-term memory cannot be saved in this format")
     path.mkdir(parents=True, exist_ok=True)
-    model.hf.save_pretrained(path)
+    decoder = {name.replace(".base_layer.", "."): t for name, t in model.hf.state_dict().items() if LORA not in name}
+    model.hf.save_pretrained(path, state_dict=decoder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(path)
     tensors = {
         "bos_embedding": model.bos_embedding,
         "new_memory_positional_emb": model.new_memory_positional_emb,
         "shipped_pool": model.shipped_pool,
+        **{name: parameter for name, parameter in model.hf.named_parameters() if LORA in name},
     }
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-    save_file(held, path / PARAMETERS)
-    settings = {
+    settings: dict[str, Any] = {
         "format": FORMAT,
         "slots": model.slots,
         "slots_per_write": model.slots_per_write,
         "eviction": model.eviction,
     }
+    if model.retriever is not None and model.longterm is not None:
+        tensors |= {f"retriever.{name}": parameter for name, parameter in model.retriever.named_parameters()}
+        settings["longterm"] = asdict(model.longterm)
+        settings["retriever"] = {"size": model.retriever.size, "depth": model.retriever.depth}
+    if model.adapters is not None and model.adapters.settings is not None:
+        settings["lora"] = asdict(model.adapters.settings)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    save_file(held, path / PARAMETERS)
     (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
@@ -93,17 +106,22 @@ def _load_own(
             attn_implementation=attn_implementation,
             local_files_only=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+        lora = None if "lora" not in settings else LoraSettings(**settings["lora"])
+        longterm = None if "longterm" not in settings else LongTermRules(**settings["longterm"])
+        model = MemoryModel(
+            hf,
+            load_tokenizer(path),
+            slots=settings["slots"],
+            slots_per_write=settings["slots_per_write"],
+            bos="bos_embedding" in tensors,
+            eviction=settings["eviction"],
+            keep_hidden=keep_hidden,
+            adapters=None if lora is None else new_twin_lora(hf, lora),
+            longterm=longterm,
+            retriever=None if longterm is None else new_retriever(hf, **settings["retriever"]),
+        )
+    except (OSError, ValueError, SafetensorError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
-    model = MemoryModel(
-        hf,
-        load_tokenizer(path),
-        slots=settings["slots"],
-        slots_per_write=settings["slots_per_write"],
-        bos="bos_embedding" in tensors,
-        eviction=settings["eviction"],
-        keep_hidden=keep_hidden,
-    )
     adopt(model, tensors)
     return model
 
@@ -115,11 +133,16 @@ def adopt(model: "MemoryModel", tensors: dict[str, Tensor]) -> None:
         CheckpointError: one is missing or has another shape.
     """
     layers, size = len(model.backbone.layers), model.hf.config.hidden_size
-    shapes = {"new_memory_positional_emb": (1, 1, size)}
+    shapes: dict[str, tuple[int, ...]] = {"new_memory_positional_emb": (1, 1, size)}
     if model.bos_embedding is not None:
         shapes["bos_embedding"] = (layers, 1, size)
     if tensors.get("shipped_pool") is not None:
         shapes["shipped_pool"] = (layers, model.slots, size)
+    if model.adapters is not None and model.adapters.settings is not None:
+        shapes |= {name: tuple(p.shape) for name, p in model.hf.named_parameters() if LORA in name}
+    if model.shipped_longterm is None and model.retriever is not None:
+        shapes |= {f"retriever.{name}": tuple(p.shape) for name, p in model.retriever.named_parameters()}
+    parameters = dict(model.named_parameters()) | dict(model.hf.named_parameters())
     for name, shape in shapes.items():
         if name not in tensors:
             raise CheckpointError(f"the checkpoint lacks {name}")
@@ -130,7 +153,7 @@ def adopt(model: "MemoryModel", tensors: dict[str, Tensor]) -> None:
             model.shipped_pool = tensor
         else:
             with torch.no_grad():  # not through .data, which would hide the change from the model's fingerprint
-                getattr(model, name).copy_(tensor)
+                parameters[name].copy_(tensor)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -149,10 +149,13 @@ class Backbone:
 
     def project(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor]:  # [..., d] -> 2 x [..., H, D]
         """Keys (unrotated) and values that a token with this layer input would have."""
-        module: Any = self.layers[layer]
-        if self.family.norm is not None:
-            hidden = getattr(module, self.family.norm)(hidden)
-        return self.family.project(getattr(module, self.family.attention), hidden)
+        return self.family.project(getattr(self.layers[layer], self.family.attention), self.normed(layer, hidden))
+
+    def normed(self, layer: int, hidden: Tensor) -> Tensor:  # [..., d]
+        """What a layer's attention sees of its input."""
+        norm = self.family.norm
+        normed: Tensor = hidden if norm is None else getattr(self.layers[layer], norm)(hidden)
+        return normed
 
     def rotary(self, positions: Tensor, like: Tensor) -> Callable[[int], tuple[Tensor, Tensor]]:  # positions [B, S]
         """Cosines and sines `[B, S, R]` for a layer, in the dtype of `like`; computed once per kind of layer."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -13,10 +14,10 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from remanence.errors import InvalidInputError
-from remanence.memory import Memory, MemorySpec, NewSlots, Pool, Receipt
-from remanence.model.adapters import Role, TwinLora
+from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, MemorySpec, Pool, Receipt, Storage
+from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
-from remanence.model.encoder import encode, install_hooks
+from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
 from remanence.model.generation import FiniteOnly, new_tokens, require_finite
 from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
@@ -28,6 +29,10 @@ from remanence.model.prefix import (
     pool_with_pending,
     show_prefix_to_sliding_layers,
 )
+from remanence.model.retriever import Retrieval, Retriever, install_retrieval, new_retriever
+from remanence.model.shipped import ShippedLongTerm
+from remanence.model.spare import Spare
+from remanence.model.writing import encode_rows, new_slots, projected
 
 Progress = Callable[[int, int], None]
 
@@ -41,6 +46,8 @@ class MemoryModel(nn.Module):
         hf: the decoder, unchanged but for hooks and for how its attention and linear layers compute on a CPU.
         bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
         new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
+        retriever: finds what matters for a prompt in long-term memory; None for a model whose memory is a pool only.
+        longterm: how long-term memory is read and what it drops; None with no retriever.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class MemoryModel(nn.Module):
         eviction: Literal["per_layer", "shared"] = "per_layer",
         keep_hidden: bool = False,
         adapters: TwinLora | None = None,
+        longterm: LongTermRules | None = None,
+        retriever: Retriever | None = None,
     ) -> None:
         super().__init__()
         self.hf, self.tokenizer = hf, tokenizer
@@ -68,11 +77,17 @@ class MemoryModel(nn.Module):
         self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, size, **like))
         self.register_buffer("shipped_pool", None)  # [L, N, d], what a new memory starts with
         self.shipped_pool: Tensor | None
+        if (longterm is None) != (retriever is None):
+            raise InvalidInputError("long-term memory takes rules and a retriever; give both or neither")
+        self.longterm, self.retriever = longterm, retriever
+        self.shipped_longterm: ShippedLongTerm | None = None
         self._stamp: tuple[int, str] = (-1, "")
+        self._spare = Spare()
         _ = self.spec  # raises on bad sizes before anything is hooked
         share_heads(hf)
         use_onednn(hf)
         install_hooks(self.backbone)
+        install_retrieval(self.backbone)
         mask_each_step(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)
 
@@ -88,15 +103,48 @@ class MemoryModel(nn.Module):
             bos: prepend a learned slot to every layer's prefix.
             eviction: "per_layer" draws for each layer, "shared" once for all.
             keep_hidden: keep slots in hidden form too, for inspection.
+            longterm: what a memory keeps of the slots that its pool evicts; None: nothing.
+            retrieval_size: of the retriever's queries and keys; None: 256, or a sixteenth of d if that is more.
+            lora: give writing and reading an adapter each (`LoraSettings`); None: neither.
 
         Raises:
             UnsupportedModelError: the family is unknown; says what adding it takes.
             InvalidInputError: K > N, or N is not a multiple of K.
         """
+        size, lora = settings.pop("retrieval_size", None), settings.pop("lora", None)
+        if settings.get("longterm") is not None:
+            settings["retriever"] = new_retriever(hf_model, size)
+        if lora is not None:
+            settings["adapters"] = new_twin_lora(hf_model, lora)
         model = cls(hf_model, tokenizer, **settings)
         if model.bos_embedding is not None:
             nn.init.normal_(model.bos_embedding, std=getattr(hf_model.config, "initializer_range", 0.02))
         return model.eval()
+
+    def with_longterm(
+        self, rules: LongTermRules, *, retrieval_size: int | None = None, lora: LoraSettings | None = None
+    ) -> Self:
+        """This model with an untrained retriever, and untrained adapters if `lora` says so, to be trained next.
+
+        It takes the decoder over: use this model no more. New memories start with nothing written.
+        """
+        model = self.attach(
+            self.hf,
+            self.tokenizer,
+            slots=self.slots,
+            slots_per_write=self.slots_per_write,
+            bos=self.bos_embedding is not None,
+            eviction=self.eviction,
+            keep_hidden=self.keep_hidden,
+            longterm=rules,
+            retrieval_size=retrieval_size,
+            lora=lora,
+        )
+        with torch.no_grad():
+            model.new_memory_positional_emb.copy_(self.new_memory_positional_emb)
+            if self.bos_embedding is not None and model.bos_embedding is not None:
+                model.bos_embedding.copy_(self.bos_embedding)
+        return model
 
     @classmethod
     def from_pretrained(
@@ -144,6 +192,7 @@ class MemoryModel(nn.Module):
             dtype=str(backbone.dtype).removeprefix("torch."),
             shared_eviction=self.eviction == "shared",
             model=self.fingerprint(),
+            retrieval_size=0 if self.retriever is None else self.retriever.size,
         )
 
     def fingerprint(self) -> str:
@@ -167,17 +216,40 @@ class MemoryModel(nn.Module):
             with self.adapters.active(role):
                 yield
 
-    def new_memory(self, seed: int = 0) -> Memory:
+    def new_memory(
+        self, seed: int = 0, *, longterm: bool = True, capacity: int | None = None, storage: Storage | None = None
+    ) -> Memory:
         """A memory as the checkpoint ships it: with the pool it was trained with, or never written.
 
         `seed` sets who is evicted; the same writes into two memories of one seed give the same memory, bit for bit.
+
+        Args:
+            longterm: keep what the pool evicts, where the model has a retriever.
+            capacity: M, the most long-term slots per layer; None: as the model says.
+            storage: where long-term slots lie, and whether as int8; None: in host memory, as they are.
         """
+        kept = self._new_longterm(capacity, storage or Storage()) if longterm else None
         if self.shipped_pool is None:
-            return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden)
-        return self.memory_from_slots(self.shipped_pool, seed)
+            return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden, longterm=kept)
+        return self.memory_from_slots(self.shipped_pool, seed, longterm=kept)
+
+    def _new_longterm(self, capacity: int | None, storage: Storage) -> LongTerm | None:
+        if self.longterm is None or self.retriever is None:
+            return None
+        rules = self.longterm if capacity is None else replace(self.longterm, capacity=capacity)
+        if rules.policy == "oldest" and 0 < rules.capacity < self.slots_per_write:
+            raise InvalidInputError(
+                f"a long-term capacity of {rules.capacity} slots is smaller than one write's {self.slots_per_write}; "
+                "take more, or 0 for none"
+            )
+        spec = self.spec
+        layout = Layout(spec.kv_heads, spec.head_dim, spec.torch_dtype, spec.retrieval_size, self.device, storage)
+        if self.shipped_longterm is not None:
+            return self.shipped_longterm.longterm(self, rules, layout)
+        return LongTerm(rules, [LongTermLayer(layout) for _ in range(spec.layers)])
 
     @torch.no_grad()
-    def memory_from_slots(self, hidden: Tensor, seed: int = 0) -> Memory:
+    def memory_from_slots(self, hidden: Tensor, seed: int = 0, *, longterm: LongTerm | None = None) -> Memory:
         """A memory whose pool holds these slots in hidden form, `[L, N, d]`, oldest first.
 
         Raises:
@@ -186,14 +258,16 @@ class MemoryModel(nn.Module):
         if self._check_slots(hidden).shape[1] != self.slots:
             raise InvalidInputError(f"the pool takes {self.slots} slots per layer, got {hidden.shape[1]}")
         hidden = hidden.clone(memory_format=torch.contiguous_format)
-        new = self._project(hidden[None], [0])[0]
+        new = projected(self, hidden[None], [0])[0]
         serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
+        kept = {} if longterm is None else {"retrieval": new.retrieval, "ages": torch.zeros_like(serial)}
         return Memory(
             self.spec,
             seed=seed,
             keep_hidden=self.keep_hidden,
-            pool=Pool(new.keys, new.values, serial, hidden if self.keep_hidden else None),
+            pool=Pool(new.keys, new.values, serial, hidden if self.keep_hidden else None, **kept),
             newest=hidden[:, -self.slots_per_write :].clone(),
+            longterm=longterm,
         )
 
     @overload
@@ -245,7 +319,7 @@ class MemoryModel(nn.Module):
         for index in range(rounds):
             active = [row for row, chunks in enumerate(texts) if index < len(chunks)]
             chunks = [texts[row][index] for row in active]
-            new = self._new_slots([targets[row] for row in active], chunks)
+            new = new_slots(self, [targets[row] for row in active], chunks)
             with ExitStack() as commits:
                 for row, slots in zip(active, new, strict=True):
                     made[row].append(commits.enter_context(targets[row].committing(slots, evict)))
@@ -262,16 +336,35 @@ class MemoryModel(nn.Module):
         """The slots that a write would make, without writing them; `after` stands for the K newest slots."""
         _, rows = self._rows(memory, content)
         newest = memory.newest if after is None else self._check_slots(after)[:, -self.slots_per_write :]
-        return self._encode_rows(rows, [newest if memory.written else None])[0]
+        return encode_rows(self, rows, [newest if memory.written else None])[0]
 
     @torch.no_grad()
     def update(
-        self, memory: Memory, slots: Tensor | Sequence[Tensor], *, tokens: int = 0, evict: Tensor | None = None
+        self,
+        memory: Memory,
+        slots: Tensor | Sequence[Tensor],
+        *,
+        tokens: int = 0,
+        evict: Tensor | None = None,
+        ages: Tensor | None = None,
+        passed: tuple[Tensor, Tensor] | None = None,
     ) -> Receipt:
-        """Put encoded slots `[L, q, d]` (several: joined in this order) into the pool as one write of q slots."""
+        """Put encoded slots `[L, q, d]` (several: joined in this order) into the pool as one write of q slots.
+
+        Args:
+            ages: `[L, q]`, what these slots count as their ages when they are evicted; None: q - 1, ..., 1, 0.
+            passed: slots `[L, r, d]` that go straight to long-term memory, and their ages `[L, r]`; takes `ages`.
+        """
         self._check(memory)
         hidden = self._check_slots(slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1))
-        with memory.committing(self._project(hidden[None], [tokens])[0], evict) as (record, evicted):
+        new = replace(projected(self, hidden[None], [tokens])[0], ages=self._check_ages(ages, hidden))
+        by = None
+        if passed is not None:
+            if memory.longterm is None or ages is None:
+                raise InvalidInputError("passed= takes a memory with long-term memory, and ages=")
+            straight = self._check_slots(passed[0])
+            by = replace(projected(self, straight[None], [0])[0], ages=self._check_ages(passed[1], straight))
+        with memory.committing(new, evict, by) as (record, evicted):
             pass
         return Receipt((record,), (evicted,))
 
@@ -301,16 +394,18 @@ class MemoryModel(nn.Module):
         memories, rows = self._rows(memory, content)
         role: Role = "read"
         pools = [m.pool_or_none for m in memories]
+        longterms = [m.longterm for m in memories]
         if pending is not None and memories[0].written:
             if len(memories) > 1:
                 raise InvalidInputError("pending= takes one memory")
             role = "write" if sampled is None else "read"
             hidden = self._check_slots(pending if isinstance(pending, Tensor) else torch.cat(list(pending), dim=1))
-            new = self._project(hidden[None], [0], role)[0]
+            new = projected(self, hidden[None], [0], role)[0]
             pools = [pool_with_pending(memories[0].pool, new, sampled)]
-        ids, mask = left_padded(rows, self._pad)
+            longterms = longterms if sampled is not None else [None]
+        ids, mask = left_padded(rows, self.pad)
         with self.role(role):
-            cache = self._prefix(pools, room=0)
+            cache = self._prefix(pools, longterms, room=0)
             cache.follow_text(mask)
             out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None
@@ -318,12 +413,16 @@ class MemoryModel(nn.Module):
         return out
 
     @torch.no_grad()
-    def generate(self, memory: Memory | Sequence[Memory], prompt: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, memory: Memory | Sequence[Memory], prompt: Any, *, retrieve_every: int | None = None, **kwargs: Any
+    ) -> Any:
         """Continue a prompt with memory as attention prefix; every option of transformers' `generate` works.
 
         Args:
             prompt: text or ids `[T]`; for several memories a list of these or ids `[B, T]` (padded on the left by
                 `attention_mask`, if given).
+            retrieve_every: retrieve from long-term memory again each time so many tokens were generated, for these
+                tokens; None: for the prompt only, as published.
             kwargs: for transformers' `generate`, e.g. `max_new_tokens`, `num_beams`, `do_sample`, `streamer`.
 
         Returns:
@@ -336,13 +435,22 @@ class MemoryModel(nn.Module):
             raise InvalidInputError("memory is read through the cache; leave use_cache on")
         text = isinstance(prompt, Sequence) and all(isinstance(part, str) for part in prompt)
         memories, rows = self._rows(memory, prompt)
-        ids, mask = left_padded(rows, self._pad)
+        ids, mask = left_padded(rows, self.pad)
         if (given := kwargs.pop("attention_mask", None)) is not None:
             mask = given.to(ids.device).view_as(ids) != 0
         with self.role("read"):
-            cache = self._prefix([m.pool_or_none for m in memories], room=ids.shape[1] + new_tokens(self.hf, kwargs))
+            cache = self._prefix(
+                [m.pool_or_none for m in memories],
+                [m.longterm for m in memories],
+                room=ids.shape[1] + new_tokens(self.hf, kwargs),
+                retrieve_every=retrieve_every,
+            )
+            kept = memories[0].pool_or_none if len(memories) == 1 and self.device.type == "cpu" else None
+            if kept is not None:
+                about = (self.fingerprint(), cache.prefix)
+                cache.reuse(*self._spare.take(kept, about))
             if self.hf.generation_config.pad_token_id is None:
-                kwargs.setdefault("pad_token_id", self._pad)
+                kwargs.setdefault("pad_token_id", self.pad)
             if kwargs.get("stop_strings") is not None:
                 kwargs.setdefault("tokenizer", self.tokenizer)
             out = self.hf.generate(
@@ -352,13 +460,18 @@ class MemoryModel(nn.Module):
                 logits_processor=LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
                 **kwargs,
             )
-        if not text or not isinstance(out, Tensor):
+        if not isinstance(out, Tensor):
+            return out
+        if kept is not None and cache.buffers()[0][0].shape[0] == 1:
+            self._spare.give(kept, about, cache.buffers())
+        if not text:
             return out
         texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
 
     @property
-    def _pad(self) -> int:
+    def pad(self) -> int:
+        """The id that fills up short rows; what it is does not matter, it is masked."""
         for holder in (self.tokenizer, self.hf.generation_config):
             for name in ("pad_token_id", "eos_token_id"):
                 value = getattr(holder, name, None)
@@ -400,41 +513,23 @@ class MemoryModel(nn.Module):
             )
         return slots
 
-    def _prefix(self, pools: list[Pool | None], room: int) -> PrefixCache:
-        return pool_prefix(self.backbone, pools, self.bos_embedding, room)
+    def _check_ages(self, ages: Tensor | None, slots: Tensor) -> Tensor | None:
+        if ages is None:
+            return None
+        if ages.shape != slots.shape[:2] or ages.is_floating_point():
+            raise InvalidInputError(f"ages must be integers of shape {list(slots.shape[:2])}, got {list(ages.shape)}")
+        return ages.long()
 
-    def _new_slots(self, memories: list[Memory], chunks: list[Tensor]) -> list[NewSlots]:
-        hidden = self._encode_rows(chunks, [m.newest if m.written else None for m in memories])
-        sizes = {h.shape[1] for h in hidden}
-        tokens = [len(chunk) for chunk in chunks]
-        if len(sizes) == 1:
-            return self._project(torch.stack(hidden), tokens)
-        return [self._project(h[None], [n])[0] for h, n in zip(hidden, tokens, strict=True)]
-
-    def _encode_rows(self, rows: list[Tensor], newest: list[Tensor | None]) -> list[Tensor]:  # [L, q, d] each
-        k = self.slots_per_write
-        written = [n is not None for n in newest]
-        lengths = [len(row) for row in rows]
-        short = any(w and n < k for w, n in zip(written, lengths, strict=True))
-        ids, _ = left_padded(rows, self._pad, k if short else 0)
-        held = [n for n in newest if n is not None]
-        stacked = torch.stack([torch.zeros_like(held[0]) if n is None else n for n in newest]) if held else None
-        with self.role("write"):
-            delta = encode(
-                self.backbone,
-                ids,
-                stacked,
-                slots_per_write=k,
-                bos=self.bos_embedding,
-                positional=self.new_memory_positional_emb,
-                lengths=lengths,
-                written=written,
-            )
-        counts = [k if w else min(n, k) for w, n in zip(written, lengths, strict=True)]
-        return [delta[row][:, -count:] for row, count in enumerate(counts)]
-
-    def _project(self, hidden: Tensor, tokens: list[int], role: Role = "read") -> list[NewSlots]:  # hidden [B, L, q, d]
-        with self.role(role):
-            pairs = [self.backbone.project(layer, hidden[:, layer]) for layer in range(hidden.shape[1])]
-        keys, values = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
-        return [NewSlots(h, k, v, n) for h, k, v, n in zip(hidden, keys, values, tokens, strict=True)]
+    def _prefix(
+        self,
+        pools: list[Pool | None],
+        longterms: Sequence[LongTerm | None],
+        room: int,
+        retrieve_every: int | None = None,
+    ) -> PrefixCache:
+        if retrieve_every is not None and retrieve_every < 1:
+            raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
+        retrieval = None
+        if self.retriever is not None and any(longterm is not None for longterm in longterms):
+            retrieval = Retrieval(self.retriever, longterms, retrieve_every)
+        return pool_prefix(self.backbone, pools, self.bos_embedding, room, retrieval)

@@ -1,7 +1,8 @@
-"""The published MemoryLLM checkpoints (github.com/wangyu-ustc/MemoryLLM), onto a stock Llama."""
+"""The published MemoryLLM and M+ checkpoints (github.com/wangyu-ustc/MemoryLLM), onto a stock Llama."""
 
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,26 +13,44 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence.errors import CheckpointError
+from remanence.memory import LongTermRules
 from remanence.model.adapters import add_twin_lora
+from remanence.model.retriever import Retriever
+from remanence.model.shipped import ShippedLongTerm, ShippedSlots
 
 if TYPE_CHECKING:
     from remanence.model.memory_model import MemoryModel
 
+ARCHITECTURES = ("MemoryLLM", "MPlus")
 OURS = {
     "architectures",
     "model_type",
     "auto_map",
     "add_bos_embedding",
     "add_decoder_lora",
+    "add_encoder_retriever",
+    "add_selector",
+    "decay_frequency",
+    "detach_hidden_state",
     "drop_memory_per_layer",
+    "initial_rf_when_moving_stm_to_ltm",
     "lora_config",
+    "ltm_initial_size",
+    "map_from_hidden_states",
     "num_blocks",
+    "num_ltm_blocks",
     "num_memory_tokens",
+    "num_selector_layers",
     "num_tokens",
+    "selector_hidden_dim",
+    "update_ltm_frequency",
+    "update_ltm_mode",
     "torch_dtype",
     "dtype",
     "transformers_version",
 }
+
+PROJECTOR = re.compile(r"model\.layers\.\d+\.self_attn\.(encoder_)?(query|key)_proj(\.\d+)?\.weight")
 
 
 def load(
@@ -42,7 +61,7 @@ def load(
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
 ) -> "MemoryModel":
-    """Build a `MemoryModel` from a directory with `architectures: ["MemoryLLM"]` in its config.json.
+    """Build a `MemoryModel` from a directory with `architectures: ["MemoryLLM"]`, or "MPlus", in its config.json.
 
     Weights are read from `*.safetensors`, sharded or not, else from `*.bin` (without unpickling code).
 
@@ -53,16 +72,21 @@ def load(
     from remanence.model.memory_model import MemoryModel
 
     config = json.loads((path / "config.json").read_text())
+    plus = config["architectures"] == ["MPlus"]
     try:
-        slots, k = config["num_blocks"] * config["num_tokens"], config["num_tokens"]
+        k = config["num_tokens"]
+        blocks = config["num_blocks"] - (config["num_ltm_blocks"] if plus else 0)
+        rules = longterm_rules(config) if plus and config["num_ltm_blocks"] else None
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'config.json'} lacks num_blocks or num_tokens") from error
+        raise CheckpointError(f"{path / 'config.json'} lacks {error}") from error
     weights = read_weights(path)
     settings = config.get("lora_config")
     lora = {name: weights.pop(name) for name in list(weights) if ".lora_" in name}
     weights = {name.replace(".base_layer.", "."): tensor for name, tensor in weights.items()}
     ours = {name: weights.pop(name, None) for name in ("memory", "bos_embedding", "new_memory_positional_emb")}
     initialized = weights.pop("initialized", None)
+    projectors = {name: weights.pop(name) for name in list(weights) if PROJECTOR.fullmatch(name)}
+    shipped = {name: weights.pop(name) for name in list(weights) if name.startswith("ltm")}
     dtype = dtype or _dtype(config, weights)
     hf = _llama(config, weights, dtype, attn_implementation)
     adapters = None
@@ -76,13 +100,19 @@ def load(
     model = MemoryModel(
         hf,
         tokenizer,
-        slots=slots,
+        slots=blocks * k,
         slots_per_write=k,
         bos=bool(config.get("add_bos_embedding", False)),
-        eviction="per_layer" if config.get("drop_memory_per_layer") else "shared",
+        eviction="per_layer" if plus or config.get("drop_memory_per_layer") else "shared",
         keep_hidden=keep_hidden,
         adapters=adapters,
+        longterm=rules,
+        retriever=None if rules is None else retriever_of(config, projectors, hf),
     )
+    if rules is not None:
+        model.shipped_longterm = ShippedLongTerm(
+            [shipped_slots(shipped, layer, model) for layer in range(len(model.backbone.layers))]
+        )
     tensors = {name: tensor for name, tensor in ours.items() if tensor is not None}
     if "memory" not in tensors:
         raise CheckpointError(f"{path} lacks the tensor memory, the pool of a MemoryLLM checkpoint")
@@ -91,6 +121,56 @@ def load(
         tensors["shipped_pool"] = pool
     adopt(model, tensors)
     return model
+
+
+def longterm_rules(config: dict[str, Any]) -> LongTermRules:
+    """What the published code does with its long-term memory."""
+    return LongTermRules(
+        retrieved=config["num_ltm_blocks"] * config["num_tokens"],
+        policy="recall_frequency",
+        merge_after=config["update_ltm_frequency"] * config["num_tokens"],
+        initial_frequency=float(config["initial_rf_when_moving_stm_to_ltm"]),
+        decay=float(config["decay_frequency"]),
+        repeat=True,
+    )
+
+
+def retriever_of(config: dict[str, Any], projectors: dict[str, Tensor], hf: LlamaForCausalLM) -> Retriever:
+    """The projectors of all layers. Those of the encoder's side (`encoder_query_proj`) play no part in reading.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    depth, size = int(config.get("num_selector_layers", 2)), int(config["selector_hidden_dim"])
+    retriever = Retriever(hf.config.num_hidden_layers, hf.config.hidden_size, size, depth)
+    for name, parameter in retriever.named_parameters():
+        side, layer, *rest = name.split(".")
+        published = ".".join([f"model.layers.{layer}.self_attn.{side}_proj", *rest])
+        if published not in projectors:
+            raise CheckpointError(f"the checkpoint lacks {published}")
+        if projectors[published].shape != parameter.shape:
+            given, expected = list(projectors[published].shape), list(parameter.shape)
+            raise CheckpointError(f"{published} has shape {given}, expected {expected}")
+        parameter.data = projectors[published].to(hf.dtype)
+    return retriever
+
+
+def shipped_slots(tensors: dict[str, Tensor], layer: int, model: "MemoryModel") -> ShippedSlots:
+    """Long-term slots of one layer.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape.
+    """
+    names = [f"{part}.{layer}" for part in ("ltm", "ltm_keys", "ltm_ages", "ltm_recall_frequencies")]
+    if missing := [name for name in names if name not in tensors]:
+        raise CheckpointError(f"the checkpoint lacks {missing[0]}")
+    hidden, keys, ages, frequency = (tensors[name] for name in names)
+    assert model.retriever is not None
+    shapes = (len(hidden), model.hf.config.hidden_size), (len(hidden), model.retriever.size), (len(hidden),)
+    for name, tensor, shape in zip(names, (hidden, keys, ages, frequency), (*shapes, shapes[2]), strict=True):
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
+    return ShippedSlots(hidden, keys, ages.long(), frequency.float())
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ nothing is copied at a decode step), and from hidden states (writing, training, 
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from remanence.errors import UnsupportedModelError
 from remanence.memory import NewSlots, Pool
 from remanence.model.attention import SHARED_HEADS
 from remanence.model.families import Backbone, rotate, rotate_into
+from remanence.model.retriever import Retrieval
+from remanence.model.spare import Buffers
 
 Fill = Callable[[Tensor, Tensor], None]
 
@@ -30,20 +33,39 @@ class PrefixLayer(CacheLayerMixin):
 
     is_croppable = True
 
-    def __init__(self, fill: Fill, rows: int, prefix: int, room: int) -> None:
+    def __init__(self, fill: Fill, renew: Fill, rows: int, prefix: int, room: int) -> None:
+        """`fill` writes what stays, bos and pool, and `renew` what was retrieved, into `[B, prefix, H, D]` each."""
         super().__init__()
-        self._fill, self._rows, self._prefix, self._room = fill, rows, prefix, room
+        self._fill, self._renew, self._rows, self._prefix, self._room = fill, renew, rows, prefix, room
         self._length = prefix
+        self._spare: Buffers | None = None
+        self._filled = False
+
+    def reuse(self, spare: Buffers, filled: bool) -> None:
+        """Take these buffers if they are large enough; `filled`: what stays is in them."""
+        self._spare, self._filled = spare, filled
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, text, size = key_states.shape
         shape = (self._rows, self._prefix + max(text, self._room), heads, size)
-        keys, values = key_states.new_empty(shape), key_states.new_empty(shape)
-        self._fill(keys[:, : self._prefix], values[:, : self._prefix])
+        spare, self._spare = self._spare, None
+        if spare is not None and spare[0].dtype == key_states.dtype and _holds(spare[0].shape, shape):
+            keys, values = spare
+        else:
+            keys, values, self._filled = key_states.new_empty(shape), key_states.new_empty(shape), False
+        front = slice(0, self._prefix)
+        if not self._filled:
+            self._fill(keys[:, front], values[:, front])
+        self._renew(keys[:, front], values[:, front])
         per_memory = batch // self._rows
         self.keys = keys if per_memory == 1 else keys.repeat_interleave(per_memory, dim=0)
         self.values = values if per_memory == 1 else values.repeat_interleave(per_memory, dim=0)
         self.is_initialized = True
+
+    def renew(self) -> None:
+        """Put newly retrieved slots where the old ones were."""
+        if self.is_initialized:
+            self._renew(self.keys, self.values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
@@ -92,6 +114,10 @@ class PrefixLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[indices], self.values[indices]
 
 
+def _holds(there: Sequence[int], asked: Sequence[int]) -> bool:
+    return there[1] >= asked[1] and (there[0], *there[2:]) == (asked[0], *asked[2:])
+
+
 class PrefixCache(Cache):
     """A cache that starts with memory.
 
@@ -99,13 +125,37 @@ class PrefixCache(Cache):
         prefix: entries in front of the text.
         prefix_mask: `[B, prefix]` bool, False where a row has fewer entries than the longest; None if none has.
         mask: `[B, prefix + T]` bool of prefix and first text, set by `follow_text`; None if nothing is masked.
+        retrieval: what is retrieved from long-term memory as the layers run; None where there is none.
     """
 
-    def __init__(self, layers: list[CacheLayerMixin], prefix: int, prefix_mask: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        layers: list[CacheLayerMixin],
+        prefix: int,
+        prefix_mask: Tensor | None = None,
+        retrieval: Retrieval | None = None,
+    ) -> None:
         super().__init__(layers=layers)
-        self.prefix, self.prefix_mask = prefix, prefix_mask
+        self.prefix, self.prefix_mask, self.retrieval = prefix, prefix_mask, retrieval
         self.follows = False
         self.mask: Tensor | None = None
+
+    def retrieving(self, layer: int, normed: Tensor) -> None:  # [rows, T, d], what attention sees at this layer
+        """Retrieve for this layer, before its keys and values arrive here."""
+        if self.retrieval is None:
+            return
+        mask = None if self.mask is None else self.mask[:, self.prefix : self.prefix + normed.shape[1]]
+        if self.retrieval.observe(layer, normed, mask):
+            self.layers[layer].renew()
+
+    def reuse(self, spare: list[Buffers], filled: bool) -> None:
+        """Build the prefix in the buffers of an earlier one; `filled`: what stays of it is in them."""
+        for layer, buffers in zip(self.layers, spare, strict=False):
+            layer.reuse(buffers, filled)
+
+    def buffers(self) -> list[Buffers]:
+        """Keys and values of all layers, for another prefix when this one is done."""
+        return [(layer.keys, layer.values) for layer in self.layers]
 
     def in_sight(self, batch: Tensor, query: Tensor, key: Tensor) -> Tensor:
         """Whether a key is memory, which no window hides."""
@@ -129,11 +179,19 @@ class PrefixCache(Cache):
 
 
 def pool_prefix(
-    backbone: Backbone, pools: Sequence[Pool | None], bos: Tensor | None, room: int
+    backbone: Backbone,
+    pools: Sequence[Pool | None],
+    bos: Tensor | None,
+    room: int,
+    retrieval: Retrieval | None = None,
 ) -> PrefixCache:  # bos [L, 1, d]
-    """The prefix of a read: per row [bos | pool, oldest first], rotated by rank. Rows without a pool have no prefix."""
+    """The prefix of a read: per row [bos | retrieved | pool], each oldest first, rotated by its place.
+
+    Rows without a pool have no prefix.
+    """
     front = 0 if bos is None else 1
-    lengths = [0 if pool is None else front + pool.size for pool in pools]
+    retrieved = [0] * len(pools) if retrieval is None else retrieval.sizes()
+    lengths = [0 if pool is None else front + r + pool.size for pool, r in zip(pools, retrieved, strict=True)]
     prefix, rows, device = max(lengths), len(pools), backbone.device
     mask = None
     if min(lengths) < prefix:
@@ -144,32 +202,54 @@ def pool_prefix(
         positions = (torch.arange(prefix, device=device) - offsets).clamp(min=0)
         rotary = backbone.rotary(positions, torch.empty(0, dtype=backbone.dtype, device=device))
 
+    def angles(layer: int) -> tuple[Tensor, Tensor]:  # [B, prefix, R] each
+        assert rotary is not None
+        cos, sin = rotary(layer)
+        return cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
+
+    def put_retrieved(layer: int, keys: Tensor, values: Tensor) -> None:  # [B times the rows of a memory, S, H, D]
+        if retrieval is None:
+            return
+        cos, sin = angles(layer)
+        for row, found in enumerate(retrieval.found[layer]):
+            if found is None or not retrieved[row]:
+                continue
+            start = prefix - lengths[row] + front
+            at = slice(start, start + retrieved[row])
+            for copy in range(row * (len(keys) // rows), (row + 1) * (len(keys) // rows)):
+                rotate_into(keys[copy, at], found.keys.clone(), cos[row, at], sin[row, at])
+                values[copy, at] = found.values
+
     def fill_layer(layer: int) -> Fill:
         def fill(keys: Tensor, values: Tensor) -> None:  # [B, prefix, H, D] each
             if rotary is None:
                 return
-            cos, sin = (part.expand(len(pools), -1, -1) for part in rotary(layer))  # [B, prefix, R]
-            front = None if bos is None else backbone.project(layer, bos[layer])
+            cos, sin = angles(layer)
+            first = None if bos is None else backbone.project(layer, bos[layer])
             for row, pool in enumerate(pools):
                 start = prefix - lengths[row]
                 keys[row, :start], values[row, :start] = 0, 0
                 if pool is None:
                     continue
-                if front is not None:
+                if first is not None:
                     at = slice(start, start + 1)
-                    rotate_into(keys[row, at], front[0].clone(), cos[row, at], sin[row, at])
-                    values[row, at] = front[1]
-                    start += 1
-                order = pool.order[layer]
-                rotate_into(
-                    keys[row, start:], pool.keys[layer].index_select(0, order), cos[row, start:], sin[row, start:]
-                )
+                    rotate_into(keys[row, at], first[0].clone(), cos[row, at], sin[row, at])
+                    values[row, at] = first[1]
+                start, order = start + front + retrieved[row], pool.order[layer]
+                if len(scratch) < pool.size:
+                    scratch.resize_(pool.size, *pool.keys.shape[2:])
+                ordered = torch.index_select(pool.keys[layer], 0, order, out=scratch[: pool.size])
+                rotate_into(keys[row, start:], ordered, cos[row, start:], sin[row, start:])
                 torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
 
         return fill
 
-    layers = [PrefixLayer(fill_layer(layer), rows, prefix, room) for layer in range(len(backbone.layers))]
-    return PrefixCache(list[CacheLayerMixin](layers), prefix, mask)
+    scratch = torch.empty(0, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
+    layers = [
+        PrefixLayer(fill_layer(layer), partial(put_retrieved, layer), rows, prefix, room)
+        for layer in range(len(backbone.layers))
+    ]
+    return PrefixCache(list[CacheLayerMixin](layers), prefix, mask, retrieval)
 
 
 def pool_with_pending(pool: Pool, new: NewSlots, sampled: Tensor | None) -> Pool:

@@ -83,17 +83,20 @@ def surviving_slots(
     return numbered.gather(-1, rank.sort(dim=-1).values)
 
 
-def write_chunks(model: MemoryModel, episodes: Episodes, previous: Tensor | None) -> Tensor:  # [M, L, K, d]
+def write_chunks(
+    model: MemoryModel, chunks: Tensor, lengths: list[int], previous: Tensor | None
+) -> Tensor:  # chunks [M, n] -> [M, L, K, d]
     """The slots of all chunks, with gradient; `previous` `[M, L, K, d]` stands for the newest slots before each."""
-    return encode(
-        model.backbone,
-        episodes.chunks,
-        previous,
-        slots_per_write=model.slots_per_write,
-        bos=model.bos_embedding,
-        positional=model.new_memory_positional_emb,
-        lengths=episodes.lengths,
-    )
+    with model.role("write"):
+        return encode(
+            model.backbone,
+            chunks,
+            previous,
+            slots_per_write=model.slots_per_write,
+            bos=model.bos_embedding,
+            positional=model.new_memory_positional_emb,
+            lengths=lengths,
+        )
 
 
 def pools_of(
@@ -114,6 +117,11 @@ def pools_of(
 
 def read_prompts(model: MemoryModel, pools: Tensor | None, prompts: Prompts) -> Tensor:  # [R, T, d], last hidden states
     """A read in hidden form: gradients reach the pools `[R, L, P, d]` through the projections. None: no memory."""
+    with model.role("read"):
+        return _read_prompts(model, pools, prompts)
+
+
+def _read_prompts(model: MemoryModel, pools: Tensor | None, prompts: Prompts) -> Tensor:
     rows = len(prompts.ids)
     cache, seen, positions = None, prompts.mask, prompts.positions
     if pools is not None:

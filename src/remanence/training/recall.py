@@ -15,6 +15,7 @@ import torch
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.objectives import Episodes, Prompts
+from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
 Kind = Literal["pairs", "biographies"]
@@ -137,6 +138,33 @@ class RecallTask:
         return Episodes(
             ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
         )
+
+    def beyond_pool(
+        self, rng: random.Random, difficulty: Difficulty, *, bank: int, in_pool: float = 0.25
+    ) -> Recollections:
+        """M chunks to write; each row asks about one of them, which its pool holds with probability `in_pool` only.
+
+        Args:
+            bank: chunks of earlier steps to fill pools with, and to retrieve from by mistake.
+        """
+        telling = max(1, round(self.chunks * (1 - difficulty.prose)))
+        made = [self._chunk(rng, difficulty) for _ in range(telling)]
+        texts = self._ids([chunk.text for chunk in made])
+        width = max(len(ids) for ids in texts)
+        texts += [self._prose(rng, max(width, self.k)) for _ in range(self.chunks - telling)]
+        written = self.capacity + self.capacity // 2
+        asked = [rng.randrange(telling) for _ in range(self.rows)]
+        order = []
+        for target in asked:
+            others = rng.sample([c for c in range(self.chunks + bank) if c != target], written)
+            if rng.random() < in_pool:
+                others[rng.randrange(written)] = target
+            order.append(others)
+        examples = self._rows([rng.choice(made[target].asks)(rng) for target in asked], 1)
+        prompts = pack(examples, self.pad)
+        counted = asking(prompts, [[len(example.cue) for example in row] for row in examples])
+        ids, lengths = left_pad(texts, self.pad, self.k)
+        return Recollections(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts, counted)
 
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
         """The same questions with the text in front of them, and no memory."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from remanence.model import checkpoint
 from remanence.model.memory_model import MemoryModel
 from remanence.training.curriculum import Curriculum
-from remanence.training.objectives import (
-    Episodes,
-    Prompts,
-    Through,
-    label_loss,
-    pools_of,
-    read_prompts,
-    write_chunks,
-)
+from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
+from remanence.training.recollection import Recollections, RetrieverLoss, recall_prompts, recalling
 
 CARRIED = "carried.safetensors"
 CURRICULUM = "curriculum.json"
@@ -52,10 +45,26 @@ class MemoryTrainer(Trainer):
     """
 
     def __init__(
-        self, model: MemoryModel, *, through: Through = "last", curriculum: Curriculum | None = None, **kwargs: Any
+        self,
+        model: MemoryModel,
+        *,
+        through: Through = "last",
+        curriculum: Curriculum | None = None,
+        retriever_loss: RetrieverLoss | None = None,
+        bank: int = 0,
+        **kwargs: Any,
     ) -> None:
+        """Besides the Trainer's own arguments:
+
+        Args:
+            through: which writes the gradient goes through.
+            curriculum: builds the batches.
+            retriever_loss: how the retriever is trained, where batches are `Recollections`.
+            bank: chunks of earlier steps that stand in long-term memory beside a step's own.
+        """
         super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
         self.through, self.curriculum = through, curriculum
+        self.retriever_loss, self.bank = retriever_loss or RetrieverLoss(), bank
         self._carried: Tensor | None = None
         self._metrics: dict[str, list[float]] = {}
 
@@ -63,22 +72,48 @@ class MemoryTrainer(Trainer):
         batch, task = inputs["batch"], inputs["task"]
         memory_model: MemoryModel = self.accelerator.unwrap_model(model)
         with self._autocast():
+            if isinstance(batch, Recollections):
+                return self._beyond_pool(memory_model, batch, task)
             if isinstance(batch, Episodes):
                 return self._through_memory(memory_model, batch, task)
-            return self._answers(memory_model, None, batch, task)
+            return self._answers(memory_model, read_prompts(memory_model, None, batch), batch, task)
 
     def _autocast(self) -> Any:
         device = self.args.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.args.bf16)
 
     def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str) -> Tensor:
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
-        previous = self._previous(model, len(episodes.chunks), generator)
-        made = write_chunks(model, episodes, previous)
-        shuffled = torch.randperm(len(made), generator=generator).to(made.device)
-        self._carried = made.detach()[shuffled].float()
+        generator = self._generator()
+        made = self._written(model, episodes, generator)
+        self._carry(made, generator)
         pools = pools_of(model, made, episodes, self.through, generator)
-        return self._answers(model, pools, episodes.prompts, task)
+        return self._answers(model, read_prompts(model, pools, episodes.prompts), episodes.prompts, task)
+
+    def _beyond_pool(self, model: MemoryModel, batch: Recollections, task: str) -> Tensor:
+        generator = self._generator()
+        made = self._written(model, batch, generator)
+        bank = made.detach()[:0] if self._carried is None else self._carried
+        cache = recalling(model, made, bank, batch, self.retriever_loss, generator)
+        self._carry(made, generator)
+        loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
+        for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
+            self._metrics.setdefault(f"{task}_within_reach_{layer}", []).append(share)
+            loss = loss + retriever
+        return loss
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
+
+    def _written(self, model: MemoryModel, batch: Episodes | Recollections, generator: torch.Generator) -> Tensor:
+        previous = self._previous(model, len(batch.chunks), generator)
+        return write_chunks(model, batch.chunks, batch.lengths, previous)
+
+    def _carry(self, made: Tensor, generator: torch.Generator) -> None:
+        """What later steps find written: this step's chunks, and as many older ones as the bank holds."""
+        shuffled = torch.randperm(len(made), generator=generator).to(made.device)
+        newest = made.detach()[shuffled].float()
+        older = newest[:0] if self._carried is None else self._carried
+        self._carried = torch.cat([older, newest])[-max(len(newest), self.bank) :]
 
     def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
         if self._carried is None:
@@ -87,8 +122,8 @@ class MemoryTrainer(Trainer):
             return torch.randn(shape, generator=generator).to(model.device) * std
         return self._carried[torch.randint(len(self._carried), (count,), generator=generator).to(model.device)]
 
-    def _answers(self, model: MemoryModel, pools: Tensor | None, prompts: Prompts, task: str) -> Tensor:
-        hidden, front = read_prompts(model, pools, prompts), prompts.context
+    def _answers(self, model: MemoryModel, hidden: Tensor, prompts: Prompts, task: str) -> Tensor:
+        front = prompts.context
         loss, right = label_loss(model, hidden[:, front:], prompts.labels[:, front:])
         exact = float(right.unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
         self._metrics.setdefault(f"{task}_loss", []).append(float(loss.detach()))
@@ -130,10 +165,15 @@ class MemoryTrainer(Trainer):
             self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
 
 
-def _to(batch: Episodes | Prompts, device: torch.device) -> Episodes | Prompts:
-    if isinstance(batch, Episodes):
-        return replace(batch, chunks=batch.chunks.to(device), prompts=_to(batch.prompts, device))  # type: ignore[arg-type]
-    moved = {name: getattr(batch, name).to(device) for name in ("ids", "labels", "mask", "positions")}
+def _to(batch: Any, device: torch.device) -> Any:
+    """A batch with all its tensors on a device; what draws places stays where it is drawn."""
+    moved = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, Prompts):
+            moved[field.name] = _to(value, device)
+        elif isinstance(value, Tensor) and field.name not in ("order", "asked"):
+            moved[field.name] = value.to(device)
     return replace(batch, **moved)
 
 

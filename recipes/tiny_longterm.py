@@ -1,0 +1,121 @@
+"""Long-term memory for the bundled checkpoint: twin LoRA for writing and reading, and a retriever; the rest is frozen.
+
+    REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
+
+REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names.
+"""
+
+import importlib.util
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+
+from remanence import MemoryModel
+from remanence.checkpoints import bundled
+from remanence.memory import LongTermRules
+from remanence.model.adapters import LoraSettings
+from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.recall import Difficulty, RecallTask
+from remanence.training.recollection import RetrieverLoss
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+
+SEED = 0
+RETRIEVED = 128  # K0, a quarter of the pool, as published
+RETRIEVAL_SIZE = 64
+CAPACITY = 150_000
+BANK = 192  # chunks
+BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
+
+
+def tiny() -> Any:
+    """The recipe of the checkpoint that this one starts from."""
+    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build_batch(task: RecallTask, step: int) -> Batch:
+    """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
+    rng = random.Random(f"{SEED}/{step}")
+    drawn = rng.random()
+    if drawn < 0.05:
+        return {"batch": task.language(rng), "task": "language"}
+    if drawn < 0.12:
+        return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
+    if drawn < 0.25:
+        return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
+    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, bank=BANK), "task": "longterm"}
+
+
+def build_model(base: str | Path) -> MemoryModel:
+    model = MemoryModel.from_pretrained(base).with_longterm(
+        LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY), retrieval_size=RETRIEVAL_SIZE, lora=LoraSettings()
+    )
+    assert model.retriever is not None
+    trained = {id(parameter) for parameter in model.retriever.parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(id(parameter) in trained or ".lora_" in name)
+    return model
+
+
+def train(
+    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 2000, base: str = ""
+) -> Path:
+    """Train from the base, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
+    set_seed(SEED)
+    if torch.get_num_threads() > 2 and not torch.cuda.is_available():
+        torch.set_num_threads(2)
+    recipe = tiny()
+    paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
+    model = build_model(base or bundled())
+    ids = model.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
+    task = RecallTask(
+        model.tokenizer,
+        [i for i in ids if len(i) >= model.slots_per_write],
+        slots=model.slots,
+        slots_per_write=model.slots_per_write,
+        rows=48,
+    )
+    model.hf.set_attn_implementation("sdpa_float32")
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        learning_rate=2e-3,
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        max_grad_norm=1.0,
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=20,
+        lr_scheduler_kwargs={"num_decay_steps": steps // 3, "min_lr_ratio": 0.02},
+        logging_steps=50,
+        save_steps=250,
+        save_total_limit=2,
+        report_to="none",
+        seed=SEED,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+    )
+    trainer = MemoryTrainer(
+        model,
+        through="all",
+        args=arguments,
+        curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
+        retriever_loss=RetrieverLoss(negatives=256, detach=False),
+        bank=BANK,
+        callbacks=[] if minutes is None else [StopAfter(minutes)],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    model.hf.set_attn_implementation("sdpa")
+    recipe.ship_pool(model.eval(), paragraphs)
+    final = output / "model"
+    model.save_pretrained(final)
+    write_log(trainer, final / "training_log.json", recipe="recipes/tiny_longterm.py", steps=trainer.state.global_step)
+    return final

@@ -1,0 +1,257 @@
+"""Where long-term slots lie: on the model's device, in host memory, or on disk.
+
+A block holds the slots of one layer at consecutive positions. Rows are written once, in order, and never move. A full
+block never changes again, so forks share it. Retrieval keys, and what is known of each slot, are always in memory.
+"""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InvalidInputError, MemoryFileError
+
+Tier = Literal["device", "host", "disk"]
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+_BLOCK_BYTES = 32 * 2**20  # of slots: ten million in each of 32 layers stay under the limit of mappings per process
+_FEWEST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one memory keeps its long-term slots.
+
+    Attributes:
+        tier: "device": with the model; "host": in host memory, pinned where there is CUDA; "disk": in mapped files.
+        int8: slots as int8 with one scale for the key and one for the value of each slot.
+        folder: for working files of the disk tier; None: the system's temporary folder, which may lie in memory.
+    """
+
+    tier: Tier = "host"
+    int8: bool = False
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.tier not in TIERS:
+            raise InvalidInputError(f"tier is one of {', '.join(TIERS)}, not {self.tier!r}")
+        if self.folder is not None and self.tier != "disk":
+            raise InvalidInputError(f"folder= belongs to the disk tier, not to {self.tier!r}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the rows of a block look like: slots `[2, H, D]`, key and value, and retrieval keys `[P]`."""
+
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    key_size: int
+    device: torch.device
+    storage: Storage
+
+    @property
+    def slot_dtype(self) -> torch.dtype:
+        return torch.int8 if self.storage.int8 else self.dtype
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot as it is kept, its scales counted, its retrieval key not."""
+        return 2 * self.heads * self.head_dim * self.slot_dtype.itemsize + (8 if self.storage.int8 else 0)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block, a power of two; the same in every tier, so that a memory can move between them."""
+        return 1 << max(8, (_BLOCK_BYTES // (2 * self.heads * self.head_dim * self.dtype.itemsize)).bit_length() - 1)
+
+    @property
+    def slots_shape(self) -> tuple[int, ...]:
+        return (self.block_rows, 2, self.heads, self.head_dim)
+
+    def rows_of(self, name: str, rows: Tensor | None = None) -> "MemoryRows":
+        """Room in memory for one part of a block, with rows in it if they are given."""
+        cpu = torch.device("cpu")
+        where = self.device if self.storage.tier == "device" else cpu
+        shape, dtype, device = {
+            "slots": (self.slots_shape[1:], self.slot_dtype, where),
+            "scales": ((2,), torch.float32, where),
+            "keys": ((self.key_size,), self.dtype, self.device),
+            "born": ((), torch.int64, cpu),
+            "serial": ((), torch.int64, cpu),
+        }[name]
+        room = MemoryRows(self.block_rows, shape, dtype, device)
+        if rows is not None:
+            room.write(0, rows)
+        return room
+
+
+class Rows(Protocol):
+    """Rows of a block in one tier."""
+
+    def write(self, at: int, rows: Tensor) -> None: ...
+    def take(self, offsets: Tensor) -> Tensor: ...
+    def first(self, count: int) -> Tensor: ...
+
+
+class MemoryRows:
+    """Rows in a tensor that grows by doubling up to the size of a block."""
+
+    def __init__(self, size: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        self._size, self._shape = size, tuple(shape)
+        self._pin = device.type == "cpu" and torch.cuda.is_available()
+        self.tensor = self._empty(min(size, _FEWEST_ROWS), dtype, device)
+
+    def _empty(self, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(rows, *self._shape, dtype=dtype, device=device, pin_memory=self._pin)
+
+    def write(self, at: int, rows: Tensor) -> None:
+        capacity, end = len(self.tensor), at + len(rows)
+        if end > capacity:
+            grown = self._empty(min(self._size, max(end, 2 * capacity)), self.tensor.dtype, self.tensor.device)
+            grown[:at] = self.tensor[:at]
+            self.tensor = grown
+        self.tensor[at:end] = rows
+
+    def take(self, offsets: Tensor) -> Tensor:
+        return self.tensor.index_select(0, offsets.to(self.tensor.device))
+
+    def first(self, count: int) -> Tensor:
+        return self.tensor[:count]
+
+
+class DiskRows:
+    """Rows in a mapped file. Pages that were touched are given back at once, so that they do not stay resident."""
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> None:
+        """Map the rows `[S, ...]` that a file holds from `offset` on."""
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._see(shape, dtype, offset)
+
+    @classmethod
+    def create(cls, folder: Path | None, shape: Sequence[int], dtype: torch.dtype) -> Self:
+        """A nameless file with all its room, which goes when the last memory that uses it goes, or the process.
+
+        Raises:
+            MemoryFileError: there is no room for it, or no right to make it.
+        """
+        made = cls.__new__(cls)
+        size = dtype.itemsize * torch.Size(shape).numel()
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                _allocate(file.fileno(), size)
+                made._map = mmap.mmap(file.fileno(), size)
+        except OSError as error:
+            raise MemoryFileError(
+                f"no room for long-term slots in {folder or tempfile.gettempdir()}: {error.strerror}; the write was "
+                f"undone. Free {size / 2**20:.0f} MiB there, or keep the memory in another folder or tier"
+            ) from error
+        made._see(shape, dtype, 0)
+        return made
+
+    def _see(self, shape: Sequence[int], dtype: torch.dtype, offset: int) -> None:
+        count = torch.Size(shape).numel()
+        self.tensor = torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(*shape)
+        if hasattr(mmap, "MADV_RANDOM"):
+            self._map.madvise(mmap.MADV_RANDOM)
+
+    def _forget(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def write(self, at: int, rows: Tensor) -> None:
+        self.tensor[at : at + len(rows)] = rows
+        self._forget()
+
+    def take(self, offsets: Tensor) -> Tensor:
+        taken = self.tensor.index_select(0, offsets.cpu())
+        self._forget()
+        return taken
+
+    def first(self, count: int) -> Tensor:
+        return self.tensor[:count]
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Take the room now: a mapped file that finds the disk full later kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+        return
+    for start in range(0, size, 2**20):
+        os.pwrite(handle, bytes(min(2**20, size - start)), start)
+
+
+class Block:
+    """Slots at consecutive positions of one layer, with their retrieval keys and what is known of them.
+
+    Attributes:
+        slots: rows `[2, H, D]`, key (unrotated) and value; int8 where the storage says so.
+        scales: rows `[2]` of int8 slots, else None.
+        keys: rows `[P]`.
+        born: rows, int64: the clock at which a slot had age 0.
+        serial: rows, int64: the number it was made with, which says by which write.
+        saved: the file and digest of a full block that lies on disk already.
+    """
+
+    def __init__(self, layout: Layout, rows: dict[str, Rows]) -> None:
+        self.layout = layout
+        self.rows = rows
+        self.saved: tuple[Path, str] | None = None
+
+    @classmethod
+    def empty(cls, layout: Layout) -> Self:
+        storage = layout.storage
+        names = ["slots", "keys", "born", "serial", *(["scales"] if storage.int8 else [])]
+        rows: dict[str, Rows] = {
+            name: layout.rows_of(name) for name in names if name != "slots" or storage.tier != "disk"
+        }
+        if storage.tier == "disk":
+            rows["slots"] = DiskRows.create(storage.folder, layout.slots_shape, layout.slot_dtype)
+        return cls(layout, rows)
+
+    def write(self, at: int, slots: Tensor, keys: Tensor, born: Tensor, serial: Tensor) -> None:
+        """Put n rows at `at`: slots `[n, 2, H, D]`, keys `[n, P]`, born and serial `[n]`."""
+        if self.layout.storage.int8:
+            slots, scales = quantised(slots)
+            self.rows["scales"].write(at, scales)
+        self.rows["slots"].write(at, slots)
+        for name, new in (("keys", keys), ("born", born), ("serial", serial)):
+            self.rows[name].write(at, new)
+
+    def take(self, offsets: Tensor) -> Tensor:  # [n] -> [n, 2, H, D] on the model's device
+        slots, device = self.rows["slots"].take(offsets), self.layout.device
+        if not self.layout.storage.int8:
+            return slots.to(device, non_blocking=True)
+        scales = self.rows["scales"].take(offsets)
+        return restored(slots.to(device, non_blocking=True), scales.to(device), self.layout.dtype)
+
+    def copy(self, used: int) -> "Block":
+        """A block of its own with the first `used` rows."""
+        block = Block.empty(self.layout)
+        for name, rows in self.rows.items():
+            block.rows[name].write(0, rows.first(used))
+        return block
+
+    def moved(self, layout: Layout, used: int) -> "Block":
+        """A block with the same rows on another device; those that do not depend on it are shared."""
+        here = {"keys"} | ({"slots", "scales"} if layout.storage.tier == "device" else set())
+        rows = {
+            name: layout.rows_of(name, part.first(used).to(layout.device)) if name in here else part
+            for name, part in self.rows.items()
+        }
+        return Block(layout, rows)
+
+
+def quantised(slots: Tensor) -> tuple[Tensor, Tensor]:  # [n, 2, H, D] -> int8 of that shape, scales [n, 2]
+    """Round to 255 steps between the largest numbers of either sign, for the key and the value of each slot."""
+    scales = slots.float().abs().amax(dim=(2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (slots.float() / scales[..., None, None]).round().to(torch.int8), scales
+
+
+def restored(slots: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return (slots.to(scales.dtype) * scales[..., None, None]).to(dtype)

@@ -1,0 +1,43 @@
+"""The prefix of the last prompt, kept for the next one.
+
+A prompt on a memory that was not written since reads the same prefix. On a CPU, where making it costs as much as some
+layers, the buffers of the last generation that read one memory are kept: the next prompt on that memory finds its
+prefix there, and one on another memory at least finds room.
+"""
+
+import threading
+import weakref
+from typing import Any
+
+from torch import Tensor
+
+from remanence.memory import Pool
+
+Buffers = tuple[Tensor, Tensor]  # keys and values of one layer, [1, capacity, H, D]
+
+
+class Spare:
+    """Holds one prefix. Whoever takes it owns it, so that calls may run side by side."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: tuple[weakref.ref[Pool], tuple[Any, ...], list[Buffers]] | None = None
+
+    def __reduce__(self) -> tuple[type["Spare"], tuple[()]]:
+        return Spare, ()
+
+    def take(self, pool: Pool, about: tuple[Any, ...]) -> tuple[list[Buffers], bool]:
+        """Buffers, none if there are none, and whether the prefix of this pool is in them.
+
+        `about` is all else that the prefix hangs on.
+        """
+        with self._lock:
+            held, self._held = self._held, None
+        if held is None:
+            return [], False
+        owner, was, buffers = held
+        return buffers, owner() is pool and was == (pool.version, *about)
+
+    def give(self, pool: Pool, about: tuple[Any, ...], buffers: list[Buffers]) -> None:
+        with self._lock:
+            self._held = (weakref.ref(pool), (pool.version, *about), buffers)
