@@ -36,17 +36,19 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure reading and writing, and renew the table in the README
+bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the tables in the README
 	$(BIN)/python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
 	$(BIN)/python benchmarks/read_write/table.py
+	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
+	$(BIN)/python benchmarks/longterm/table.py
 
 retention: $(STAMP)  ## measure retention of the bundled checkpoint, and renew picture and table in the README
-	$(BIN)/remanence eval retention --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
+	$(BIN)/remanence eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
 		--json benchmarks/retention/results.json --plot docs/retention.png
 	$(BIN)/python benchmarks/retention/table.py
 
 integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the table in the README
-	$(BIN)/remanence eval integrity --writes 100000 --questions 200 --json benchmarks/integrity/results.json
+	$(BIN)/remanence eval integrity --model tiny --writes 100000 --questions 200 --json benchmarks/integrity/results.json
 	$(BIN)/python benchmarks/integrity/table.py
 
 clean:  ## remove .venv and caches

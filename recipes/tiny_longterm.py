@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import AdamW
 from transformers import TrainingArguments, set_seed
 
 from remanence import MemoryModel
@@ -27,7 +28,7 @@ SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
 RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
-BANK = 192  # chunks
+BANK = 256  # chunks
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
 
@@ -65,7 +66,7 @@ def build_model(base: str | Path) -> MemoryModel:
 
 
 def train(
-    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 2000, base: str = ""
+    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 1500, base: str = ""
 ) -> Path:
     """Train from the base, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
@@ -73,7 +74,7 @@ def train(
         torch.set_num_threads(2)
     recipe = tiny()
     paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
-    model = build_model(base or bundled())
+    model = build_model(base or bundled("tiny"))
     ids = model.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
     task = RecallTask(
         model.tokenizer,
@@ -88,7 +89,6 @@ def train(
         max_steps=steps,
         per_device_train_batch_size=1,
         train_sampling_strategy="sequential",
-        learning_rate=2e-3,
         bf16=True,
         use_cpu=not torch.cuda.is_available(),
         max_grad_norm=1.0,
@@ -108,8 +108,9 @@ def train(
         through="all",
         args=arguments,
         curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
-        retriever_loss=RetrieverLoss(negatives=256, detach=False),
+        retriever_loss=RetrieverLoss(negatives=256, detach=False, random_prefix=0.25),
         bank=BANK,
+        optimizers=(AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -7,122 +7,25 @@ float32 unless --dtype says otherwise). What is compared is measured in turns, A
 for a while slows both alike.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+from transformers import LogitsProcessor, LogitsProcessorList, StaticCache
 
 from remanence import Memory, MemoryModel
 from remanence.memory import MemorySpec, NewSlots
 from remanence.model import reference
 
-THREADS = 2
-PROMPT = 32
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from measure import GREEDY, PROMPT, Figures, Setting, compared, in_turns, now, parser, report, setting
+
 MADE = 256  # slots per write where the pool's update is measured
-GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-
-Figures = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A random Llama, and the pool to measure it with: N slots, K per write."""
-
-    layers: int
-    size: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    slots: int
-    slots_per_write: int
-    device: str = "cpu"
-    dtype: torch.dtype = torch.float32
-    vocabulary: int = 32000
-
-    @property
-    def head(self) -> int:
-        return self.size // self.heads
-
-    def decoder(self) -> Any:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.size,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            max_position_embeddings=4 * self.slots,
-            dtype=self.dtype,
-        )
-        with torch.device(self.device):
-            return AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
-
-    def model(self, slots: int | None = None) -> MemoryModel:
-        slots = self.slots if slots is None else slots
-        return MemoryModel.attach(self.decoder(), slots=slots, slots_per_write=self.slots_per_write)
-
-    def random(self, *shape: int, seed: int = 0) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
-
-    def prompt(self, seed: int = 0, tokens: int = PROMPT) -> Tensor:
-        ids = torch.randint(3, self.vocabulary, (tokens,), generator=torch.Generator().manual_seed(seed))
-        return ids.to(self.device)
-
-    def filled(self, model: MemoryModel, seed: int = 0) -> tuple[Memory, Tensor]:  # and its hidden slots [L, N, d]
-        slots = self.random(self.layers, model.slots, self.size, seed=seed)
-        memory = model.new_memory(seed)
-        model.update(memory, slots)
-        return memory, slots
-
-
-SETTINGS = {
-    "small": Setting(8, 512, 1376, 8, 2, slots=1920, slots_per_write=60),
-    "8b": Setting(32, 4096, 14336, 32, 8, slots=12800, slots_per_write=256, vocabulary=128256),
-}
-
-
-def now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def in_turns(repeats: int, **measures: Callable[[], float | None]) -> dict[str, list[float]]:
-    """Seconds of each measure, `repeats` times, in turns. A measure that returns seconds has timed itself."""
-    seconds: dict[str, list[float]] = {name: [] for name in measures}
-    for turn in range(repeats + 2):
-        for name, measure in measures.items():
-            start = now()
-            own = measure()
-            taken = now() - start if own is None else own
-            if turn >= 2:
-                seconds[name].append(taken)
-    return seconds
-
-
-def summary(seconds: Sequence[float]) -> Figures:
-    low, middle, high = (1e3 * cut for cut in statistics.quantiles(seconds, n=4, method="inclusive"))
-    return {"median_ms": round(middle, 4), "quartiles_ms": [round(low, 4), round(high, 4)], "samples": len(seconds)}
-
-
-def compared(seconds: dict[str, list[float]]) -> Figures:
-    """Summaries of two measures, and how many times the second takes what the first takes."""
-    first, second = seconds.values()
-    ratio = statistics.median(second) / statistics.median(first)
-    return {name: summary(taken) for name, taken in seconds.items()} | {"ratio": round(ratio, 3)}
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float:
@@ -141,7 +44,7 @@ def first_token(on: Setting, repeats: int) -> Figures:
         def fast(model: MemoryModel = model, memory: Memory = memory, ids: Tensor = ids) -> None:
             model.generate(memory, ids, max_new_tokens=1, **GREEDY)
 
-        def plain(stock: Any = stock, bos: Tensor | None = model.bos_embedding, pool: Tensor = pool) -> None:
+        def plain(stock: Any = stock, bos: Any = model.bos_embedding, pool: Tensor = pool, ids: Tensor = ids) -> None:
             reference.read(stock, bos, pool, ids)[-1].argmax()
 
         rows.append({"slots": slots, **compared(in_turns(repeats, remanence=fast, reference=plain))})
@@ -285,33 +188,10 @@ def batch(on: Setting, repeats: int) -> Figures:
     }
 
 
-def machine(device: str) -> Figures:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models) or None,
-        "threads": THREADS,
-        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
-    parser.add_argument("--repeats", type=int, default=25, help="samples of each short measure")
-    parser.add_argument("--shape", choices=SETTINGS, default="small")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    options = parser(__doc__).parse_args()
     repeats, long = options.repeats, max(5, options.repeats // 3)
-    on = replace(SETTINGS[options.shape], device=options.device, dtype=getattr(torch, options.dtype))
+    on = setting(options)
     parts: dict[str, Callable[[], Figures]] = {
         "first_token": lambda: first_token(on, repeats),
         "pool_update": lambda: pool_update(on, repeats),
@@ -319,20 +199,7 @@ def main() -> None:
         "slot_bytes": lambda: slot_bytes(on),
         "batch": lambda: batch(on, long),
     }
-    figures: Figures = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python {' '.join(sys.argv)}",
-        "machine": machine(on.device),
-        "model": {"family": "llama", **asdict(on), "dtype": options.dtype},
-    }
-    for name, part in parts.items():
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        figures[name] = part()
-    text = json.dumps(figures, indent=1)
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n")
+    report(on, parts, options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from readme import renew  # noqa: E402
+from readme import ms, renew  # noqa: E402
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -68,10 +68,6 @@ def table(figures: dict[str, Any]) -> str:
         f"torch {machine['torch']}, transformers {machine['transformers']}."
     )
     return "\n".join([*lines, "", about])
-
-
-def ms(timed: dict[str, Any]) -> str:
-    return f"{timed['median_ms']:.{1 if timed['median_ms'] >= 10 else 2}f} ms"
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from remanence.errors import InvalidInputError, RemanenceError
 from remanence.evaluation.distances import DISTANCES
 
 if TYPE_CHECKING:
-    from remanence.memory import Memory
+    from remanence.memory import Memory, Storage
     from remanence.model.memory_model import MemoryModel
 
 out = Console()
@@ -63,6 +63,12 @@ evaluations = typer.Typer(cls=_OneLineErrors, no_args_is_help=True, rich_markup_
 app.add_typer(evaluations, name="eval", help="Measure what a memory is worth.")
 
 
+class Where(StrEnum):
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
 class Curve(StrEnum):
     NONE = "none"
     POOL = "pool"
@@ -72,9 +78,15 @@ class Curve(StrEnum):
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", envvar="REMANENCE_MODEL", help="Directory or hub id. Default: the bundled checkpoint."),
+    typer.Option(
+        "--model",
+        envvar="REMANENCE_MODEL",
+        help="Directory, hub id, or a bundled checkpoint: tiny, tiny_longterm (default).",
+    ),
 ]
 MemoryArgument = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory file.")]
+TierOption = Annotated[Where, typer.Option("--tier", help="Where the long-term slots of a new memory lie.")]
+Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep the long-term slots of a new memory as int8.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -99,11 +111,18 @@ def load_model(name: str | None) -> "MemoryModel":
     import transformers
 
     from remanence import MemoryModel
-    from remanence.checkpoints import bundled
+    from remanence.checkpoints import DEFAULT, bundled, names
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    return MemoryModel.from_pretrained(bundled() if name is None else name)
+    name = name or DEFAULT
+    return MemoryModel.from_pretrained(bundled(name) if name in names() else name)
+
+
+def storage_of(tier: Where, int8: bool) -> "Storage":
+    from remanence.memory import Storage
+
+    return Storage(tier.value, int8)
 
 
 def load_memory(path: Path) -> "Memory":
@@ -151,16 +170,16 @@ def demo(
     if file is None:
         file, bundled_questions = demo_files()
         questions = questions or bundled_questions
-    text = read_text(file)
+    texts = paragraphs_of(read_text(file))
     asked = None if questions is None else read_questions(questions)
     plot = output / "remanence-demo.png"
     require_folder(plot)
     engine = load_model(model)
     memory = engine.new_memory()
-    write_all(engine, memory, paragraphs_of(text))
+    write_all(engine, memory, texts)
     out.print(f"{file.name}: {memory.write_count} paragraphs written. From here on the model has only its memory.")
     if asked is not None:
-        show_rounds(out, engine, memory, asked, text, unrelated, plot)
+        show_rounds(out, engine, memory, asked, texts, unrelated, plot)
     elif sys.stdin.isatty():
         answer_questions(out, engine, memory)
     else:
@@ -190,6 +209,8 @@ def write(
     whole: Annotated[
         bool, typer.Option("--whole", help="Cut each file into chunks of 512 tokens, not into its paragraphs.")
     ] = False,
+    tier: TierOption = Where.HOST,
+    int8: Int8Flag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write text files into a memory, which is made if it is not there.
@@ -203,7 +224,7 @@ def write(
     texts = contents if whole else [paragraph for content in contents for paragraph in paragraphs_of(content)]
     held = load_memory(memory) if memory.exists() else None
     engine = load_model(model)
-    held = engine.new_memory() if held is None else held
+    held = engine.new_memory(storage=storage_of(tier, int8)) if held is None else held
     before = held.write_count
     write_all(engine, held, texts)
     held.save(memory)
@@ -300,6 +321,8 @@ def retention(
     ] = None,
     model: ModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
+    tier: TierOption = Where.HOST,
+    int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
@@ -320,12 +343,14 @@ def retention(
             distances=distances,
             samples=samples,
             conditions=[curve.value for curve in memory] if memory else None,
+            storage=storage_of(tier, int8),
             seed=seed,
             attributes_per_biography=facts,
             progress=progress,
         )
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
     words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
+    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
     report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
     out.print(retention_table(report))
     if json_file is not None:
@@ -370,5 +395,45 @@ def integrity(
     words += ["--questions", str(questions), "--seed", str(seed)]
     report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
     out.print(integrity_table(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+@evaluations.command(
+    epilog=examples(
+        "remanence eval retrieval",
+        "remanence eval retrieval --distances 5p,10p,20p --samples 100 --json retrieval.json",
+    )
+)
+def retrieval(
+    samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
+    distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
+    model: ModelOption = None,
+    tier: TierOption = Where.HOST,
+    int8: Int8Flag = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
+    from remanence.evaluation.retention import circumstances
+    from remanence.evaluation.retrieval import measure
+    from remanence.terminal import retrieval_table
+
+    if json_file is not None:
+        require_folder(json_file)
+    engine = load_model(model)
+    with progress_bar("measuring") as progress:
+        report = measure(
+            engine,
+            distances=distances,
+            samples=samples,
+            seed=seed,
+            storage=storage_of(tier, int8),
+            progress=progress,
+        )
+    words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
+    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
+    report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
+    out.print(retrieval_table(report))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

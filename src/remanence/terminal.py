@@ -11,10 +11,12 @@ from rich.text import Text
 from remanence.errors import RemanenceError
 from remanence.evaluation.demonstration import Round, distances_up_to, report, rounds
 from remanence.evaluation.plots import retention_plot
+from remanence.evaluation.retention import Condition
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import Question, first_line, prompt_of
 
+_CONDITIONS: dict[Condition, str] = {"pool": "pool alone", "context": "text in context", "none": "neither"}
 _ROWS = 8  # of a round of questions that are shown; all of them count
 _CHAT_HELP = "Type a question, or: /write TEXT, /ask QUESTION, /show, /save, /quit (leaving saves, too)"
 
@@ -27,9 +29,22 @@ def answer_from(model: MemoryModel, memory: Memory, question: str, max_new_token
 
 def describe(memory: Memory, model: MemoryModel) -> dict[str, Any]:
     """Slots, writes and sizes, and whether this model wrote the memory."""
-    spec = memory.spec
+    spec, longterm = memory.spec, memory.longterm
     alive = set(memory.provenance().flatten().tolist()) if memory.written else set()
-    return {
+    if longterm is not None:
+        alive |= set(memory.written_by(longterm.alive()).tolist())
+    about = (
+        {}
+        if longterm is None
+        else {
+            "longterm": [size + waiting for size, waiting in zip(longterm.sizes(), longterm.buffered(), strict=True)],
+            "longterm_capacity": longterm.rules.capacity,
+            "longterm_tier": longterm.layout.storage.tier + (", int8" if longterm.layout.storage.int8 else ""),
+            "longterm_slot_bytes": longterm.nbytes["slots"],
+            "longterm_key_bytes": longterm.nbytes["keys"],
+        }
+    )
+    return about | {
         "layers": spec.layers,
         "slots": spec.slots,
         "slots_per_write": spec.slots_per_write,
@@ -51,17 +66,28 @@ def details_table(details: dict[str, Any]) -> Table:
         "slots_per_write": "slots per write (K)",
         "writes": "writes",
         "writes_with_slots": "writes with slots left",
-        "bytes": "bytes in memory",
+        "longterm": "long-term slots, layer by layer",
+        "longterm_capacity": "long-term capacity per layer (M)",
+        "longterm_tier": "long-term tier",
+        "longterm_slot_bytes": "bytes of long-term slots",
+        "longterm_key_bytes": "bytes of retrieval keys",
+        "bytes": "bytes in all",
         "dtype": "dtype",
         "model": "written by model",
     }
     table = Table(show_header=False)
     for name, label in labels.items():
-        value = details[name]
-        table.add_row(label, Text(f"{value:,}" if isinstance(value, int) else str(value), overflow="fold"))
+        if name in details:
+            table.add_row(label, Text(_shown(details[name]), overflow="fold"))
     readable = Text("yes", style="green") if details["readable"] else Text("no, it was written by another", style="red")
     table.add_row("readable by this model", readable)
     return table
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_shown, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def retention_table(report: dict[str, Any]) -> Table:
@@ -77,6 +103,21 @@ def retention_table(report: dict[str, Any]) -> Table:
         distance = points[0]["distance"]
         cells = [f"{p['exact_match']:.3f} ± {p['stderr']:.3f}" for p in points]
         table.add_row(str(distance), *cells, *([f"{survival[distance]:.3f}"] if survival else []))
+    return table
+
+
+def retrieval_table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"Share of a fact's slots retrieved, {report['samples']} held-out people (K0 = {report['k0']})")
+    for name in ("distance", "slots per layer", "retrieved", "by chance", "layer by layer"):
+        table.add_column(name, justify="right")
+    for point in report["points"]:
+        table.add_row(
+            str(point["distance"]),
+            f"{point['longterm']:,}",
+            f"{point['share']:.3f} ± {point['stderr']:.3f}",
+            f"{point['random']:.3f}",
+            " ".join(f"{share:.2f}" for share in point["layers"]),
+        )
     return table
 
 
@@ -99,7 +140,7 @@ def show_rounds(
     model: MemoryModel,
     memory: Memory,
     questions: list[Question],
-    text: str,
+    texts: list[str],
     unrelated: int,
     plot: Path,
 ) -> None:
@@ -113,7 +154,7 @@ def show_rounds(
             model,
             memory,
             questions,
-            taken=text,
+            texts=texts,
             distances=distances,
             progress=lambda done, total: progress.update(task, completed=done),
         ):
@@ -146,7 +187,12 @@ def _round_table(one: Round, index: int) -> Table:
 
 def _summary(one: Round) -> str:
     count = len(one.answered)
-    return f"distance {one.distance}: {one.right} of {count} right ({one.right / count:.0%})\n"
+    others = ", ".join(
+        f"{name} {sum(answered.right for answered in one.curves[condition])}"
+        for condition, name in _CONDITIONS.items()
+        if condition in one.curves and one.curves[condition] is not one.answered
+    )
+    return f"distance {one.distance}: {one.right} of {count} right ({one.right / count:.0%}); {others}\n"
 
 
 def answer_questions(out: Console, model: MemoryModel, memory: Memory) -> None:

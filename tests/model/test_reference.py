@@ -11,7 +11,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence import MemoryModel
+from remanence.memory import LongTermRules
 from remanence.model import reference
+from tests.tiny import decoder, with_memory
+from tests.tiny import ids as ids_of
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "A-memoryllm-gqa"
 N, K = 24, 6
@@ -77,6 +80,58 @@ def test_first_generated_token_is_the_plain_paths() -> None:
     )
     logits = reference.read(**plain(model), pool=memory.pool.slots(), ids=ids)
     torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
+
+
+def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 8
+    model = with_memory(decoder(), longterm=LongTermRules(retrieved=count), retrieval_size=16, keep_hidden=True)
+    retriever, slots, k = model.retriever, model.slots, model.slots_per_write
+    pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
+    memory = model.memory_from_slots(pool, longterm=model.new_memory().longterm)
+    layers, _, size = pool.shape
+    ages = torch.zeros(layers, slots, dtype=torch.long)
+    new_ages = torch.arange(k - 1, -1, -1).repeat(layers, 1)
+    longterm = reference.LongTerm(pool[:, :0], torch.empty(layers, 0, 16), ages[:, :0])
+    found: list[list[int]] = []
+    retrieve = reference.retrieve
+
+    def noted(*args: Any) -> Tensor:
+        found.append(retrieve(*args).tolist())
+        return torch.tensor(found[-1])
+
+    monkeypatch.setattr(reference, "retrieve", noted)
+    for write, tokens in enumerate((17, k, 4, 1, 9, 30, 12, 5), start=1):
+        ids = ids_of(tokens, seed=write)
+        evicted = torch.stack([torch.randperm(slots)[:k].sort().values for _ in range(layers)])
+        model.write(memory, ids, evict=evicted)
+        gone = pool.gather(1, evicted[..., None].expand(-1, -1, size))
+        keys = reference.retrieval_keys(model.hf, retriever, gone)
+        longterm = reference.append(longterm, reference.LongTerm(gone, keys, ages.gather(1, evicted)), made=k)
+        kept = survivors(evicted, slots)
+        positional = model.new_memory_positional_emb
+        _, pool = reference.write(**plain(model), positional=positional, pool=pool, ids=ids, k=k, kept=kept)
+        ages = reference.replace(ages, new_ages, kept)
+
+        prompt = ids_of(7, seed=100 + write)
+        out = model.read(memory, prompt)
+        found.clear()
+        logits = reference.read(
+            **plain(model), pool=pool, ids=prompt, longterm=longterm, retriever=retriever, count=count
+        )
+        torch.testing.assert_close(out.logits[0], logits, **CLOSE)
+        fast = [rows[0].positions.tolist() for rows in out.past_key_values.retrieval.found]
+        assert fast == found
+        assert [len(row) for row in found] == [min(count, write * k)] * layers
+    assert memory.longterm is not None
+    for layer in range(layers):
+        assert torch.equal(memory.longterm.ages(layer), longterm.ages[layer])
+    assert any(len(set(row)) < len(row) for row in longterm.ages.tolist()), "no two slots of one age: ties are untested"
+
+
+def test_plain_retrieval_puts_the_oldest_first_and_of_equal_age_the_later() -> None:
+    keys = torch.tensor([[3.0], [-1.0], [2.0], [1.0], [2.5]])
+    found = reference.retrieve(torch.ones(2, 1), keys, torch.tensor([5, 9, 7, 7, 5]), count=4)
+    assert found.tolist() == [3, 2, 4, 0]
 
 
 def test_plain_path_replays_a_recorded_run_of_the_published_code() -> None:

@@ -2,18 +2,26 @@
 
 from pathlib import Path
 
+DEFAULT = "tiny_longterm"
 
-def bundled(name: str = "tiny") -> Path:
+
+def names() -> list[str]:
+    """All bundled checkpoints."""
+    return sorted(path.parent.name for path in Path(__file__).parent.glob("*/remanence.json"))
+
+
+def bundled(name: str = DEFAULT) -> Path:
     """The directory of a bundled checkpoint, for `MemoryModel.from_pretrained`.
+
+    Args:
+        name: "tiny" has a pool; "tiny_longterm" also long-term memory.
 
     Raises:
         FileNotFoundError: there is none of this name; lists those there are.
     """
-    here = Path(__file__).parent
-    found = sorted(path.parent.name for path in here.glob("*/remanence.json"))
-    if name not in found:
+    if name not in names():
         raise FileNotFoundError(
-            f"no checkpoint named {name!r} comes with this installation ({', '.join(found) or 'there is none'}); "
+            f"no checkpoint named {name!r} comes with this installation ({', '.join(names()) or 'there is none'}); "
             "give a directory or a hub id with --model"
         )
-    return here / name
+    return Path(__file__).parent / name

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from remanence.data.episodes import unrelated
-from remanence.evaluation.retention import answer, point, survival
+from remanence.evaluation.answering import Context, answer, answer_rows
+from remanence.evaluation.retention import Condition, point, survival
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import Question, prompt_of
@@ -24,10 +25,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Round:
-    """All questions, asked after `distance` unrelated writes."""
+    """All questions, asked after `distance` unrelated writes, under each condition."""
 
     distance: int
-    answered: tuple[Answered, ...]
+    curves: dict[Condition, tuple[Answered, ...]]
+
+    @property
+    def answered(self) -> tuple[Answered, ...]:
+        """What the whole memory answered: long-term memory, where the model has it, else the pool."""
+        return self.curves["longterm" if "longterm" in self.curves else "pool"]
 
     @property
     def right(self) -> int:
@@ -49,30 +55,55 @@ def rounds(
     memory: Memory,
     questions: Sequence[Question],
     *,
-    taken: str,
+    texts: Sequence[str],
     distances: Sequence[int],
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Round]:
-    """Ask all questions at each distance, and write unrelated paragraphs in between, none about a name in `taken`.
+    """Ask all questions at each distance, and write unrelated paragraphs in between, none about a name in `texts`.
 
     Args:
+        texts: the paragraphs that the memory has read; the condition "context" has them as text.
         progress: called with (paragraphs written, paragraphs in all).
     """
-    stream = unrelated(random.Random(seed), taken)
+    stream = unrelated(random.Random(seed), "\n".join(texts))
+    context = Context(model)
+    for text in texts:
+        context.append(text)
     written = 0
     for distance in sorted(distances):
         while written < distance:
-            model.write(memory, next(stream))
+            paragraph = next(stream)
+            model.write(memory, paragraph)
+            context.append(paragraph)
             written += 1
             if progress is not None:
                 progress(written, max(distances))
-        answers = [answer(model, [memory], [prompt_of(question.text)])[0] for question in questions]
-        yield Round(distance, tuple(map(Answered, questions, answers)))
+        yield Round(distance, _asked(model, memory, context, questions))
+
+
+def _asked(
+    model: MemoryModel, memory: Memory, context: Context, questions: Sequence[Question]
+) -> dict[Condition, tuple[Answered, ...]]:
+    prompts = [prompt_of(question.text) for question in questions]
+    blank = [Memory(model.spec) for _ in questions]
+    bare = memory.pool_only()
+    given: dict[Condition, list[str]] = {}
+    if memory.longterm is not None:
+        given["longterm"] = [answer(model, [memory], [prompt])[0] for prompt in prompts]
+    given["pool"] = [answer(model, [bare], [prompt])[0] for prompt in prompts]
+    given["none"] = answer(model, blank, prompts)
+    given["context"] = answer_rows(model, blank, [context.before(prompt) for prompt in prompts])
+    return {condition: tuple(map(Answered, questions, answers)) for condition, answers in given.items()}
 
 
 def report(model: MemoryModel, asked: Sequence[Round]) -> dict[str, Any]:
-    """What `retention_plot` draws: the pool's curve, and the survival line."""
-    points = [point(one.distance, one.right, len(one.answered)) for one in asked]
+    """What `retention_plot` draws: a curve for each condition, and the pool's survival line."""
+
+    def scored(one: Round, condition: Condition) -> dict[str, float]:
+        answered = one.curves[condition]
+        return point(one.distance, sum(each.right for each in answered), len(answered))
+
+    curves = {condition: [scored(one, condition) for one in asked] for condition in asked[0].curves}
     n, k = model.slots, model.slots_per_write
-    return {"n": n, "k": k, "curves": {"pool": points}, "survival": survival(points, n, k)}
+    return {"n": n, "k": k, "curves": curves, "survival": survival(curves["pool"], n, k)}

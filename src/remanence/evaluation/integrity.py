@@ -18,7 +18,7 @@ import psutil
 
 from remanence.data.episodes import Episode, unrelated
 from remanence.errors import InvalidInputError
-from remanence.evaluation.retention import answer
+from remanence.evaluation.answering import answer
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 

@@ -25,15 +25,13 @@ from remanence import __version__
 from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
+from remanence.evaluation.answering import Context, answer, answer_rows
 from remanence.evaluation.distances import DISTANCES, parse_distances
 from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
-from remanence.texts import answer_of
 
 Condition = Literal["pool", "longterm", "none", "context"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-ANSWER_TOKENS = 8
-_PREFILL_TOKENS = 16_384  # read in one batch, to bound the memory that long contexts take
 
 
 def measure(
@@ -159,7 +157,7 @@ def _measure_batch(
 ) -> None:
     remembers = bool({"pool", "longterm"} & set(right))
     blank = [Memory(model.spec) for _ in episodes]
-    contexts = [_Context(model) for _ in episodes]
+    contexts = [Context(model) for _ in episodes]
 
     def write(texts: list[str], *, before_the_fact: bool = False) -> None:
         if remembers:
@@ -177,7 +175,7 @@ def _measure_batch(
         if condition == "none":
             return answer(model, blank, prompts)
         rows = [context.before(prompt) for context, prompt in zip(contexts, prompts, strict=True)]
-        return _answer_rows(model, blank, rows)
+        return answer_rows(model, blank, rows)
 
     for _ in range(warm_up):
         write([next(episode.unrelated) for episode in episodes], before_the_fact=True)
@@ -191,45 +189,3 @@ def _measure_batch(
             for condition, counts in right.items():
                 given = answers(condition, [question.text for question in questions])
                 counts[distance] += sum(a == q.truth for a, q in zip(given, questions, strict=True))
-
-
-def answer(model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str]) -> list[str]:
-    """Greedy answers, one per memory."""
-    texts = model.generate(list(memories), list(prompts), max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    return [answer_of(text) for text in texts]
-
-
-def _answer_rows(model: MemoryModel, memories: Sequence[Memory], rows: Sequence[list[int]]) -> list[str]:
-    width = max(map(len, rows))
-    at_once = max(1, _PREFILL_TOKENS // width)
-    answers: list[str] = []
-    for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
-        out = model.generate(memories[start : start + at_once], part, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-        new = out[:, max(map(len, part)) :]
-        answers += [answer_of(text) for text in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return answers
-
-
-class _Context:
-    """The end of a growing text, as much as a model's context holds.
-
-    Paragraphs are parted by the tokenizer's end-of-text token, as documents are in training, or else by a newline.
-    """
-
-    def __init__(self, model: MemoryModel) -> None:
-        self._tokenizer = model.tokenizer
-        self._room = model.backbone.config.max_position_embeddings - ANSWER_TOKENS
-        end = self._tokenizer.eos_token_id
-        self._separator = self._encode("\n") if end is None else [end]
-        self._ids: list[int] = []
-
-    def append(self, paragraph: str) -> None:
-        self._ids = (self._ids + self._encode(paragraph) + self._separator)[-self._room :]
-
-    def before(self, prompt: str) -> list[int]:
-        return (self._ids + self._encode(prompt))[-self._room :]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids

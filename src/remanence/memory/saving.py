@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,9 +52,9 @@ def save(memory: "Memory", target: Path) -> None:
             if held.frequency is not None:
                 tensors[f"longterm.frequency.{index}"] = held.frequency
     _write_whole(target, tensors, {"format": FORMAT, "memory": json.dumps(about)})
-    if memory.longterm is not None:
-        for file in folder_of(target).glob("*.safetensors"):
-            if file.name not in named:
+    for file in folder_of(target).glob("*"):
+        if file.name not in named:
+            with suppress(OSError):  # the memory is saved; what is left over harms nothing
                 file.unlink()
 
 
@@ -121,6 +122,8 @@ def _save_block(block: Block, used: int, folder: Path, name: str) -> tuple[str, 
         digest = digest_of(partial)
         final = folder / f"{name}-{digest[:12]}.safetensors"
         os.replace(partial, final)
+    except OSError as error:
+        raise MemoryFileError(f"could not write {folder / name}: {error}; what was there is unchanged") from error
     finally:
         partial.unlink(missing_ok=True)
     slots = block.rows["slots"]
@@ -200,8 +203,21 @@ def load_longterm(
                 held.blocks[block["number"]].saved = (file, block["digest"])
         held.start, held.merged, held.count = record["start"], record["merged"], record["count"]
         held.frequency = tensors.get(f"longterm.frequency.{index}")
+        _check_layer(held, index, folder)
         layers.append(held)
+    if len(layers) != spec.layers:
+        raise MemoryFileError(f"the long-term memory of {folder} has {len(layers)} layers, its pool {spec.layers}")
     return LongTerm(LongTermRules(**about["rules"]), layers, about["clock"], about["waited"])
+
+
+def _check_layer(held: LongTermLayer, index: int, folder: Path) -> None:
+    size, merged = held.layout.block_rows, held.merged - held.start
+    needed = range(held.start // size, -(-held.count // size)) if held.count > held.start else range(0)
+    whole = set(needed) <= set(held.blocks) and 0 <= held.start <= held.merged <= held.count
+    if not whole or (held.frequency is not None and len(held.frequency) != merged):
+        raise MemoryFileError(
+            f"the record of long-term memory beside {folder} is damaged: layer {index} does not add up"
+        )
 
 
 def _check_block(file: Path, digest: str) -> None:

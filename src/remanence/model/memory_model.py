@@ -14,13 +14,14 @@ from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from remanence.errors import InvalidInputError
-from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, MemorySpec, Pool, Receipt, Storage
+from remanence.memory import LongTerm, LongTermRules, Memory, MemorySpec, Pool, Receipt, Storage
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
+from remanence.model.checks import require_ages, require_own, require_slots, rows_of
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
 from remanence.model.generation import FiniteOnly, new_tokens, require_finite
-from remanence.model.inputs import Content, chunked, left_padded, to_ids, to_rows
+from remanence.model.inputs import Content, chunked, left_padded
 from remanence.model.linear import use_onednn
 from remanence.model.prefix import (
     PrefixCache,
@@ -30,7 +31,7 @@ from remanence.model.prefix import (
     show_prefix_to_sliding_layers,
 )
 from remanence.model.retriever import Retrieval, Retriever, install_retrieval, new_retriever
-from remanence.model.shipped import ShippedLongTerm
+from remanence.model.shipped import ShippedLongTerm, new_longterm
 from remanence.model.spare import Spare
 from remanence.model.writing import encode_rows, new_slots, projected
 
@@ -155,8 +156,13 @@ class MemoryModel(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         attn_implementation: str | None = None,
+        bfloat16_rotary: bool = False,
     ) -> "MemoryModel":
-        """Load a directory made by `save_pretrained`, a published MemoryLLM checkpoint (detected), or one from the hub.
+        """Load a directory made by `save_pretrained`, a published checkpoint (detected), or one from the hub.
+
+        Args:
+            bfloat16_rotary: round the rotary frequencies to bfloat16. The published usage casts the whole model, and
+                with it these; its answers at long prefixes come back only so, and are the worse for it.
 
         Raises:
             FileNotFoundError, CheckpointError: something is missing, and what.
@@ -166,6 +172,10 @@ class MemoryModel(nn.Module):
         model = load(
             path_or_hub_id, keep_hidden=keep_hidden, dtype=dtype, attn_implementation=attn_implementation
         ).eval()
+        if bfloat16_rotary:
+            for module in model.hf.modules():
+                if isinstance(getattr(module, "inv_freq", None), Tensor):
+                    module.inv_freq = module.inv_freq.bfloat16().float()
         return model if device is None else model.to(device)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -228,25 +238,10 @@ class MemoryModel(nn.Module):
             capacity: M, the most long-term slots per layer; None: as the model says.
             storage: where long-term slots lie, and whether as int8; None: in host memory, as they are.
         """
-        kept = self._new_longterm(capacity, storage or Storage()) if longterm else None
+        kept = new_longterm(self, capacity, storage or Storage()) if longterm else None
         if self.shipped_pool is None:
             return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden, longterm=kept)
         return self.memory_from_slots(self.shipped_pool, seed, longterm=kept)
-
-    def _new_longterm(self, capacity: int | None, storage: Storage) -> LongTerm | None:
-        if self.longterm is None or self.retriever is None:
-            return None
-        rules = self.longterm if capacity is None else replace(self.longterm, capacity=capacity)
-        if rules.policy == "oldest" and 0 < rules.capacity < self.slots_per_write:
-            raise InvalidInputError(
-                f"a long-term capacity of {rules.capacity} slots is smaller than one write's {self.slots_per_write}; "
-                "take more, or 0 for none"
-            )
-        spec = self.spec
-        layout = Layout(spec.kv_heads, spec.head_dim, spec.torch_dtype, spec.retrieval_size, self.device, storage)
-        if self.shipped_longterm is not None:
-            return self.shipped_longterm.longterm(self, rules, layout)
-        return LongTerm(rules, [LongTermLayer(layout) for _ in range(spec.layers)])
 
     @torch.no_grad()
     def memory_from_slots(self, hidden: Tensor, seed: int = 0, *, longterm: LongTerm | None = None) -> Memory:
@@ -255,7 +250,7 @@ class MemoryModel(nn.Module):
         Raises:
             InvalidInputError: wrong shape or dtype.
         """
-        if self._check_slots(hidden).shape[1] != self.slots:
+        if require_slots(self, hidden).shape[1] != self.slots:
             raise InvalidInputError(f"the pool takes {self.slots} slots per layer, got {hidden.shape[1]}")
         hidden = hidden.clone(memory_format=torch.contiguous_format)
         new = projected(self, hidden[None], [0])[0]
@@ -309,7 +304,7 @@ class MemoryModel(nn.Module):
             MemoryMismatchError: another model's memory.
             CorruptMemoryError: the memory or the model holds numbers that are not finite.
         """
-        memories, rows = self._rows(memory, content)
+        memories, rows = rows_of(self, memory, content)
         texts = [chunked(row) for row in rows]
         rounds = max(len(chunks) for chunks in texts)
         if evict is not None and (len(memories) > 1 or rounds > 1):
@@ -334,8 +329,8 @@ class MemoryModel(nn.Module):
     @torch.no_grad()
     def encode(self, memory: Memory, content: Content, *, after: Tensor | None = None) -> Tensor:  # [L, min(n, K), d]
         """The slots that a write would make, without writing them; `after` stands for the K newest slots."""
-        _, rows = self._rows(memory, content)
-        newest = memory.newest if after is None else self._check_slots(after)[:, -self.slots_per_write :]
+        _, rows = rows_of(self, memory, content)
+        newest = memory.newest if after is None else require_slots(self, after)[:, -self.slots_per_write :]
         return encode_rows(self, rows, [newest if memory.written else None])[0]
 
     @torch.no_grad()
@@ -355,15 +350,15 @@ class MemoryModel(nn.Module):
             ages: `[L, q]`, what these slots count as their ages when they are evicted; None: q - 1, ..., 1, 0.
             passed: slots `[L, r, d]` that go straight to long-term memory, and their ages `[L, r]`; takes `ages`.
         """
-        self._check(memory)
-        hidden = self._check_slots(slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1))
-        new = replace(projected(self, hidden[None], [tokens])[0], ages=self._check_ages(ages, hidden))
+        require_own(self, memory)
+        hidden = require_slots(self, slots)
+        new = replace(projected(self, hidden[None], [tokens])[0], ages=require_ages(ages, hidden))
         by = None
         if passed is not None:
             if memory.longterm is None or ages is None:
                 raise InvalidInputError("passed= takes a memory with long-term memory, and ages=")
-            straight = self._check_slots(passed[0])
-            by = replace(projected(self, straight[None], [0])[0], ages=self._check_ages(passed[1], straight))
+            straight = require_slots(self, passed[0])
+            by = replace(projected(self, straight[None], [0])[0], ages=require_ages(passed[1], straight))
         with memory.committing(new, evict, by) as (record, evicted):
             pass
         return Receipt((record,), (evicted,))
@@ -391,7 +386,7 @@ class MemoryModel(nn.Module):
         Raises:
             InvalidInputError, MemoryMismatchError, CorruptMemoryError: as for `write`.
         """
-        memories, rows = self._rows(memory, content)
+        memories, rows = rows_of(self, memory, content)
         role: Role = "read"
         pools = [m.pool_or_none for m in memories]
         longterms = [m.longterm for m in memories]
@@ -399,7 +394,7 @@ class MemoryModel(nn.Module):
             if len(memories) > 1:
                 raise InvalidInputError("pending= takes one memory")
             role = "write" if sampled is None else "read"
-            hidden = self._check_slots(pending if isinstance(pending, Tensor) else torch.cat(list(pending), dim=1))
+            hidden = require_slots(self, pending)
             new = projected(self, hidden[None], [0], role)[0]
             pools = [pool_with_pending(memories[0].pool, new, sampled)]
             longterms = longterms if sampled is not None else [None]
@@ -434,7 +429,7 @@ class MemoryModel(nn.Module):
         if kwargs.get("use_cache") is False:
             raise InvalidInputError("memory is read through the cache; leave use_cache on")
         text = isinstance(prompt, Sequence) and all(isinstance(part, str) for part in prompt)
-        memories, rows = self._rows(memory, prompt)
+        memories, rows = rows_of(self, memory, prompt)
         ids, mask = left_padded(rows, self.pad)
         if (given := kwargs.pop("attention_mask", None)) is not None:
             mask = given.to(ids.device).view_as(ids) != 0
@@ -479,46 +474,6 @@ class MemoryModel(nn.Module):
                 if value is not None:
                     return int(value)
         return 0
-
-    def _rows(self, memory: Memory | Sequence[Memory], content: Any) -> tuple[list[Memory], list[Tensor]]:
-        memories = list(memory) if isinstance(memory, Sequence) else [memory]
-        if not memories:
-            raise InvalidInputError("no memory was given")
-        for one in memories:
-            self._check(one)
-        if len({id(one) for one in memories}) < len(memories):
-            raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
-        vocabulary = self.hf.get_input_embeddings().num_embeddings
-        about = {"tokenizer": self.tokenizer, "vocabulary": vocabulary, "device": self.device}
-        rows = [to_ids(content, **about)] if isinstance(memory, Memory) else to_rows(content, len(memories), **about)
-        return memories, rows
-
-    def _check(self, memory: Memory) -> None:
-        if not isinstance(memory, Memory):
-            raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
-        self.spec.require(memory.spec)
-        if memory.written and memory.pool.keys.device != self.device:
-            raise InvalidInputError(
-                f"the memory is on {memory.pool.keys.device}, the model on {self.device}; "
-                f"move it with memory.to({str(self.device)!r})"
-            )
-
-    def _check_slots(self, slots: Tensor) -> Tensor:
-        expected = (len(self.backbone.layers), self.hf.config.hidden_size)
-        fits = slots.dim() == 3 and (slots.shape[0], slots.shape[2]) == expected and slots.shape[1] > 0
-        if not fits or slots.dtype != self.backbone.dtype or slots.device != self.device:
-            raise InvalidInputError(
-                f"slots must be {self.backbone.dtype} of shape [{expected[0]}, q, {expected[1]}] on {self.device}, "
-                f"got {slots.dtype} of shape {list(slots.shape)} on {slots.device}"
-            )
-        return slots
-
-    def _check_ages(self, ages: Tensor | None, slots: Tensor) -> Tensor | None:
-        if ages is None:
-            return None
-        if ages.shape != slots.shape[:2] or ages.is_floating_point():
-            raise InvalidInputError(f"ages must be integers of shape {list(slots.shape[:2])}, got {list(ages.shape)}")
-        return ages.long()
 
     def _prefix(
         self,

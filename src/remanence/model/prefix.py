@@ -190,7 +190,9 @@ def pool_prefix(
     Rows without a pool have no prefix.
     """
     front = 0 if bos is None else 1
-    retrieved = [0] * len(pools) if retrieval is None else retrieval.sizes()
+    retrieved = [0] * len(pools)
+    if retrieval is not None:
+        retrieved = [0 if pool is None else size for pool, size in zip(pools, retrieval.sizes(), strict=True)]
     lengths = [0 if pool is None else front + r + pool.size for pool, r in zip(pools, retrieved, strict=True)]
     prefix, rows, device = max(lengths), len(pools), backbone.device
     mask = None
@@ -208,7 +210,7 @@ def pool_prefix(
         return cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
 
     def put_retrieved(layer: int, keys: Tensor, values: Tensor) -> None:  # [B times the rows of a memory, S, H, D]
-        if retrieval is None:
+        if retrieval is None or not any(retrieved):
             return
         cos, sin = angles(layer)
         for row, found in enumerate(retrieval.found[layer]):

@@ -1,10 +1,13 @@
 """The plain path: what the published code does at every read and write, over plain tensors. Written to be read.
 
 Slots are hidden states. At every prompt all of them are joined to the text, layer by layer, and go through the norm and
-the key and value projections again; at every write the whole pool is copied. One prompt, one pool that was written
-before, decoders of the Llama family. `MemoryModel` does the same with less work, and a test says that the two agree.
+the key and value projections again; at every write the whole pool is copied. Long-term memory is hidden states too:
+at every prompt all its keys move to the device, and at every write all of it is copied. One prompt, one pool that was
+written before, decoders of the Llama family. `MemoryModel` does the same with less work, and a test says that the two
+agree.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,21 +15,63 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 
+@dataclass(frozen=True)
+class LongTerm:
+    """M slots per layer that left the pool, in the order in which they left.
+
+    Attributes:
+        slots: `[L, M, d]`.
+        keys: `[L, M, P]`, by which they are found; see `retrieval_keys`.
+        ages: `[L, M]`.
+    """
+
+    slots: Tensor
+    keys: Tensor
+    ages: Tensor
+
+
 @torch.no_grad()
-def read(hf: Any, bos: Tensor | None, pool: Tensor, ids: Tensor) -> Tensor:
-    """Logits `[T, V]` of a prompt behind [bos | pool].
+def read(
+    hf: Any,
+    bos: Tensor | None,
+    pool: Tensor,
+    ids: Tensor,
+    longterm: LongTerm | None = None,
+    retriever: Any = None,
+    count: int = 0,
+) -> Tensor:
+    """Logits `[T, V]` of a prompt behind [bos | retrieved | pool].
 
     Args:
         hf: a `LlamaForCausalLM`.
         bos: `[L, 1, d]`, or None for a model without.
         pool: `[L, N, d]`, oldest slot first.
         ids: `[T]`.
+        longterm: what to retrieve from; None: nothing is retrieved.
+        retriever: a `Retriever`; of it, `query[layer]` is asked.
+        count: slots that each layer retrieves, fewer where there are fewer.
     """
     hidden = hf.model.embed_tokens(ids)  # [T, d]
     for index, layer in enumerate(hf.model.layers):
-        rows = torch.cat([_behind_bos(bos, index, pool[index]), hidden])
+        slots = pool[index]
+        if longterm is not None:
+            queries = retriever.query[index](layer.input_layernorm(hidden))
+            count = min(count, longterm.slots.shape[1])
+            found = retrieve(queries, longterm.keys[index], longterm.ages[index], count)
+            slots = torch.cat([longterm.slots[index][found].to(slots.device), slots])
+        rows = torch.cat([_behind_bos(bos, index, slots), hidden])
         hidden = _layer(hf, layer, rows, queries=len(ids))
     return hf.lm_head(hf.model.norm(hidden))
+
+
+def retrieve(queries: Tensor, keys: Tensor, ages: Tensor, count: int) -> Tensor:  # [T, P], [M, P], [M] -> [count]
+    """Indices of the slots with the highest scores, oldest first; of equal age the later first.
+
+    A slot's score is the mean over the prompt's tokens of sigmoid(q·k).
+    """
+    scores = (queries @ keys.to(queries.device).T).sigmoid().mean(dim=0)  # [M]
+    found = scores.topk(count).indices.to(ages.device).sort().values
+    return found[ages[found].argsort(stable=True).flip(0)]
 
 
 @torch.no_grad()
@@ -61,6 +106,19 @@ def write(
 def replace(pool: Tensor, new: Tensor, kept: Tensor) -> Tensor:  # [L, N, d], [L, K, d], [L, N - K] -> [L, N, d]
     """A new pool: the slots that stay, in their order, and behind them the new ones."""
     return torch.stack([torch.cat([pool[index][kept[index]], new[index]]) for index in range(len(pool))])
+
+
+@torch.no_grad()
+def retrieval_keys(hf: Any, retriever: Any, slots: Tensor) -> Tensor:  # [L, P, d] -> [L, P, R]
+    """The keys that slots get when they leave the pool."""
+    layers = zip(hf.model.layers, retriever.key, slots, strict=True)
+    return torch.stack([key(layer.input_layernorm(rows)) for layer, key, rows in layers])
+
+
+def append(longterm: LongTerm, new: LongTerm, made: int) -> LongTerm:
+    """Long-term memory after a write that made so many slots: all others get older by them, and `new` come behind."""
+    pairs = (longterm.slots, new.slots), (longterm.keys, new.keys), (longterm.ages + made, new.ages)
+    return LongTerm(*(torch.cat([held, more.to(held.device)], dim=1) for held, more in pairs))
 
 
 def _behind_bos(bos: Tensor | None, index: int, slots: Tensor) -> Tensor:  # [P, d] -> [P + 1, d], or [P, d] without

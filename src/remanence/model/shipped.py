@@ -1,15 +1,37 @@
-"""The long-term memory that a published checkpoint comes with."""
+"""The long-term memory that a new memory starts with: none, or what a published checkpoint comes with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules
+from remanence.errors import InvalidInputError
+from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Storage
 
 if TYPE_CHECKING:
     from remanence.model.memory_model import MemoryModel
+
+
+def new_longterm(model: "MemoryModel", capacity: int | None, storage: Storage) -> LongTerm | None:
+    """None for a model without a retriever.
+
+    Raises:
+        InvalidInputError: the capacity does not hold what one write evicts.
+    """
+    if model.longterm is None:
+        return None
+    rules = model.longterm if capacity is None else replace(model.longterm, capacity=capacity)
+    if rules.policy == "oldest" and 0 < rules.capacity < model.slots_per_write:
+        raise InvalidInputError(
+            f"a long-term capacity of {rules.capacity} slots is smaller than one write's {model.slots_per_write}; "
+            "take more, or 0 for none"
+        )
+    spec = model.spec
+    layout = Layout(spec.kv_heads, spec.head_dim, spec.torch_dtype, spec.retrieval_size, model.device, storage)
+    if model.shipped_longterm is not None:
+        return model.shipped_longterm.longterm(model, rules, layout)
+    return LongTerm(rules, [LongTermLayer(layout) for _ in range(spec.layers)])
 
 
 @dataclass(frozen=True)

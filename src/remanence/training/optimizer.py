@@ -13,7 +13,7 @@ class MuonAdamW(Optimizer):
 
     Args:
         matrices: parameters for Muon, 2-D.
-        others: parameters for AdamW (embeddings, norms, vectors).
+        others: parameters for AdamW (embeddings, norms, vectors); may be none.
     """
 
     def __init__(
@@ -22,14 +22,14 @@ class MuonAdamW(Optimizer):
         others: Iterable[nn.Parameter],
         *,
         muon_lr: float,
-        adamw_lr: float,
+        adamw_lr: float = 0.0,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
-        self._parts: list[Optimizer] = [
-            Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay),
-            AdamW(list(others), lr=adamw_lr, betas=betas, weight_decay=0.0),
-        ]
+        vectors = list(others)
+        self._parts: list[Optimizer] = [Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay)]
+        if vectors:
+            self._parts.append(AdamW(vectors, lr=adamw_lr, betas=betas, weight_decay=0.0))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
         self._share()
 

@@ -49,11 +49,14 @@ class RetrieverLoss:
             over all of them, as published. Most slots are easy to tell apart, and all but the hardest teach nothing.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
+        weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
+            yet what they are about, the writer is never told to make them say it.
     """
 
     negatives: int | None = None
     detach: bool = True
     random_prefix: float = 0.5
+    weight: float = 1.0
 
 
 class RecallingCache(PrefixCache):

@@ -98,7 +98,7 @@ class MemoryTrainer(Trainer):
         loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
         for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
             self._metrics.setdefault(f"{task}_within_reach_{layer}", []).append(share)
-            loss = loss + retriever
+            loss = loss + self.retriever_loss.weight * retriever
         return loss
 
     def _generator(self) -> torch.Generator:

@@ -1,0 +1,121 @@
+"""Retrieval: how many of a fact's slots a question brings back from long-term memory, layer by layer (M+, section 4.6).
+
+A sample is one held-out person, written into a memory in steady state, with unrelated writes after the biography; then
+one question is read, and what it retrieved is traced to the writes that made it.
+"""
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+from typing import Any
+
+import torch
+
+from remanence.data.episodes import FACTS, Episode
+from remanence.errors import InvalidInputError
+from remanence.evaluation.distances import parse_distances
+from remanence.memory import Memory, Storage
+from remanence.model.memory_model import MemoryModel
+
+Progress = Callable[[int, int], None]
+
+
+def measure(
+    model: MemoryModel,
+    *,
+    distances: str | Sequence[int] = "10p",
+    samples: int = 50,
+    seed: int = 0,
+    storage: Storage | None = None,
+    batch: int = 25,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Share of the fact's long-term slots that are among the K0 retrieved, and the share that chance would give.
+
+    Args:
+        distances: writes between biography and question, or as `parse_distances` reads them.
+        samples: people; batch: memories that are written at once.
+        progress: called with (steps done, steps in all).
+
+    Returns:
+        `n`, `k`, `k0`, `model`, `seed`; `points`: per distance `distance`, `longterm` (slots per layer), `random`
+        (K0 of them), `share` (mean over layers and samples), `stderr` (over samples), `samples`, `layers` (share of
+        each).
+
+    Raises:
+        InvalidInputError: the model has no retriever, or the sizes make no sense.
+    """
+    if model.longterm is None:
+        raise InvalidInputError("this model has no retriever, so there is nothing to measure")
+    writes_per_pool = model.slots // model.slots_per_write
+    asked = parse_distances(distances, writes_per_pool) if isinstance(distances, str) else sorted(set(distances))
+    if not asked or asked[0] < 1 or samples < 1 or batch < 1:
+        raise InvalidInputError("retrieval needs at least one sample, and distances of at least one write")
+    shares: dict[int, list[list[float]]] = {distance: [] for distance in asked}
+    sizes: dict[int, int] = {}
+    starts = range(0, samples, batch)
+    total, done = len(starts) * (2 * writes_per_pool + 1 + asked[-1]), 0
+    for start in starts:
+        indices = range(start, min(start + batch, samples))
+        episodes = [Episode(seed, index, FACTS) for index in indices]
+        memories = [model.new_memory(seed + index, storage=storage) for index in indices]
+        facts: list[int] = []
+        for step in range(-2 * writes_per_pool, asked[-1] + 1):
+            texts = [episode.fact if step == 0 else next(episode.unrelated) for episode in episodes]
+            receipts = model.write(memories, texts)
+            if step == 0:
+                facts = [receipt.writes[-1].id for receipt in receipts]
+            if step in shares:
+                prompts = [episode.question(step).text for episode in episodes]
+                shares[step] += _shares(model, memories, prompts, facts)
+                sizes[step] = min(longterm_size(memory) for memory in memories)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return {
+        "n": model.slots,
+        "k": model.slots_per_write,
+        "k0": model.longterm.retrieved,
+        "points": [_point(d, sizes[d], model.longterm.retrieved, torch.tensor(shares[d])) for d in asked],
+        "model": model.fingerprint(),
+        "seed": seed,
+        "samples": samples,
+    }
+
+
+def longterm_size(memory: Memory) -> int:
+    assert memory.longterm is not None
+    return min(memory.longterm.sizes())
+
+
+def _point(distance: int, size: int, retrieved: int, shares: torch.Tensor) -> dict[str, Any]:  # [samples, L]
+    each = shares.mean(dim=1)
+    spread = float(each.std()) if len(each) > 1 else 0.0
+    return {
+        "distance": distance,
+        "longterm": size,
+        "random": min(1.0, retrieved / size),
+        "share": float(each.mean()),
+        "stderr": spread / sqrt(len(each)),
+        "samples": len(each),
+        "layers": [round(share, 4) for share in shares.mean(dim=0).tolist()],
+    }
+
+
+def _shares(
+    model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str], facts: Sequence[int]
+) -> list[list[float]]:  # [B][L]
+    """For each memory and layer: of the slots in long-term memory that the fact's write made, the share retrieved.
+
+    A layer in which the pool still holds all of them counts as full: there was nothing to retrieve.
+    """
+    found = model.read(list(memories), list(prompts), logits_to_keep=1).past_key_values.retrieval.found
+    shares = []
+    for row, (memory, fact) in enumerate(zip(memories, facts, strict=True)):
+        assert memory.longterm is not None
+        layers = []
+        for layer, held in enumerate(memory.longterm.layers):
+            there = int((memory.written_by(held.known("serial", held.candidates())) == fact).sum())
+            hits = int((memory.written_by(found[layer][row].serial) == fact).sum())
+            layers.append(hits / there if there else 1.0)
+        shares.append(layers)
+    return shares

@@ -1,0 +1,67 @@
+"""What a `MemoryModel` is handed, checked against it before anything happens."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InvalidInputError
+from remanence.memory import Memory
+from remanence.model.inputs import to_ids, to_rows
+
+if TYPE_CHECKING:
+    from remanence.model.memory_model import MemoryModel
+
+
+def rows_of(model: "MemoryModel", memory: Memory | Sequence[Memory], content: Any) -> tuple[list[Memory], list[Tensor]]:
+    """Memories of this model, and a row of token ids for each.
+
+    Raises:
+        InvalidInputError, MemoryMismatchError: says what does not fit.
+    """
+    memories = list(memory) if isinstance(memory, Sequence) else [memory]
+    if not memories:
+        raise InvalidInputError("no memory was given")
+    for one in memories:
+        require_own(model, one)
+    if len({id(one) for one in memories}) < len(memories):
+        raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
+    vocabulary = model.hf.get_input_embeddings().num_embeddings
+    about = {"tokenizer": model.tokenizer, "vocabulary": vocabulary, "device": model.device}
+    rows = [to_ids(content, **about)] if isinstance(memory, Memory) else to_rows(content, len(memories), **about)
+    return memories, rows
+
+
+def require_own(model: "MemoryModel", memory: Memory) -> None:
+    """Raise where a memory was written by another model, or lies elsewhere."""
+    if not isinstance(memory, Memory):
+        raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
+    model.spec.require(memory.spec)
+    if memory.written and memory.pool.keys.device != model.device:
+        raise InvalidInputError(
+            f"the memory is on {memory.pool.keys.device}, the model on {model.device}; "
+            f"move it with memory.to({str(model.device)!r})"
+        )
+
+
+def require_slots(model: "MemoryModel", slots: Tensor | Sequence[Tensor]) -> Tensor:  # [L, q, d]
+    """Slots in hidden form, several joined in their order."""
+    slots = slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1)
+    expected = (len(model.backbone.layers), model.hf.config.hidden_size)
+    fits = slots.dim() == 3 and (slots.shape[0], slots.shape[2]) == expected and slots.shape[1] > 0
+    if not fits or slots.dtype != model.backbone.dtype or slots.device != model.device:
+        raise InvalidInputError(
+            f"slots must be {model.backbone.dtype} of shape [{expected[0]}, q, {expected[1]}] on {model.device}, "
+            f"got {slots.dtype} of shape {list(slots.shape)} on {slots.device}"
+        )
+    return slots
+
+
+def require_ages(ages: Tensor | None, slots: Tensor) -> Tensor | None:  # [L, q]
+    """Ages of slots `[L, q, d]`."""
+    if ages is None:
+        return None
+    if ages.shape != slots.shape[:2] or ages.is_floating_point():
+        raise InvalidInputError(f"ages must be integers of shape {list(slots.shape[:2])}, got {list(ages.shape)}")
+    return ages.long()

@@ -1,0 +1,109 @@
+"""Small long-term memories, what is in them, and blocks small enough to cross."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, MemorySpec, NewSlots, Storage
+from remanence.memory import tiers as tiers_module
+from remanence.memory.longterm import Evicted
+
+ROWS = 256  # of a block
+SPEC = MemorySpec(
+    layers=2,
+    slots=128,
+    slots_per_write=64,
+    hidden_size=16,
+    kv_heads=2,
+    head_dim=4,
+    dtype="float32",
+    shared_eviction=False,
+    model="some weights",
+    retrieval_size=3,
+)
+RULES = LongTermRules(retrieved=7)
+
+
+def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of as few rows as there may be, that grow on the way there."""
+    monkeypatch.setattr(tiers_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(tiers_module, "_FEWEST_ROWS", 16)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layout(storage: Storage | None = None, dtype: torch.dtype = torch.float32) -> Layout:
+    cpu = torch.device("cpu")
+    return Layout(SPEC.kv_heads, SPEC.head_dim, dtype, SPEC.retrieval_size, cpu, storage or Storage())
+
+
+def longterm(
+    rules: LongTermRules = RULES, storage: Storage | None = None, dtype: torch.dtype = torch.float32
+) -> LongTerm:
+    return LongTerm(rules, [LongTermLayer(layout(storage, dtype)) for _ in range(SPEC.layers)])
+
+
+def append(
+    held: LongTerm, count: int, *, step: int = 1, ages: Tensor | None = None, seed: int = 0, fails: bool = False
+) -> Evicted:
+    """Append slots that depend on how many there were and on the seed, with their positions as serial numbers."""
+    there, dtype = held.layers[0].count, held.layout.dtype
+    seed = 10 * there + 10_000 * seed
+    keys, values = random(2, SPEC.layers, count, SPEC.kv_heads, SPEC.head_dim, seed=seed).to(dtype)
+    retrieval = random(SPEC.layers, count, SPEC.retrieval_size, seed=seed + 1).to(dtype)
+    if ages is None:  # many are equal
+        ages = torch.randint(0, 5, (SPEC.layers, count), generator=torch.Generator().manual_seed(seed))
+    serial = torch.arange(there, there + count).repeat(SPEC.layers, 1)
+    gone = Evicted(keys, values, retrieval, ages, serial)
+    with held.appending(gone, step):
+        if fails:
+            raise KeyboardInterrupt
+    return gone
+
+
+def joined(parts: Sequence[Evicted], name: str, layer: int) -> Tensor:
+    """What was appended to a layer in all, by position."""
+    return torch.cat([getattr(part, name)[layer] for part in parts])
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def everything(held: LongTerm) -> dict[str, Any]:
+    """All that makes a long-term memory what it is, to be compared; what it retrieves is part of that."""
+    found: dict[str, Any] = {"clock": held.clock, "waited": held.waited, "buffered": held.buffered()}
+    for index, layer in enumerate(held.layers):
+        there = layer.candidates()
+        keys, values = layer.take(there)
+        read = held.retrieve(index, random(5, SPEC.retrieval_size, seed=index))
+        found[f"layer {index}"] = {
+            "positions": there.tolist(),
+            "keys": bits(keys),
+            "values": bits(values),
+            "serial": layer.known("serial", there).tolist(),
+            "ages": held.ages(index).tolist(),
+            "frequency": None if layer.frequency is None else layer.frequency.tolist(),
+            "retrieved": [read.positions.tolist(), read.serial.tolist(), bits(read.keys), bits(read.values)],
+        }
+    return found
+
+
+def write(memory: Memory, number: int) -> None:
+    hidden = random(SPEC.layers, SPEC.slots_per_write, SPEC.hidden_size, seed=number)
+    keys, values = hidden.unflatten(2, (2, SPEC.kv_heads, SPEC.head_dim)).unbind(2)
+    with memory.committing(NewSlots(hidden, keys, values, tokens=5, retrieval=hidden[..., : SPEC.retrieval_size])):
+        pass
+
+
+def written(writes: int, rules: LongTermRules = RULES, storage: Storage | None = None) -> Memory:
+    """Each write but the first drops 64 slots per layer into long-term memory."""
+    memory = Memory(SPEC, longterm=longterm(rules, storage))
+    for number in range(writes):
+        write(memory, number)
+    return memory

@@ -1,0 +1,218 @@
+"""Training beyond the pool: who is asked, what is retrieved, and where the two losses send their gradients."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from remanence import MemoryModel
+from remanence.memory import LongTermRules
+from remanence.model.adapters import LoraSettings
+from remanence.training.batches import Example, left_pad, pack
+from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.objectives import write_chunks
+from remanence.training.optimizer import MuonAdamW
+from remanence.training.recollection import (
+    RecallingCache,
+    Recollections,
+    RetrieverLoss,
+    asking,
+    recall_prompts,
+    recalling,
+)
+from remanence.training.trainer import MemoryTrainer
+from tests.training.models import tiny_model
+
+SLOTS, K, K0 = 8, 4, 6
+CHUNKS, ROWS, BANK = 6, 3, 5
+PLAIN = RetrieverLoss(random_prefix=0.0)
+
+
+def model_of() -> MemoryModel:
+    rules = LongTermRules(retrieved=K0)
+    model = tiny_model(slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or name.startswith("retriever."))
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def batch_of(step: int = 0) -> Recollections:
+    """Recite one of six chunks, which no row has in its pool."""
+    rng = random.Random(step)
+    texts = [[rng.randrange(2, 64) for _ in range(5)] for _ in range(CHUNKS)]
+    asked = [rng.randrange(CHUNKS) for _ in range(ROWS)]
+    order = [rng.sample([c for c in range(CHUNKS + BANK) if c != target], 3) for target in asked]
+    rows = [[Example([1, texts[target][0]], texts[target][1:])] for target in asked]
+    prompts = pack(rows, pad=0)
+    ids, lengths = left_pad(texts, 0)
+    counted = asking(prompts, [[2]] * ROWS)
+    return Recollections(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts, counted)
+
+
+def read(
+    model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: Recollections | None = None
+) -> tuple[RecallingCache, Tensor]:
+    batch = batch_of() if batch is None else batch
+    generator = torch.Generator().manual_seed(0)
+    layers, size = len(model.backbone.layers), model.hf.config.hidden_size
+    bank = torch.randn(BANK, layers, K, size, generator=generator)
+    previous = torch.randn(CHUNKS, layers, K, size, generator=generator)
+    made = write_chunks(model, batch.chunks, batch.lengths, previous)
+    cache = recalling(model, made, bank, batch, loss, generator)
+    return cache, recall_prompts(model, cache, batch.prompts)
+
+
+def graded(model: MemoryModel, loss: Tensor) -> dict[str, bool]:
+    """Which parts of the model the gradient of a loss reaches."""
+    model.zero_grad()
+    loss.backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    return {
+        "writer": any(".writer." in name for name in reached),
+        "reader": any(".reader." in name for name in reached),
+        "retriever": any(name.startswith("retriever.") for name in reached),
+        "rest": any(".lora_" not in name and not name.startswith("retriever.") for name in reached),
+    }
+
+
+def test_slots_asked_about_are_those_of_the_chunk() -> None:
+    batch = batch_of()
+    cache, _ = read(model_of(), batch=batch)
+    for row, chunk in enumerate(batch.asked.tolist()):
+        first = (BANK + chunk) * K
+        assert cache.asked[row].nonzero()[:, 0].tolist() == list(range(first, first + K))
+
+
+def test_the_banks_chunks_are_numbered_behind_the_fresh_ones_newest_first() -> None:
+    batch = replace(batch_of(), order=torch.tensor([[0, CHUNKS], [1, CHUNKS + 1], [2, CHUNKS + BANK - 1]]))
+    cache, _ = read(model_of(), batch=batch)
+    firsts = cache.pool[:, 0, ::K] // K
+    assert firsts.tolist() == [[BANK, BANK - 1], [BANK + 1, BANK - 2], [BANK + 2, 0]]
+
+
+def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
+    model = model_of()
+    batch = batch_of()
+    assert model.retriever is not None
+    seen: list[Tensor] = []
+    model.backbone.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"].detach()), with_kwargs=True
+    )
+    cache, _ = read(model, batch=batch)
+    keys = model.retriever.key[0](model.backbone.normed(0, cache.slots[:, 0]))
+    expected = []
+    for row in range(ROWS):
+        queries = model.retriever.query[0](seen[-1][row, batch.counted[row]])
+        scores = torch.sigmoid(queries @ keys.T).mean(0)
+        positive, negative = scores[cache.asked[row]].mean(), scores[~cache.asked[row]].mean()
+        expected.append(-(positive + 1e-5).log() - (1 - negative + 1e-5).log())
+    torch.testing.assert_close(cache.losses[0], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_hard_negatives_are_the_best_of_the_wrong() -> None:
+    model = model_of()
+    easy, _ = read(model)
+    hard, _ = read(model, replace(PLAIN, negatives=2))
+    every, _ = read(model, replace(PLAIN, negatives=(CHUNKS + BANK - 1) * K))
+    for all_of_them, best, whole in zip(easy.losses, hard.losses, every.losses, strict=True):
+        assert best > all_of_them
+        torch.testing.assert_close(whole, all_of_them)
+
+
+def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    chosen: list[Tensor] = []
+    project = model.backbone.project
+
+    def watched(layer: int, hidden: Tensor) -> tuple[Any, Any]:
+        keys, values = project(layer, hidden)
+
+        class Rows:
+            def __getitem__(self, index: Tensor) -> Tensor:
+                chosen.append(index)
+                return keys[index]
+
+        return (Rows(), values) if hidden.dim() == 2 and len(hidden) > 1 else (keys, values)
+
+    monkeypatch.setattr(model.backbone, "project", watched)
+    cache, _ = read(model)
+    for layer, index in enumerate(chosen):
+        retrieved, pool = index[:, :K0], index[:, K0:]
+        assert torch.equal(pool, cache.pool[:, layer])
+        for row in range(ROWS):
+            assert not set(retrieved[row].tolist()) & set(pool[row].tolist())
+        assert torch.equal(retrieved, retrieved.sort(dim=1).values)
+
+
+def test_the_answer_trains_both_adapters_and_not_the_retriever() -> None:
+    model = model_of()
+    _, hidden = read(model)
+    assert graded(model, hidden.square().sum()) == {"writer": True, "reader": True, "retriever": False, "rest": False}
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_the_retrievers_loss_reaches_the_writer_only_if_slots_are_not_detached(detach: bool) -> None:
+    model = model_of()
+    cache, _ = read(model, replace(PLAIN, detach=detach))
+    reached = graded(model, torch.stack(cache.losses).sum())
+    assert reached == {"writer": not detach, "reader": False, "retriever": True, "rest": False}
+
+
+def test_a_random_beginning_of_the_question_is_at_least_one_token_and_of_the_question() -> None:
+    cache, _ = read(model_of(), replace(PLAIN, random_prefix=1.0))
+    cache.counted = torch.tensor([[False, True, True, True, False]] * 200)
+    beginnings = cache._beginnings()
+    lengths = beginnings.sum(1)
+    assert set(lengths.tolist()) == {1, 2, 3}
+    assert torch.equal(beginnings, cache.counted & (cache.counted.cumsum(1) <= lengths[:, None]))
+
+
+def build(step: int, level: int) -> Batch:
+    return {"batch": batch_of(step), "task": "longterm"}
+
+
+def trainer(output: Path, steps: int) -> MemoryTrainer:
+    model = model_of()
+    assert model.retriever is not None
+    lora = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
+    arguments = TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        lr_scheduler_type="constant",
+        logging_steps=4,
+        save_steps=4,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    return MemoryTrainer(
+        model,
+        args=arguments,
+        curriculum=Curriculum(build, levels=1, steps=100, threshold=()),
+        optimizers=(MuonAdamW(model.retriever.parameters(), lora, muon_lr=0.02, adamw_lr=0.01), None),
+        bank=BANK,
+        retriever_loss=RetrieverLoss(negatives=4, detach=False, weight=2.0),
+    )
+
+
+def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", 8)
+    whole.train()
+    assert any("longterm_within_reach_1" in entry for entry in whole.state.log_history)
+    trainer(tmp_path / "cut", 4).train()
+    resumed = trainer(tmp_path / "cut", 8)
+    resumed.train(resume_from_checkpoint=True)
+    for (name, one), (_, other) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+    loaded = MemoryModel.from_pretrained(tmp_path / "whole" / "checkpoint-8")
+    assert loaded.retriever is not None and loaded.adapters is not None
