@@ -42,9 +42,13 @@ bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the
 	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
 	$(BIN)/python benchmarks/longterm/table.py
 
-retention: $(STAMP)  ## measure retention of the bundled checkpoint, and renew picture and table in the README
+retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew pictures and tables in the README
 	$(BIN)/remanence eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
 		--json benchmarks/retention/results.json --plot docs/retention.png
+	$(BIN)/remanence eval retention --model tiny_longterm --samples 100 --distances 0,16,32,64,160,320 \
+		--json benchmarks/retention/longterm.json --plot docs/longterm.png
+	$(BIN)/remanence eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p \
+		--json benchmarks/retention/retrieval.json
 	$(BIN)/python benchmarks/retention/table.py
 
 integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the table in the README

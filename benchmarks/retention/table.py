@@ -1,4 +1,4 @@
-"""Renew the retention table in the README from the committed figures: python benchmarks/retention/table.py"""
+"""Renew the retention tables in the README from the committed figures: python benchmarks/retention/table.py"""
 
 import json
 import sys
@@ -10,20 +10,36 @@ sys.path.insert(0, str(HERE.parent))
 
 from readme import renew  # noqa: E402
 
+NAMES = {"longterm": "pool and long-term", "pool": "pool", "context": "context", "none": "none"}
+
 
 def table(figures: dict[str, Any]) -> str:
     line = {point["distance"]: point["line"] for point in figures["survival"]}
-    lines = ["| distance, in writes | pool | survival line | context | none |", "|---:|---:|---:|---:|---:|"]
-    others = {name: {p["distance"]: p for p in figures["curves"].get(name, [])} for name in ("context", "none")}
-    for point in figures["curves"]["pool"]:
-        distance = point["distance"]
-        cells = [share(point), f"{line[distance]:.3f}"]
-        cells += [share(others[name][distance]) if distance in others[name] else "" for name in ("context", "none")]
-        lines.append(f"| {distance} | {' | '.join(cells)} |")
+    curves = {name: {p["distance"]: p for p in figures["curves"][name]} for name in NAMES if name in figures["curves"]}
+    names = [NAMES[name] for name in curves]
+    lines = [f"| distance, in writes | {' | '.join(names)} | survival line |", "|---:" * (len(names) + 2) + "|"]
+    for distance in next(iter(curves.values())):
+        cells = [share(curve[distance]) for curve in curves.values()]
+        lines.append(f"| {distance} | {' | '.join(cells)} | {line[distance]:.3f} |")
     about = (
         f"Exact match with one standard error, {figures['samples']} held-out people, N = {figures['n']}, K = "
         f"{figures['k']}, {figures['attributes_per_biography']} facts per biography; guessing gets "
         f"{figures['chance']:.3f}. Made by `{figures['command']}`, {figures['date'][:10]}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def retrieval(figures: dict[str, Any]) -> str:
+    layers = len(figures["points"][0]["layers"])
+    head = " | ".join(f"layer {layer}" for layer in range(layers))
+    lines = [f"| distance | slots per layer | all layers | {head} | by chance |", "|---:" * (layers + 4) + "|"]
+    for point in figures["points"]:
+        shares = " | ".join(f"{share:.2f}" for share in point["layers"])
+        mean = f"{point['share']:.3f} ± {point['stderr']:.3f}"
+        lines.append(f"| {point['distance']} | {point['longterm']:,} | {mean} | {shares} | {point['random']:.3f} |")
+    about = (
+        f"Share of the slots of the write asked about that are among the K0 = {figures['k0']} retrieved, "
+        f"{figures['samples']} held-out people. Made by `{figures['command']}`, {figures['date'][:10]}."
     )
     return "\n".join([*lines, "", about])
 
@@ -34,3 +50,5 @@ def share(point: dict[str, float]) -> str:
 
 if __name__ == "__main__":
     renew("retention", table(json.loads((HERE / "results.json").read_text())))
+    renew("retention:longterm", table(json.loads((HERE / "longterm.json").read_text())))
+    renew("retrieval", retrieval(json.loads((HERE / "retrieval.json").read_text())))

@@ -49,7 +49,7 @@ def no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(*_: object) -> Tensor:
         raise AssertionError("oneDNN was called")
 
-    monkeypatch.setattr("remanence.model.linear._product", product)
+    monkeypatch.setattr("remanence.products._onednn", product)
 
 
 @pytest.mark.usefixtures("no_onednn")
@@ -61,6 +61,16 @@ def test_gradients_flow_through_the_stock_product() -> None:
     assert stock.weight.grad is not None
     assert swapped.weight.grad is not None
     assert torch.equal(stock.weight.grad, swapped.weight.grad)
+
+
+@pytest.mark.usefixtures("no_onednn")
+def test_a_weight_with_gaps_takes_the_stock_product() -> None:
+    stock, swapped = layers()
+    for layer in (stock, swapped):
+        layer.weight.data = torch.randn(48, 80, generator=torch.Generator().manual_seed(0)).t()
+    given = torch.randn(5, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(given), stock(given))
 
 
 @pytest.mark.usefixtures("no_onednn")
@@ -111,6 +121,6 @@ def test_a_decoder_with_memory_computes_its_linear_layers_so(monkeypatch: pytest
     hf = tiny.decoder()
     linears = sum(isinstance(module, nn.Linear) for module in hf.modules())
     model: MemoryModel = tiny.with_memory(hf)
-    monkeypatch.setattr("remanence.model.linear._product", product)
+    monkeypatch.setattr("remanence.products._onednn", product)
     model.read(model.new_memory(), tiny.ids(5))
     assert len(shapes) == linears

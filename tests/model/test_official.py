@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
+from remanence.errors import CheckpointError, InvalidInputError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = sorted(path.name for path in GOLDEN.iterdir() if (path / "trace.json").is_file())
@@ -63,6 +64,7 @@ def replay(model: MemoryModel, memory: Memory, trace: list[dict[str, Any]], tens
             sampled = event.get("sampled")
             out = model.read(memory, ids, pending=pending, sampled=None if sampled is None else torch.tensor(sampled))
             expect("logits", out.logits[0])
+            check_retrieved(model, memory, out, event, tensors)
         elif event["op"] == "generate":
             out = model.generate(
                 memory,
@@ -75,6 +77,41 @@ def replay(model: MemoryModel, memory: Memory, trace: list[dict[str, Any]], tens
             )
             assert out.sequences[0, len(ids) :].tolist() == event["new_ids"]
             expect("step_logits", torch.cat(out.logits))
+            check_retrieved(model, memory, out, event, tensors)
+        if "ltm_sizes" in event:
+            check_longterm(memory, event)
+
+
+def check_retrieved(
+    model: MemoryModel, memory: Memory, out: Any, event: dict[str, Any], tensors: dict[str, Tensor]
+) -> None:
+    """The same slots in the same order, with the ages they have, as keys and values of the recorded hidden states."""
+    for recorded in event.get("ltm", []):
+        layer = recorded["layer"]
+        assert memory.longterm is not None
+        held, found = memory.longterm.layers[layer], out.past_key_values.retrieval.found[layer][0]
+        assert (held.size, held.buffered) == (recorded["ltm_size"], recorded["buffer_size"])
+        assert torch.searchsorted(held.candidates(), found.positions).tolist() == recorded["order"]
+        assert (memory.longterm.clock - held.known("born", found.positions)).tolist() == recorded["ages"]
+        keys, values = model.backbone.project(layer, tensors[f"{event['i']:03d}.ltm_tokens"][layer])
+        torch.testing.assert_close(found.keys, keys, **TOLERANCE)
+        torch.testing.assert_close(found.values, values, **TOLERANCE)
+
+
+def check_longterm(memory: Memory, event: dict[str, Any]) -> None:
+    longterm = memory.longterm
+    assert longterm is not None
+    assert longterm.sizes() == event["ltm_sizes"]
+    assert longterm.buffered() == [event["buffer_size"]] * len(longterm.layers)
+    for layer, held in enumerate(longterm.layers):
+        buffered = [] if event["buffer_ages"] is None else event["buffer_ages"][layer]
+        assert longterm.ages(layer).tolist() == event["ltm_ages"][layer] + buffered
+        assert held.frequency is not None
+        assert held.frequency[held.frequency > 0].tolist() == [
+            f for f in event["ltm_recall_frequencies"][layer] if f > 0
+        ]
+        assert memory.pool.ages is not None
+        assert memory.pool.ages[layer][memory.pool.order[layer]].tolist() == event["pool_ages"][layer]
 
 
 def test_recorded_run_of_the_published_code_replays(case: Path) -> None:
@@ -89,3 +126,55 @@ def test_slots_kept_as_keys_and_values_only_read_the_same(case: Path) -> None:
     for event in trace[:1] if trace[0]["i"] == 0 else []:
         out = model.read(model.new_memory(), torch.tensor(event["ids"]))
         torch.testing.assert_close(out.logits[0], tensors["000.logits"], **TOLERANCE)
+
+
+def test_rotary_frequencies_can_be_rounded_as_the_published_usage_rounds_them(case: Path) -> None:
+    exact, rounded = (MemoryModel.from_pretrained(case, bfloat16_rotary=switch) for switch in (False, True))
+    frequencies = exact.hf.model.rotary_emb.inv_freq
+    assert torch.equal(rounded.hf.model.rotary_emb.inv_freq, frequencies.bfloat16().float())
+    assert not torch.equal(rounded.hf.model.rotary_emb.inv_freq, frequencies)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model.layers.1.self_attn.query_proj.2.weight",
+        "model.layers.2.self_attn.key_proj.0.weight",
+        "ltm.1",
+        "ltm_keys.0",
+        "ltm_ages.2",
+        "ltm_recall_frequencies.0",
+    ],
+)
+def test_a_part_of_long_term_memory_that_is_missing_is_named(missing: str, tmp_path: Path) -> None:
+    path = as_checkpoint(GOLDEN / "D-mplus-gqa", tmp_path)
+    weights = load_file(path / "model.safetensors")
+    del weights[missing]
+    save_file(weights, path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=missing.replace(".", r"\.")):
+        MemoryModel.from_pretrained(path)
+
+
+def test_ages_given_with_an_update_set_the_clock(tmp_path: Path) -> None:
+    model = MemoryModel.from_pretrained(as_checkpoint(GOLDEN / "D-mplus-gqa", tmp_path))
+    memory = model.new_memory()
+    assert memory.longterm is not None
+    layers, k = memory.spec.layers, memory.spec.slots_per_write
+    made = model.encode(memory, torch.arange(3, 20))
+    evict = torch.arange(k).repeat(layers, 1)
+    before = memory.longterm.ages(0)
+    ages = torch.arange(k - 1, -1, -1).repeat(layers, 1) + 5
+    straight = (made[:, :2], torch.tensor([[20, 3]] * layers))
+    model.update(memory, made, evict=evict, ages=ages, passed=straight)
+    step = 1 + 20
+    expected = (before + step).tolist() + [0 + step] * k + [20, 3]
+    assert memory.longterm.ages(0).tolist() == expected
+    assert memory.pool.ages is not None
+    assert memory.pool.ages[0][memory.pool.order[0]][-k:].tolist() == ages[0].tolist()
+    model.update(memory, made, evict=evict, ages=ages)
+    tail = [age + k for age in expected[-k - 2 :]] + [0] * k  # older ones may have gone: this was the second write
+    assert memory.longterm.ages(0)[-len(tail) :].tolist() == tail
+    with pytest.raises(InvalidInputError, match="passed="):
+        model.update(memory, made, passed=straight)
+    with pytest.raises(InvalidInputError, match="ages must be"):
+        model.update(memory, made, ages=ages[:, :-1])

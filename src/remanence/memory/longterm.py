@@ -142,6 +142,7 @@ class LongTermLayer:
             [self.start + (self.frequency != _GONE).nonzero()[:, 0], torch.arange(self.merged, self.count)]
         )
 
+    @torch.no_grad()
     def scores(self, queries: Tensor) -> Tensor:  # [T, P] -> [count - start], -1 where a slot is gone
         """Raises CorruptMemoryError where one is not a number."""
         size, parts = self.layout.block_rows, []

@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
+from remanence.products import product
+
+_AT_ONCE = 2**18  # scores of single tokens: they stay in a processor's cache until they are averaged
+
 
 def mean_sigmoid(queries: Tensor, keys: Tensor) -> Tensor:  # [T, P], [M, P] -> [M]
-    """Exact, for a block of keys at a time: the matrix `[M, T]` is as large as the block makes it."""
-    return torch.mm(keys, queries.t()).sigmoid_().mean(dim=1)
+    """Exact, a block of keys at a time."""
+    if keys.device.type != "cpu":
+        return torch.mm(keys, queries.t()).sigmoid_().mean(dim=1)
+    blocks = keys.split(max(1, _AT_ONCE // max(1, len(queries))))
+    return torch.cat([product(block, queries.contiguous()).sigmoid_().mean(dim=1) for block in blocks])

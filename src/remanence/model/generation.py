@@ -1,11 +1,18 @@
-"""What a generation needs besides transformers' own: room for its tokens, and a check that memory gave it numbers."""
+"""Generation behind memories: transformers' own, with a prefix, room for its tokens, and a check for numbers."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from remanence.errors import CorruptMemoryError
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory import LongTerm, Memory, Pool
+from remanence.model.prefix import PrefixCache, pool_prefix
+from remanence.model.retriever import Retrieval
+
+if TYPE_CHECKING:
+    from remanence.model.memory_model import MemoryModel
 
 
 class FiniteOnly(LogitsProcessor):
@@ -29,7 +36,64 @@ def require_finite(logits: Tensor) -> None:
         )
 
 
-def new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
+def prefix_for(
+    model: "MemoryModel",
+    pools: Sequence[Pool | None],
+    longterms: Sequence[LongTerm | None],
+    room: int,
+    retrieve_every: int | None = None,
+) -> PrefixCache:
+    """The prefix of a read, with what is retrieved where a memory has a long-term part.
+
+    Raises:
+        InvalidInputError: `retrieve_every` counts no tokens.
+    """
+    if retrieve_every is not None and retrieve_every < 1:
+        raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
+    retrieval = None
+    if model.retriever is not None and any(longterm is not None for longterm in longterms):
+        retrieval = Retrieval(model.retriever, longterms, retrieve_every)
+    return pool_prefix(model.backbone, pools, model.bos_embedding, room, retrieval)
+
+
+def generate(
+    model: "MemoryModel",
+    memories: Sequence[Memory],
+    ids: Tensor,
+    mask: Tensor,
+    retrieve_every: int | None,
+    kwargs: dict[str, Any],
+) -> Any:  # ids and mask [B, T]
+    """What transformers' `generate` returns for these prompts behind these memories."""
+    with model.role("read"):
+        cache = prefix_for(
+            model,
+            [memory.pool_or_none for memory in memories],
+            [memory.longterm for memory in memories],
+            room=ids.shape[1] + _new_tokens(model.hf, kwargs),
+            retrieve_every=retrieve_every,
+        )
+        kept = memories[0].pool_or_none if len(memories) == 1 and model.device.type == "cpu" else None
+        about = (model.fingerprint(), cache.prefix)
+        if kept is not None:
+            cache.reuse(*model.spare.take(kept, about))
+        if model.hf.generation_config.pad_token_id is None:
+            kwargs.setdefault("pad_token_id", model.pad)
+        if kwargs.get("stop_strings") is not None:
+            kwargs.setdefault("tokenizer", model.tokenizer)
+        out = model.hf.generate(
+            input_ids=ids,
+            attention_mask=cache.follow_text(mask).long(),
+            past_key_values=cache,
+            logits_processor=LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
+            **kwargs,
+        )
+    if kept is not None and isinstance(out, Tensor) and len(cache.buffers()[0][0]) == 1:
+        model.spare.give(kept, about, cache.buffers())
+    return out
+
+
+def _new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
     """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
     config = kwargs.get("generation_config") or hf.generation_config
     for holder in (kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None)):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from remanence.errors import InvalidInputError
@@ -20,17 +20,15 @@ from remanence.model.attention import share_heads
 from remanence.model.checks import require_ages, require_own, require_slots, rows_of
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
-from remanence.model.generation import FiniteOnly, new_tokens, require_finite
+from remanence.model.generation import generate, prefix_for, require_finite
 from remanence.model.inputs import Content, chunked, left_padded
 from remanence.model.linear import use_onednn
 from remanence.model.prefix import (
-    PrefixCache,
     mask_each_step,
-    pool_prefix,
     pool_with_pending,
     show_prefix_to_sliding_layers,
 )
-from remanence.model.retriever import Retrieval, Retriever, install_retrieval, new_retriever
+from remanence.model.retriever import Retriever, install_retrieval, new_retriever
 from remanence.model.shipped import ShippedLongTerm, new_longterm
 from remanence.model.spare import Spare
 from remanence.model.writing import encode_rows, new_slots, projected
@@ -83,7 +81,7 @@ class MemoryModel(nn.Module):
         self.longterm, self.retriever = longterm, retriever
         self.shipped_longterm: ShippedLongTerm | None = None
         self._stamp: tuple[int, str] = (-1, "")
-        self._spare = Spare()
+        self.spare = Spare()
         _ = self.spec  # raises on bad sizes before anything is hooked
         share_heads(hf)
         use_onednn(hf)
@@ -400,7 +398,7 @@ class MemoryModel(nn.Module):
             longterms = longterms if sampled is not None else [None]
         ids, mask = left_padded(rows, self.pad)
         with self.role(role):
-            cache = self._prefix(pools, longterms, room=0)
+            cache = prefix_for(self, pools, longterms, room=0)
             cache.follow_text(mask)
             out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None
@@ -433,33 +431,8 @@ class MemoryModel(nn.Module):
         ids, mask = left_padded(rows, self.pad)
         if (given := kwargs.pop("attention_mask", None)) is not None:
             mask = given.to(ids.device).view_as(ids) != 0
-        with self.role("read"):
-            cache = self._prefix(
-                [m.pool_or_none for m in memories],
-                [m.longterm for m in memories],
-                room=ids.shape[1] + new_tokens(self.hf, kwargs),
-                retrieve_every=retrieve_every,
-            )
-            kept = memories[0].pool_or_none if len(memories) == 1 and self.device.type == "cpu" else None
-            if kept is not None:
-                about = (self.fingerprint(), cache.prefix)
-                cache.reuse(*self._spare.take(kept, about))
-            if self.hf.generation_config.pad_token_id is None:
-                kwargs.setdefault("pad_token_id", self.pad)
-            if kwargs.get("stop_strings") is not None:
-                kwargs.setdefault("tokenizer", self.tokenizer)
-            out = self.hf.generate(
-                input_ids=ids,
-                attention_mask=cache.follow_text(mask).long(),
-                past_key_values=cache,
-                logits_processor=LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])]),
-                **kwargs,
-            )
-        if not isinstance(out, Tensor):
-            return out
-        if kept is not None and cache.buffers()[0][0].shape[0] == 1:
-            self._spare.give(kept, about, cache.buffers())
-        if not text:
+        out = generate(self, memories, ids, mask, retrieve_every, kwargs)
+        if not text or not isinstance(out, Tensor):
             return out
         texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         return texts[0] if isinstance(prompt, str) and len(texts) == 1 else texts
@@ -474,17 +447,3 @@ class MemoryModel(nn.Module):
                 if value is not None:
                     return int(value)
         return 0
-
-    def _prefix(
-        self,
-        pools: list[Pool | None],
-        longterms: Sequence[LongTerm | None],
-        room: int,
-        retrieve_every: int | None = None,
-    ) -> PrefixCache:
-        if retrieve_every is not None and retrieve_every < 1:
-            raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
-        retrieval = None
-        if self.retriever is not None and any(longterm is not None for longterm in longterms):
-            retrieval = Retrieval(self.retriever, longterms, retrieve_every)
-        return pool_prefix(self.backbone, pools, self.bos_embedding, room, retrieval)
