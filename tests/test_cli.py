@@ -13,9 +13,20 @@ from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
 from remanence.cli import app
 from remanence.errors import CorruptMemoryError
+from remanence.memory import LongTermRules
 from tests.tiny import decoder, tokenizer, with_memory
 
-COMMANDS = [["demo"], ["write"], ["ask"], ["chat"], ["show"], ["train"], ["eval", "retention"], ["eval", "integrity"]]
+COMMANDS = [
+    ["demo"],
+    ["write"],
+    ["ask"],
+    ["chat"],
+    ["show"],
+    ["train"],
+    ["eval", "retention"],
+    ["eval", "integrity"],
+    ["eval", "retrieval"],
+]
 RECIPE = """
 def train(output, *, resume=False, minutes=None, steps=5):
     output.mkdir(parents=True)
@@ -276,6 +287,69 @@ def test_integrity_writes_figures_and_goes_on_in_its_folder() -> None:
     assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0"
     assert Path("kept/windows.json").is_file()
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
+
+
+@pytest.fixture(scope="module")
+def longterm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("longterm")
+    hf = decoder(vocab_size=300, num_hidden_layers=1)
+    with_memory(hf, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=8), retrieval_size=8).save_pretrained(path)
+    return str(path)
+
+
+def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:
+    words = [
+        "--samples",
+        "2",
+        "--distances",
+        "0,2p",
+        "--json",
+        "r.json",
+        "--plot",
+        "r.png",
+        "--model",
+        longterm_checkpoint,
+    ]
+    assert "longterm" in done("eval", "retention", *words, "--tier", "disk", "--int8")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "longterm", "none", "context"]
+    assert "--tier=disk --int8" in report["command"]
+    assert "no retriever" in refused("eval", "retention", "--memory", "longterm", "--samples", "1", "--distances", "0")
+
+
+def test_retrieval_writes_figures_layer_by_layer(longterm_checkpoint: str) -> None:
+    words = ["--samples", "2", "--distances", "2p", "--model", longterm_checkpoint]
+    assert "by chance" in done("eval", "retrieval", *words, "--json", "t.json")
+    report = json.loads(Path("t.json").read_text())
+    assert len(report["points"][0]["layers"]) == 1
+    assert (
+        report["command"]
+        == f"remanence eval retrieval --samples 2 --distances 2p --seed 0 --model {longterm_checkpoint}"
+    )
+    assert "no retriever" in refused("eval", "retrieval", "--samples", "1")
+
+
+def test_show_says_what_is_in_long_term_memory_and_where(longterm_checkpoint: str) -> None:
+    Path("notes.txt").write_text("\n\n".join(f"Alice Brown was born in Oslo in {year}." for year in range(1950, 1960)))
+    done("write", "long.mem", "notes.txt", "--model", longterm_checkpoint, "--tier", "disk", "--int8")
+    details = json.loads(done("show", "long.mem", "--json", "--model", longterm_checkpoint))
+    assert details["longterm"] == [9 * 6]  # the first of ten writes evicts nothing
+    assert details["longterm_tier"] == "disk, int8"
+    assert details["readable"] is True
+    text = done("show", "long.mem", "--model", longterm_checkpoint)
+    assert "disk, int8" in text and "bytes of retrieval keys" in text
+    done("write", "long.mem", "notes.txt", "--model", longterm_checkpoint)
+    assert json.loads(done("show", "long.mem", "--json", "--model", longterm_checkpoint))["longterm"] == [19 * 6]
+    assert done("ask", "long.mem", "Where?", "--model", longterm_checkpoint) != ""
+    for file in Path("long.mem.longterm").iterdir():
+        file.unlink()
+    assert "is missing" in refused("ask", "long.mem", "Where?", "--model", longterm_checkpoint)
+
+
+def test_a_bundled_checkpoint_can_be_named() -> None:
+    assert "distance" in done(
+        "eval", "retention", "--model", "tiny", "--samples", "1", "--distances", "0", "--memory", "none"
+    )
 
 
 def test_demo_asks_at_growing_distances_and_draws_retention() -> None:

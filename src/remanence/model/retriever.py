@@ -78,7 +78,7 @@ class Retrieval:
         found = []
         for row, longterm in enumerate(self.longterms):
             rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
-            kept = rows if mask is None else rows[:, mask[row]]
+            kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
             found.append(None if longterm is None else longterm.retrieve(layer, kept.flatten(0, 1)))
         self.found[layer : layer + 1] = [found]
         return True
