@@ -66,7 +66,7 @@ def build_model(base: str | Path) -> MemoryModel:
 
 
 def train(
-    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 1500, base: str = ""
+    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 2000, base: str = ""
 ) -> Path:
     """Train from the base, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)

@@ -56,16 +56,21 @@ def batch_of(step: int = 0) -> Recollections:
     return Recollections(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts, counted)
 
 
-def read(
-    model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: Recollections | None = None
-) -> tuple[RecallingCache, Tensor]:
-    batch = batch_of() if batch is None else batch
+def chunks_of(model: MemoryModel, batch: Recollections) -> tuple[Tensor, Tensor]:  # [M, L, K, d], [B, L, K, d]
+    """The slots of a step's chunks, and of a bank."""
     generator = torch.Generator().manual_seed(0)
     layers, size = len(model.backbone.layers), model.hf.config.hidden_size
     bank = torch.randn(BANK, layers, K, size, generator=generator)
     previous = torch.randn(CHUNKS, layers, K, size, generator=generator)
-    made = write_chunks(model, batch.chunks, batch.lengths, previous)
-    cache = recalling(model, made, bank, batch, loss, generator)
+    return write_chunks(model, batch.chunks, batch.lengths, previous), bank
+
+
+def read(
+    model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: Recollections | None = None, seed: int = 0
+) -> tuple[RecallingCache, Tensor]:
+    batch = batch_of() if batch is None else batch
+    made, bank = chunks_of(model, batch)
+    cache = recalling(model, made, bank, batch, loss, torch.Generator().manual_seed(seed))
     return cache, recall_prompts(model, cache, batch.prompts)
 
 
@@ -83,18 +88,29 @@ def graded(model: MemoryModel, loss: Tensor) -> dict[str, bool]:
 
 
 def test_slots_asked_about_are_those_of_the_chunk() -> None:
-    batch = batch_of()
-    cache, _ = read(model_of(), batch=batch)
+    model, batch = model_of(), batch_of()
+    made, _ = chunks_of(model, batch)
+    cache, _ = read(model, batch=batch)
     for row, chunk in enumerate(batch.asked.tolist()):
-        first = (BANK + chunk) * K
-        assert cache.asked[row].nonzero()[:, 0].tolist() == list(range(first, first + K))
+        assert torch.equal(cache.slots[cache.asked[row]], made[chunk].transpose(0, 1))
 
 
-def test_the_banks_chunks_are_numbered_behind_the_fresh_ones_newest_first() -> None:
-    batch = replace(batch_of(), order=torch.tensor([[0, CHUNKS], [1, CHUNKS + 1], [2, CHUNKS + BANK - 1]]))
-    cache, _ = read(model_of(), batch=batch)
-    firsts = cache.pool[:, 0, ::K] // K
-    assert firsts.tolist() == [[BANK, BANK - 1], [BANK + 1, BANK - 2], [BANK + 2, 0]]
+def test_pools_hold_fresh_chunks_and_behind_their_number_the_banks() -> None:
+    model = model_of()
+    order = torch.tensor([[0, CHUNKS], [1, CHUNKS + 1], [2, CHUNKS + BANK - 1]])
+    batch = replace(batch_of(), order=order)
+    chunks = torch.cat(chunks_of(model, batch))
+    cache, _ = read(model, batch=batch)
+    for row, picked in enumerate(order):
+        for layer in range(2):
+            expected = chunks[picked, layer].flatten(0, 1)
+            assert torch.equal(cache.slots[cache.pool[row, layer], layer], expected)
+
+
+def test_what_is_asked_about_may_be_the_oldest_or_the_newest() -> None:
+    model = model_of()
+    firsts = {int(read(model, seed=seed)[0].asked[0].nonzero()[0]) for seed in range(12)}
+    assert min(firsts) < CHUNKS * K < max(firsts)
 
 
 def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:

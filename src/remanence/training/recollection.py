@@ -147,12 +147,14 @@ def recalling(
     loss: RetrieverLoss,
     generator: torch.Generator,
 ) -> RecallingCache:
-    """The cache of a step's read. Where the bank is not full yet, chunks past its end stand for others in it."""
-    chunks = torch.cat([bank.to(made.dtype), made])
+    """The cache of a step's read. Where the bank is not full yet, chunks past its end stand for others in it.
+
+    Which chunks count as old is drawn anew: what is asked about must not always be the newest of what is retrieved.
+    """
+    chunks = torch.cat([made, bank.to(made.dtype)])
     count, layers, k, size = chunks.shape
-    slots = chunks.transpose(1, 2).reshape(count * k, layers, size)
-    fresh = len(bank) + torch.arange(len(made))
-    place = torch.cat([fresh, torch.arange(len(bank) - 1, -1, -1)])  # the bank's newest follow the fresh ones
+    place = torch.randperm(count, generator=generator)  # of each chunk in time
+    slots = chunks[place.argsort().to(chunks.device)].transpose(1, 2).reshape(count * k, layers, size)
     pool = surviving_slots(place[batch.order.cpu() % count], layers, model.slots, k, generator)
     asked = torch.zeros(len(batch.asked), count, dtype=torch.bool)
     asked[torch.arange(len(asked)), place[batch.asked.cpu()]] = True
