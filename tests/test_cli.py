@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from remanence import Memory, MemoryModel, __version__
@@ -278,13 +279,13 @@ def test_retention_refuses_before_it_measures(words: list[str], monkeypatch: pyt
     refused("eval", "retention", "--samples", "1", *words)
 
 
-def test_integrity_writes_figures_and_goes_on_in_its_folder() -> None:
+def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
     words = ["--writes", "4", "--windows", "2", "--questions", "1"]
     text = done("eval", "integrity", *words, "--state", "kept", "--json", "i.json")
     assert "resident memory" in text
     report = json.loads(Path("i.json").read_text())
     assert [window["writes"] for window in report["windows"]] == [2, 4]
-    assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0"
+    assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0 --model {checkpoint}"
     assert Path("kept/windows.json").is_file()
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
 
@@ -367,7 +368,13 @@ def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
 def test_demo_marks_right_and_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("people.txt").write_text("Alice Brown was born in Oslo.\nBob Green was born in Rome.\n")
     Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\nWhere was Bob Green born?\tRome\n")
-    monkeypatch.setattr(MemoryModel, "generate", lambda *_, **__: [" Oslo."])
+
+    def generate(model: MemoryModel, memories: list[Memory], prompts: list[Any], **_: Any) -> Any:
+        if isinstance(prompts[0], str):
+            return [" Oslo."] * len(prompts)
+        return torch.zeros(len(prompts), max(map(len, prompts)) + 1, dtype=torch.long)
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
     text = done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "0", "--output", ".")
     marks = {line.split()[3]: mark for line in text.splitlines() for mark in "✓✗" if mark in line}
     assert marks == {"Alice": "✓", "Bob": "✗"}

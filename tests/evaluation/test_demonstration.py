@@ -57,7 +57,8 @@ def test_every_question_is_asked_after_exactly_so_many_writes(
     blank = [prompt for count, _, prompt in clerk.asked if not count]
     assert [prompt for prompt in blank if isinstance(prompt, str)] == prompts * 3
     contexts = [model.tokenizer.decode(prompt) for prompt in blank if not isinstance(prompt, str)]
-    assert all(text.startswith(texts[0]) and text.endswith("Answer:") for text in contexts)
+    assert all(text.startswith(texts[0]) for text in contexts[:2])  # later ones are cut to what the context holds
+    assert all(text.endswith("Answer:") for text in contexts)
     assert len(contexts[-1]) > len(contexts[0])
     assert seen == [(done, 5) for done in range(1, 6)]
     assert right == [1, 1, 1]

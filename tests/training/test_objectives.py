@@ -71,7 +71,7 @@ def test_two_chunks_let_gradient_through_the_write() -> None:
 def test_many_chunks_let_gradient_through_the_asked_write_only() -> None:
     model = tiny_model(slots=SLOTS, slots_per_write=K)
     last = episodes_of(model, [[0, 1, 2]], [[False, False, True]], chunks=3)
-    made = write_chunks(model, last, None)
+    made = write_chunks(model, last.chunks, last.lengths, None)
     assert gradient_reaches(made, pools_of(model, made, last, "last", torch.Generator())) == [False, False, True]
     assert gradient_reaches(made, pools_of(model, made, last, "all", torch.Generator())) == [True, True, True]
 
@@ -79,7 +79,7 @@ def test_many_chunks_let_gradient_through_the_asked_write_only() -> None:
 def test_revisiting_lets_gradient_through_the_old_write() -> None:
     model = tiny_model(slots=SLOTS, slots_per_write=K)
     revisit = episodes_of(model, [[0, 1, 2]], [[True, False, False]], chunks=3)
-    made = write_chunks(model, revisit, None)
+    made = write_chunks(model, revisit.chunks, revisit.lengths, None)
     assert gradient_reaches(made, pools_of(model, made, revisit, "last", torch.Generator())) == [True, False, False]
 
 

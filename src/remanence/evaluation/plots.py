@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _STYLES = {
-    "pool": ("through the pool", "#1f5fa8", "o"),
+    "pool": ("through memory", "#1f5fa8", "o"),
     "longterm": ("pool and long-term memory", "#8e44ad", "D"),
     "context": ("text in context", "#2a8c5a", "s"),
     "none": ("neither", "#8a8a8a", "^"),
@@ -28,6 +28,8 @@ def retention_plot(report: Mapping[str, Any], path: Path, title: str | None = No
     drawn: list[Any] = []
     for condition, points in report["curves"].items():
         label, colour, marker = _STYLES[condition]
+        if condition == "pool" and "longterm" in report["curves"]:
+            label = "pool alone"
         curve = axes.errorbar(
             _column(points, "distance"),
             _column(points, "exact_match"),

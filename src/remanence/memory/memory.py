@@ -246,6 +246,8 @@ class Memory:
 
     def pool_only(self) -> "Memory":
         """This memory as it reads without its long-term part. It shares the pool: do not write to it."""
+        if self.longterm is None:
+            return self
         view = copy(self)
         view.longterm = None
         return view
