@@ -8,6 +8,7 @@ A B A B, so that a machine that is busy for a while slows both alike. Takes abou
 of disk in --folder.
 """
 
+import ctypes
 import gc
 import itertools
 import os
@@ -36,7 +37,7 @@ KEY = 256  # numbers in a retrieval key
 TOKENS = 64  # of a prompt, where one layer is scored
 RETRIEVED = 2560  # K0, where one layer is measured
 MADE = 256  # slots per write, where appending is measured
-CHUNK = 8192
+CHUNK = 1024
 
 Size = Callable[[int], int]  # a number of slots, scaled by --scale
 
@@ -240,7 +241,11 @@ def resident_in_process(slots: int, count: int, folder: Path) -> Figures:
     places = torch.randperm(slots, generator=random)[:count]
 
     def held() -> int:
+        """What is resident and not free: what the allocator keeps for later use is given back first, where it can be."""
         gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
         return int(psutil.Process().memory_info().rss)
 
     filled(disk, CHUNK).take(places % CHUNK)  # what torch loads at first use

@@ -93,7 +93,7 @@ def test_the_bytes_of_a_long_term_memory_are_those_of_its_tensors(int8: bool) ->
 
 
 def test_memory_is_taken_as_slots_come() -> None:
-    rows = MemoryRows(256, (2,), torch.float32, torch.device("cpu"))
+    rows = MemoryRows(256, (2,), torch.float32, torch.device("cpu"), whole=False)
     sizes = []
     for at in range(0, 100, 10):
         rows.write(at, torch.full((10, 2), float(at)))

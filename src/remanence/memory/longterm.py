@@ -105,7 +105,7 @@ class LongTermLayer:
         while done < rows:
             number, at = divmod(self.count + done, size)
             if number not in self.blocks:
-                self.blocks[number] = Block.empty(self.layout)
+                self.blocks[number] = Block.empty(self.layout, whole=number > 0)
             part = slice(done, done + min(rows - done, size - at))
             self.blocks[number].write(at, slots[part], keys[part], born[part], serial[part])
             done = part.stop

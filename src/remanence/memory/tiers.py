@@ -73,7 +73,7 @@ class Layout:
     def slots_shape(self) -> tuple[int, ...]:
         return (self.block_rows, 2, self.heads, self.head_dim)
 
-    def rows_of(self, name: str, rows: Tensor | None = None) -> "MemoryRows":
+    def rows_of(self, name: str, rows: Tensor | None = None, *, whole: bool = False) -> "MemoryRows":
         """Room in memory for one part of a block, with rows in it if they are given."""
         cpu = torch.device("cpu")
         where = self.device if self.storage.tier == "device" else cpu
@@ -84,7 +84,7 @@ class Layout:
             "born": ((), torch.int64, cpu),
             "serial": ((), torch.int64, cpu),
         }[name]
-        room = MemoryRows(self.block_rows, shape, dtype, device)
+        room = MemoryRows(self.block_rows, shape, dtype, device, whole=whole)
         if rows is not None:
             room.write(0, rows)
         return room
@@ -99,12 +99,14 @@ class Rows(Protocol):
 
 
 class MemoryRows:
-    """Rows in a tensor that grows by doubling up to the size of a block."""
+    """Rows in a tensor that grows by doubling up to the size of a block, or has that size at once (`whole`)."""
 
-    def __init__(self, size: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, size: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, *, whole: bool
+    ) -> None:
         self._size, self._shape = size, tuple(shape)
         self._pin = device.type == "cpu" and torch.cuda.is_available()
-        self.tensor = self._empty(min(size, _FEWEST_ROWS), dtype, device)
+        self.tensor = self._empty(size if whole else min(size, _FEWEST_ROWS), dtype, device)
 
     def _empty(self, rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.empty(rows, *self._shape, dtype=dtype, device=device, pin_memory=self._pin)
@@ -204,11 +206,13 @@ class Block:
         self.saved: tuple[Path, str] | None = None
 
     @classmethod
-    def empty(cls, layout: Layout) -> Self:
+    def empty(cls, layout: Layout, *, whole: bool = False) -> Self:
+        """Room for a block. A memory's first starts small; where others came before it will be filled, so that growing
+        it step by step would leave the allocator with pieces that it cannot give back."""
         storage = layout.storage
         names = ["slots", "keys", "born", "serial", *(["scales"] if storage.int8 else [])]
         rows: dict[str, Rows] = {
-            name: layout.rows_of(name) for name in names if name != "slots" or storage.tier != "disk"
+            name: layout.rows_of(name, whole=whole) for name in names if name != "slots" or storage.tier != "disk"
         }
         if storage.tier == "disk":
             rows["slots"] = DiskRows.create(storage.folder, layout.slots_shape, layout.slot_dtype)
