@@ -241,7 +241,7 @@ def resident_in_process(slots: int, count: int, folder: Path) -> Figures:
     places = torch.randperm(slots, generator=random)[:count]
 
     def held() -> int:
-        """What is resident and not free: what the allocator keeps for later use is given back first, where it can be."""
+        """What is resident and in use: what the allocator keeps for later is given back first, where it can be."""
         gc.collect()
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
