@@ -394,3 +394,22 @@ def test_a_memory_made_of_slots_holds_them(model: MemoryModel) -> None:
     assert everything(memory) == everything(strided)
     with pytest.raises(InvalidInputError, match=f"takes {SLOTS} slots"):
         model.memory_from_slots(slots[:, :-1])
+
+
+def test_a_change_of_the_bos_slot_or_of_its_projections_shows_at_the_next_read() -> None:
+    model = with_memory()
+    memory = model.new_memory()
+    model.write(memory, ids(9))
+    prompt = ids(5, seed=1)
+    kept = model.spec.model
+    for parameter in (model.bos_embedding, model.backbone.layers[0].self_attn.k_proj.weight):
+        before = model.bos_slots()
+        assert before is not None and model.bos_slots() is before
+        with torch.no_grad():
+            parameter.add_(0.5)
+        after = model.bos_slots()
+        assert after is not None and not torch.equal(after[0][0], before[0][0])
+    assert model.spec.model != kept
+    fresh = model.new_memory()
+    model.write(fresh, ids(9))
+    assert model.read(fresh, prompt).logits.isfinite().all()

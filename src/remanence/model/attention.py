@@ -7,6 +7,7 @@ query, as at a decode step, the query heads that share a key head go in as its r
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
@@ -41,8 +42,17 @@ def _shared_heads(
     return mixed.reshape(batch, heads, tokens, -1).transpose(1, 2).contiguous(), None
 
 
+def _additive_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The stock mask, as numbers to add where it is for a CPU: there every layer would make them anew."""
+    mask: Tensor | None = sdpa_mask(*args, **kwargs)
+    dtype = kwargs.get("dtype")
+    if mask is None or mask.dtype != torch.bool or mask.device.type != "cpu" or dtype is None:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
 AttentionInterface.register(SHARED_HEADS, _shared_heads)
-AttentionMaskInterface.register(SHARED_HEADS, sdpa_mask)
+AttentionMaskInterface.register(SHARED_HEADS, _additive_mask)
 
 
 def share_heads(hf: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, Memory, Pool
+from remanence.model.adapters import Role
 from remanence.model.prefix import PrefixCache, pool_prefix
 from remanence.model.retriever import Retrieval
 
@@ -42,6 +43,7 @@ def prefix_for(
     longterms: Sequence[LongTerm | None],
     room: int,
     retrieve_every: int | None = None,
+    role: Role = "read",
 ) -> PrefixCache:
     """The prefix of a read, with what is retrieved where a memory has a long-term part.
 
@@ -53,7 +55,7 @@ def prefix_for(
     retrieval = None
     if model.retriever is not None and any(longterm is not None for longterm in longterms):
         retrieval = Retrieval(model.retriever, longterms, retrieve_every)
-    return pool_prefix(model.backbone, pools, model.bos_embedding, room, retrieval)
+    return pool_prefix(model.backbone, pools, model.bos_slots(role), room, retrieval)
 
 
 def generate(
@@ -74,7 +76,7 @@ def generate(
             retrieve_every=retrieve_every,
         )
         kept = memories[0].pool_or_none if len(memories) == 1 and model.device.type == "cpu" else None
-        about = (model.fingerprint(), cache.prefix)
+        about = (memories[0].spec.model, cache.prefix)
         if kept is not None:
             cache.reuse(*model.spare.take(kept, about))
         if model.hf.generation_config.pad_token_id is None:

@@ -82,6 +82,7 @@ class MemoryModel(nn.Module):
         self.shipped_longterm: ShippedLongTerm | None = None
         self._stamp: tuple[int, str] = (-1, "")
         self.spare = Spare()
+        self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
         _ = self.spec  # raises on bad sizes before anything is hooked
         share_heads(hf)
         use_onednn(hf)
@@ -214,6 +215,19 @@ class MemoryModel(nn.Module):
                 digest.update(f"{name}{list(parameter.shape)}".encode() + sample.numpy().tobytes())
             self._stamp = (stamp, digest.hexdigest())
         return self._stamp[1]
+
+    @torch.no_grad()
+    def bos_slots(self, role: Role = "read") -> list[tuple[Tensor, Tensor]] | None:
+        """Key (unrotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once."""
+        if self.bos_embedding is None:
+            return None
+        self.fingerprint()
+        known = self._bos.get(role)
+        if known is None or known[0] != self._stamp[0]:
+            with self.role(role):
+                made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
+            known = self._bos[role] = (self._stamp[0], made)
+        return known[1]
 
     @contextmanager
     def role(self, role: Role) -> Iterator[None]:
@@ -398,7 +412,7 @@ class MemoryModel(nn.Module):
             longterms = longterms if sampled is not None else [None]
         ids, mask = left_padded(rows, self.pad)
         with self.role(role):
-            cache = prefix_for(self, pools, longterms, room=0)
+            cache = prefix_for(self, pools, longterms, room=0, role=role)
             cache.follow_text(mask)
             out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None

@@ -181,13 +181,13 @@ class PrefixCache(Cache):
 def pool_prefix(
     backbone: Backbone,
     pools: Sequence[Pool | None],
-    bos: Tensor | None,
+    bos: Sequence[tuple[Tensor, Tensor]] | None,
     room: int,
     retrieval: Retrieval | None = None,
-) -> PrefixCache:  # bos [L, 1, d]
+) -> PrefixCache:
     """The prefix of a read: per row [bos | retrieved | pool], each oldest first, rotated by its place.
 
-    Rows without a pool have no prefix.
+    Rows without a pool have no prefix. `bos`: its key (unrotated) and value `[1, H, D]` in each layer.
     """
     front = 0 if bos is None else 1
     retrieved = [0] * len(pools)
@@ -227,7 +227,7 @@ def pool_prefix(
             if rotary is None:
                 return
             cos, sin = angles(layer)
-            first = None if bos is None else backbone.project(layer, bos[layer])
+            first = None if bos is None else bos[layer]
             for row, pool in enumerate(pools):
                 start = prefix - lengths[row]
                 keys[row, :start], values[row, :start] = 0, 0
