@@ -18,6 +18,8 @@ from remanence.errors import InvalidInputError, RemanenceError
 from remanence.evaluation.distances import DISTANCES
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from remanence.memory import Memory, Storage
     from remanence.model.memory_model import MemoryModel
 
@@ -147,6 +149,20 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=err, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def made_by(words: list[str], model: str | None) -> dict[str, Any]:
+    """The command that an evaluation can be repeated with, its date, and versions."""
+    from remanence.evaluation.retention import circumstances
+
+    return circumstances(shlex.join(words if model is None else [*words, "--model", model]))
+
+
+def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> None:
+    """Show what an evaluation found, and keep it if a file was named."""
+    out.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 @app.command(epilog=examples("remanence demo", "remanence demo people.txt --questions people.tsv --unrelated 100"))
@@ -328,7 +344,7 @@ def retention(
     plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
 ) -> None:
     """Exact match of answers about held-out people, by the writes since their biography was written."""
-    from remanence.evaluation.retention import circumstances, measure
+    from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
     for path in (json_file, plot):
@@ -351,10 +367,8 @@ def retention(
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
     words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
     words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
-    report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
-    out.print(retention_table(report))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report |= made_by(words, model)
+    publish(report, retention_table(report), json_file)
     if plot is not None:
         from remanence.evaluation.plots import retention_plot
 
@@ -380,7 +394,6 @@ def integrity(
 ) -> None:
     """Exact match about the newest biography, and resident memory, over very many writes into one memory."""
     from remanence.evaluation.integrity import measure
-    from remanence.evaluation.retention import circumstances
     from remanence.terminal import integrity_table
 
     for path in (json_file, state):
@@ -393,10 +406,8 @@ def integrity(
         )
     words = ["remanence", "eval", "integrity", "--writes", str(writes), "--windows", str(windows)]
     words += ["--questions", str(questions), "--seed", str(seed)]
-    report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
-    out.print(integrity_table(report))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report |= made_by(words, model)
+    publish(report, integrity_table(report), json_file)
 
 
 @evaluations.command(
@@ -415,7 +426,6 @@ def retrieval(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
-    from remanence.evaluation.retention import circumstances
     from remanence.evaluation.retrieval import measure
     from remanence.terminal import retrieval_table
 
@@ -433,7 +443,5 @@ def retrieval(
         )
     words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
     words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
-    report |= circumstances(shlex.join(words if model is None else [*words, "--model", model]))
-    out.print(retrieval_table(report))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report |= made_by(words, model)
+    publish(report, retrieval_table(report), json_file)

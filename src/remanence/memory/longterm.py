@@ -277,14 +277,16 @@ class LongTerm:
                 held.merge(self.rules)
             self.waited = 0
 
-    def retrieve(self, layer: int, queries: Tensor) -> Retrieved:  # [T, P]
+    def retrieve(self, layer: int, queries: Tensor, wanted: int | None = None) -> Retrieved:  # [T, P]
         """What a prompt with these queries reads in one layer.
+
+        `wanted`: `readable`, where it is known already; it looks at all layers.
 
         Raises:
             CorruptMemoryError: a score is not a number.
         """
         held = self.layers[layer]
-        positions = held.chosen(queries, self.readable, self.rules.repeat)
+        positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat)
         keys, values = held.take(positions)
         return Retrieved(keys, values, positions, held.known("serial", positions))
 

@@ -192,7 +192,7 @@ def pool_prefix(
     front = 0 if bos is None else 1
     retrieved = [0] * len(pools)
     if retrieval is not None:
-        retrieved = [0 if pool is None else size for pool, size in zip(pools, retrieval.sizes(), strict=True)]
+        retrieved = [0 if pool is None else size for pool, size in zip(pools, retrieval.sizes, strict=True)]
     lengths = [0 if pool is None else front + r + pool.size for pool, r in zip(pools, retrieved, strict=True)]
     prefix, rows, device = max(lengths), len(pools), backbone.device
     mask = None

@@ -47,17 +47,15 @@ class Retrieval:
     """What one read retrieves, layer by layer, as the layers run.
 
     Attributes:
+        sizes: slots that each row retrieves in every layer.
         found: per layer passed so far, what each row read; None for a row without long-term memory.
     """
 
     def __init__(self, retriever: Retriever, longterms: Sequence[LongTerm | None], every: int | None = None) -> None:
         self.retriever, self.longterms, self.every = retriever, list(longterms), every
+        self.sizes = [0 if longterm is None else longterm.readable for longterm in self.longterms]
         self.found: list[list[Retrieved | None]] = []
         self._since: list[list[Tensor]] = [[] for _ in retriever.query]
-
-    def sizes(self) -> list[int]:
-        """Slots that each row retrieves."""
-        return [0 if longterm is None else longterm.readable for longterm in self.longterms]
 
     def observe(self, layer: int, normed: Tensor, mask: Tensor | None) -> bool:  # [rows, T, d], [B, T]
         """Retrieve at the prompt, and again whenever `every` tokens more have passed; says whether it did.
@@ -76,10 +74,10 @@ class Retrieval:
             queries, mask = torch.cat(since, dim=2), None
             since.clear()
         found = []
-        for row, longterm in enumerate(self.longterms):
+        for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
             rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
             kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
-            found.append(None if longterm is None else longterm.retrieve(layer, kept.flatten(0, 1)))
+            found.append(None if longterm is None else longterm.retrieve(layer, kept.flatten(0, 1), size))
         self.found[layer : layer + 1] = [found]
         return True
 
