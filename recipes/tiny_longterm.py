@@ -5,11 +5,9 @@
 REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names.
 """
 
-import importlib.util
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.optim import AdamW
@@ -21,6 +19,7 @@ from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.recall import Difficulty, RecallTask
+from remanence.training.recipes import load_module
 from remanence.training.recollection import RetrieverLoss
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
@@ -30,15 +29,6 @@ RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
 BANK = 256  # chunks
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
-
-
-def tiny() -> Any:
-    """The recipe of the checkpoint that this one starts from."""
-    spec = importlib.util.spec_from_file_location("tiny", Path(__file__).with_name("tiny.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build_batch(task: RecallTask, step: int) -> Batch:
@@ -72,7 +62,7 @@ def train(
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
-    recipe = tiny()
+    recipe = load_module(Path(__file__).with_name("tiny.py"))
     paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
     model = build_model(base or bundled("tiny"))
     ids = model.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]

@@ -24,6 +24,18 @@ def load_recipe(path: Path) -> Recipe:
         found = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
         there = f"recipes here: {', '.join(found)}" if found else "there are none in recipes/ either"
         raise FileNotFoundError(f"there is no recipe {path}; {there}")
+    train = getattr(load_module(path), "train", None)
+    if not callable(train):
+        raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")
+    return train
+
+
+def load_module(path: Path) -> Any:
+    """A recipe's file as a module, for a recipe that goes on where another ends.
+
+    Raises:
+        InvalidInputError: the file is no Python.
+    """
     spec = importlib.util.spec_from_file_location(f"remanence_recipe_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InvalidInputError(f"{path} is no Python file; a recipe has a function train(output, *, resume, minutes)")
@@ -31,10 +43,7 @@ def load_recipe(path: Path) -> Recipe:
     # Dataclasses and worker processes look a module up by its name.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    train = getattr(module, "train", None)
-    if not callable(train):
-        raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")
-    return train
+    return module
 
 
 def settings_of(recipe: Recipe, words: list[str]) -> dict[str, Any]:
