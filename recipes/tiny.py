@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.recall import Difficulty, Kind, RecallTask
+from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS, SLOTS_PER_WRITE = 512, 32
@@ -195,29 +196,10 @@ def train(output: Path, *, resume: bool = False, minutes: float | None = None, s
     model = build_model(tokenizer)
     model.hf.set_attn_implementation("sdpa_float32")
     matrices, others = split_parameters(model, model.backbone.layers)
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        max_grad_norm=1.0,
-        lr_scheduler_type="warmup_stable_decay",
-        warmup_steps=50,
-        lr_scheduler_kwargs={"num_decay_steps": steps // 5, "min_lr_ratio": 0.02},
-        logging_steps=50,
-        save_steps=500,
-        save_total_limit=2,
-        report_to="none",
-        seed=SEED,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-    )
     trainer = MemoryTrainer(
         model,
         through="all",
-        args=arguments,
+        args=training_arguments(output, steps=steps, warmup=50, decay=steps // 5, save_steps=500),
         curriculum=Curriculum(
             lambda step, level: build_batch(task, step, level),
             levels=len(LEVELS),

@@ -10,16 +10,16 @@ import random
 from pathlib import Path
 
 import torch
-from torch.optim import AdamW
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.recall import Difficulty, RecallTask
-from remanence.training.recipes import load_module
+from remanence.training.recipes import load_module, training_arguments
 from remanence.training.recollection import RetrieverLoss
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
@@ -55,6 +55,13 @@ def build_model(base: str | Path) -> MemoryModel:
     return model
 
 
+def build_optimizer(model: MemoryModel) -> MuonAdamW:
+    """Muon gets the retriever off its first plateau, where all slots score alike; LoRA under it unlearns to read."""
+    assert model.retriever is not None
+    projectors, lora = split_parameters(model, model.retriever)
+    return MuonAdamW(projectors, lora, muon_lr=0.02, adamw_lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.999))
+
+
 def train(
     output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 2000, base: str = ""
 ) -> Path:
@@ -74,33 +81,14 @@ def train(
         rows=48,
     )
     model.hf.set_attn_implementation("sdpa_float32")
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        max_grad_norm=1.0,
-        lr_scheduler_type="warmup_stable_decay",
-        warmup_steps=20,
-        lr_scheduler_kwargs={"num_decay_steps": steps // 3, "min_lr_ratio": 0.02},
-        logging_steps=50,
-        save_steps=250,
-        save_total_limit=2,
-        report_to="none",
-        seed=SEED,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-    )
     trainer = MemoryTrainer(
         model,
         through="all",
-        args=arguments,
+        args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250),
         curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
-        retriever_loss=RetrieverLoss(negatives=256, detach=False, random_prefix=0.25),
+        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=3.0),
         bank=BANK,
-        optimizers=(AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.0), None),
+        optimizers=(build_optimizer(model), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
     trainer.train(resume_from_checkpoint=resume)

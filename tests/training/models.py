@@ -1,9 +1,10 @@
-"""A random model small enough to train in a test."""
+"""A random model small enough to train in a test, and how it is trained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 
 from remanence import MemoryModel
 
@@ -24,3 +25,20 @@ def tiny_model(**settings: Any) -> MemoryModel:
         bos_token_id=None,
     )
     return MemoryModel.attach(Qwen3ForCausalLM(config), **settings)
+
+
+def arguments(output: Path, steps: int, every: int) -> TrainingArguments:
+    """At one learning rate, with a log entry and a checkpoint after every so many steps."""
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        lr_scheduler_type="constant",
+        logging_steps=every,
+        save_steps=every,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )

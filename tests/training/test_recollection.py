@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import TrainingArguments
 
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
@@ -26,7 +25,7 @@ from remanence.training.recollection import (
     recalling,
 )
 from remanence.training.trainer import MemoryTrainer
-from tests.training.models import tiny_model
+from tests.training.models import arguments, tiny_model
 
 SLOTS, K, K0 = 8, 4, 6
 CHUNKS, ROWS, BANK = 6, 3, 5
@@ -132,14 +131,25 @@ def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
     torch.testing.assert_close(cache.losses[0], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
-def test_hard_negatives_are_the_best_of_the_wrong() -> None:
+def test_temperature_leads_from_all_wrong_slots_alike_to_the_hardest() -> None:
     model = model_of()
-    easy, _ = read(model)
-    hard, _ = read(model, replace(PLAIN, negatives=2))
-    every, _ = read(model, replace(PLAIN, negatives=(CHUNKS + BANK - 1) * K))
-    for all_of_them, best, whole in zip(easy.losses, hard.losses, every.losses, strict=True):
-        assert best > all_of_them
-        torch.testing.assert_close(whole, all_of_them)
+    alike, _ = read(model)
+    warm, _ = read(model, replace(PLAIN, temperature=1e4))
+    cold, _ = read(model, replace(PLAIN, temperature=1e-4))
+    colder, _ = read(model, replace(PLAIN, temperature=1e-6))
+    for every, mean, best, hardest in zip(alike.losses, warm.losses, cold.losses, colder.losses, strict=True):
+        torch.testing.assert_close(mean, every)
+        assert best > every
+        torch.testing.assert_close(hardest, best, atol=1e-3, rtol=0)
+
+
+def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:
+    cache, _ = read(model_of(), replace(PLAIN, temperature=0.02))
+    scores = torch.full(cache.asked.shape, 0.5, requires_grad=True)
+    cache._loss(scores).backward()
+    assert scores.grad is not None
+    pushed = scores.grad[~cache.asked]
+    torch.testing.assert_close(pushed, pushed[:1].expand_as(pushed))
 
 
 def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,26 +208,13 @@ def trainer(output: Path, steps: int) -> MemoryTrainer:
     model = model_of()
     assert model.retriever is not None
     lora = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        lr_scheduler_type="constant",
-        logging_steps=4,
-        save_steps=4,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
     return MemoryTrainer(
         model,
-        args=arguments,
+        args=arguments(output, steps, every=4),
         curriculum=Curriculum(build, levels=1, steps=100, threshold=()),
         optimizers=(MuonAdamW(model.retriever.parameters(), lora, muon_lr=0.02, adamw_lr=0.01), None),
         bank=BANK,
-        retriever_loss=RetrieverLoss(negatives=4, detach=False, weight=2.0),
+        retriever_loss=RetrieverLoss(temperature=0.1, detach=False, weight=2.0),
     )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 from remanence import MemoryModel
 from remanence.training.batches import Example, left_pad, pack
@@ -13,7 +12,7 @@ from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.objectives import Episodes
 from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
-from tests.training.models import tiny_model
+from tests.training.models import arguments, tiny_model
 
 
 def recitation(step: int, level: int) -> Batch:
@@ -32,22 +31,9 @@ def recitation(step: int, level: int) -> Batch:
 def trainer(output: Path, steps: int, **settings: Any) -> MemoryTrainer:
     model = tiny_model(slots=8, slots_per_write=4)
     matrices, others = split_parameters(model, model.backbone.layers)
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        lr_scheduler_type="constant",
-        logging_steps=5,
-        save_steps=5,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-    )
     return MemoryTrainer(
         model,
-        args=arguments,
+        args=arguments(output, steps, every=5),
         curriculum=Curriculum(recitation, levels=2, steps=1000),
         optimizers=(MuonAdamW(matrices, others, muon_lr=0.02, adamw_lr=0.01), None),
         **settings,

@@ -51,8 +51,8 @@ class MuonAdamW(Optimizer):
         self._share()
 
 
-def split_parameters(model: nn.Module, layers: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The matrices inside decoder layers, and every other trained parameter."""
-    inside = {id(p) for p in layers.parameters() if p.dim() == 2}
+def split_parameters(model: nn.Module, part: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained matrices inside one part of a model, and every other trained parameter."""
+    inside = {id(p) for p in part.parameters() if p.dim() == 2}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
 from remanence.errors import InvalidInputError
 
 Recipe = Callable[..., Any]
@@ -44,6 +47,30 @@ def load_module(path: Path) -> Any:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def training_arguments(output: Path, *, steps: int, warmup: int, decay: int, save_steps: int) -> TrainingArguments:
+    """What the recipes of small models on two CPU cores have in common: one batch per step, as the recipe builds it;
+    bfloat16 where autocast allows; a learning rate that is held and falls over the last `decay` steps."""
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        bf16=True,
+        use_cpu=not torch.cuda.is_available(),
+        max_grad_norm=1.0,
+        lr_scheduler_type="warmup_stable_decay",
+        warmup_steps=warmup,
+        lr_scheduler_kwargs={"num_decay_steps": decay, "min_lr_ratio": 0.02},
+        logging_steps=50,
+        save_steps=save_steps,
+        save_total_limit=2,
+        report_to="none",
+        seed=0,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+    )
 
 
 def settings_of(recipe: Recipe, words: list[str]) -> dict[str, Any]:

@@ -45,15 +45,16 @@ class RetrieverLoss:
     """How the retriever is trained.
 
     Attributes:
-        negatives: p- is the mean over so many of the slots that score highest though they were not asked about; None:
-            over all of them, as published. Most slots are easy to tell apart, and all but the hardest teach nothing.
+        temperature: p- weighs wrong slots by the softmax of score / temperature; None: all alike, as published. Most
+            slots are easy to tell apart and teach nothing; yet the hardest alone would first teach the retriever to
+            score all slots alike.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
         weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
             yet what they are about, the writer is never told to make them say it.
     """
 
-    negatives: int | None = None
+    temperature: float | None = None
     detach: bool = True
     random_prefix: float = 0.5
     weight: float = 1.0
@@ -127,10 +128,11 @@ class RecallingCache(PrefixCache):
 
     def _loss(self, scores: Tensor) -> Tensor:
         positive = (scores * self.asked).sum(1) / self.asked.sum(1)
-        if self.settings.negatives is None:
+        if self.settings.temperature is None:
             negative = (scores * ~self.asked).sum(1) / (~self.asked).sum(1)
         else:
-            negative = scores.masked_fill(self.asked, -1).topk(self.settings.negatives).values.mean(1)
+            logits = scores.detach() / self.settings.temperature
+            negative = (scores * logits.masked_fill(self.asked, -torch.inf).softmax(1)).sum(1)
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 
