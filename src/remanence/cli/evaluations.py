@@ -1,0 +1,179 @@
+"""Evaluations: `remanence eval ...`."""
+
+import json
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remanence.cli.shared import (
+    Int8Flag,
+    ModelOption,
+    OneLineErrors,
+    TierOption,
+    Where,
+    examples,
+    load_model,
+    out,
+    progress_bar,
+    require_folder,
+    storage_of,
+)
+from remanence.data.episodes import FACTS
+from remanence.errors import InvalidInputError
+from remanence.evaluation.distances import DISTANCES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
+
+
+class Curve(StrEnum):
+    NONE = "none"
+    POOL = "pool"
+    LONGTERM = "longterm"
+    CONTEXT = "context"
+
+
+def made_by(words: list[str], model: str | None) -> dict[str, Any]:
+    """The command that an evaluation can be repeated with, its date, and versions."""
+    from remanence.evaluation.retention import circumstances
+
+    return circumstances(shlex.join(words if model is None else [*words, "--model", model]))
+
+
+def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> None:
+    """Show what an evaluation found, and keep it if a file was named."""
+    out.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval retention --samples 50",
+        "remanence eval retention --distances 0,5,…,20p --json retention.json --plot retention.png",
+        "remanence eval retention --memory pool --memory none --distances 0..16",
+    )
+)
+def retention(
+    samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 100,
+    distances: Annotated[
+        str, typer.Option(help="In writes: 0,5,10; 2p is 2·N/K; 0..20 counts by one; 0,5,…,20p by five.")
+    ] = DISTANCES,
+    memory: Annotated[
+        list[Curve] | None, typer.Option(help="Which curves; repeatable. Default: all there are.")
+    ] = None,
+    model: ModelOption = None,
+    facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
+    tier: TierOption = Where.HOST,
+    int8: Int8Flag = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
+) -> None:
+    """Exact match of answers about held-out people, by the writes since their biography was written."""
+    from remanence.evaluation.retention import measure
+    from remanence.terminal import retention_table
+
+    for path in (json_file, plot):
+        if path is not None:
+            require_folder(path)
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
+    engine = load_model(model)
+    with progress_bar("measuring") as progress:
+        report = measure(
+            engine,
+            distances=distances,
+            samples=samples,
+            conditions=[curve.value for curve in memory] if memory else None,
+            storage=storage_of(tier, int8),
+            seed=seed,
+            attributes_per_biography=facts,
+            progress=progress,
+        )
+    words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
+    words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
+    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
+    report |= made_by(words, model)
+    publish(report, retention_table(report), json_file)
+    if plot is not None:
+        from remanence.evaluation.plots import retention_plot
+
+        retention_plot(report, plot)
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval integrity",
+        "remanence eval integrity --writes 1000000 --windows 10 --questions 200 --state runs/integrity",
+    )
+)
+def integrity(
+    writes: Annotated[int, typer.Option(min=1, help="Writes into one memory.")] = 10_000,
+    windows: Annotated[int, typer.Option(min=1, help="Equal parts that are scored each.")] = 10,
+    questions: Annotated[int, typer.Option(min=1, help="Asked in each window, about the newest biography.")] = 100,
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for finished windows; the same command then goes on after a cut.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Exact match about the newest biography, and resident memory, over very many writes into one memory."""
+    from remanence.evaluation.integrity import measure
+    from remanence.terminal import integrity_table
+
+    for path in (json_file, state):
+        if path is not None:
+            require_folder(path)
+    engine = load_model(model)
+    with progress_bar("writing") as progress:
+        report = measure(
+            engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
+        )
+    words = ["remanence", "eval", "integrity", "--writes", str(writes), "--windows", str(windows)]
+    words += ["--questions", str(questions), "--seed", str(seed)]
+    report |= made_by(words, model)
+    publish(report, integrity_table(report), json_file)
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval retrieval",
+        "remanence eval retrieval --distances 5p,10p,20p --samples 100 --json retrieval.json",
+    )
+)
+def retrieval(
+    samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
+    distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
+    model: ModelOption = None,
+    tier: TierOption = Where.HOST,
+    int8: Int8Flag = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
+    from remanence.evaluation.retrieval import measure
+    from remanence.terminal import retrieval_table
+
+    if json_file is not None:
+        require_folder(json_file)
+    engine = load_model(model)
+    with progress_bar("measuring") as progress:
+        report = measure(
+            engine,
+            distances=distances,
+            samples=samples,
+            seed=seed,
+            storage=storage_of(tier, int8),
+            progress=progress,
+        )
+    words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
+    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
+    report |= made_by(words, model)
+    publish(report, retrieval_table(report), json_file)

@@ -1,0 +1,36 @@
+"""`remanence train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remanence.cli.shared import examples, out
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=examples(
+        "remanence train recipes/tiny.py",
+        "remanence train recipes/tiny.py --output runs/tiny --resume --minutes 30",
+        "remanence train recipes/tiny.py -- steps=200",
+    )
+)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A Python file with a function train(output, *, resume, minutes).")],
+    extra: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- NAME=VALUE...]", help="More settings, if the recipe takes any.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for checkpoints. Default: runs/RECIPE.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long, with a checkpoint.")] = None,
+) -> None:
+    """Train a checkpoint by a recipe."""
+    from remanence.training.recipes import load_recipe, settings_of
+
+    run = load_recipe(recipe)
+    settings = settings_of(run, extra or [])
+    result = run(output or Path("runs") / recipe.stem, resume=resume, minutes=minutes, **settings)
+    if result is not None:
+        out.print(f"trained: {result}", markup=False, soft_wrap=True)
