@@ -15,3 +15,11 @@ def renew(marker: str, table: str) -> None:
 
 def ms(timed: dict[str, Any]) -> str:
     return f"{timed['median_ms']:.{1 if timed['median_ms'] >= 10 else 2}f} ms"
+
+
+def measured_on(figures: dict[str, Any]) -> str:
+    machine = figures["machine"]
+    return (
+        f"Medians, {figures['date']}, {machine['cpu']}, {machine['threads']} threads, {figures['model']['dtype']}, "
+        f"torch {machine['torch']}, transformers {machine['transformers']}."
+    )

@@ -8,12 +8,12 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from readme import ms, renew  # noqa: E402
+from readme import measured_on, ms, renew  # noqa: E402
 
 
 def table(figures: dict[str, Any]) -> str:
     scoring, append, gather = figures["scoring"], figures["append"], figures["gather"]
-    first, resident, machine = figures["first_token"], figures["resident"], figures["machine"]
+    first, resident = figures["first_token"], figures["resident"]
     rows = []
     for row in scoring["by_slots"]:
         name = f"score one layer, M = {row['slots']:,}"
@@ -67,11 +67,7 @@ def table(figures: dict[str, Any]) -> str:
         f"which {mib(resident['retrieval_keys_bytes'])} are retrieval keys, "
         f"{mib(resident['bookkeeping_bytes'])} bookkeeping and {mib(resident['beside_bytes'])} anything else."
     )
-    about = (
-        f"Medians, {figures['date']}, {machine['cpu']}, {machine['threads']} threads, {figures['model']['dtype']}, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}."
-    )
-    return "\n".join([*lines, "", kept, about])
+    return "\n".join([*lines, "", kept, measured_on(figures)])
 
 
 def mib(count: int) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from readme import ms, renew  # noqa: E402
+from readme import measured_on, ms, renew  # noqa: E402
 
 
 def table(figures: dict[str, Any]) -> str:
     first, update, decode = figures["first_token"], figures["pool_update"], figures["decode"]
-    held, batch, machine = figures["slot_bytes"], figures["batch"], figures["machine"]
+    held, batch = figures["slot_bytes"], figures["batch"]
     few, many = update["slots"]
     slopes = first["slope_ms_per_1000_slots"]
     rows = [
@@ -64,11 +64,7 @@ def table(figures: dict[str, Any]) -> str:
     ]
     lines = ["| | Remanence | plain path | |", "|---|---:|---:|---:|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    about = (
-        f"Medians, {figures['date']}, {machine['cpu']}, {machine['threads']} threads, float32, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}."
-    )
-    return "\n".join([*lines, "", about])
+    return "\n".join([*lines, "", measured_on(figures)])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Evaluations: `remanence eval ...`."""
 
 import json
+import platform
 import shlex
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,9 +42,19 @@ class Curve(StrEnum):
 
 def made_by(words: list[str], model: str | None) -> dict[str, Any]:
     """The command that an evaluation can be repeated with, its date, and versions."""
-    from remanence.evaluation.retention import circumstances
+    import torch
+    import transformers
 
-    return circumstances(shlex.join(words if model is None else [*words, "--model", model]))
+    from remanence import __version__
+
+    versions = {
+        "remanence": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    command = shlex.join(words if model is None else [*words, "--model", model])
+    return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
 
 
 def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> None:

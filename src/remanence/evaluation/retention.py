@@ -12,16 +12,10 @@ about an attribute drawn for it. Reading changes nothing, so every question is t
 | none | nothing: the share that guessing gets |
 """
 
-import platform
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from math import sqrt
 from typing import Any, Literal, get_args
 
-import torch
-import transformers
-
-from remanence import __version__
 from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
@@ -124,17 +118,6 @@ def survival(pool: Sequence[dict[str, float]], slots: int, k: int) -> list[dict[
 def chance() -> float:
     """The exact match of guessing: one value of the attribute's, averaged over attributes."""
     return sum(1 / len(values(attribute)) for attribute in ATTRIBUTES) / len(ATTRIBUTES)
-
-
-def circumstances(command: str) -> dict[str, Any]:
-    """What a result was made with: command, date, versions."""
-    versions = {
-        "remanence": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-    return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
 
 
 class _Steps:
