@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from remanence.errors import CheckpointError
@@ -164,6 +164,13 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return content
+
+
+def round_rotary(hf: nn.Module) -> None:
+    """Rotary frequencies as they are after a cast of the whole model to bfloat16."""
+    for module in hf.modules():
+        if isinstance(getattr(module, "inv_freq", None), Tensor):
+            module.inv_freq = module.inv_freq.bfloat16().float()
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -79,3 +79,14 @@ def left_padded(rows: Sequence[Tensor], pad: int, minimum: int = 0) -> tuple[Ten
         ids[index, width - len(row) :] = row
         mask[index, width - len(row) :] = True
     return ids, mask
+
+
+def padding_id(*holders: Any) -> int:
+    """The id that fills up short rows, from a tokenizer or a configuration. Which one does not matter: it is masked."""
+    for holder in holders:
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(holder, name, None)
+            value = value[0] if isinstance(value, list) else value
+            if value is not None:
+                return int(value)
+    return 0

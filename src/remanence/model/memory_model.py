@@ -1,10 +1,8 @@
 """MemoryModel: a function that writes and reads memories."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -14,14 +12,15 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from remanence.errors import InvalidInputError
-from remanence.memory import LongTerm, LongTermRules, Memory, MemorySpec, Pool, Receipt, Storage
+from remanence.memory import LongTerm, LongTermRules, Memory, MemorySpec, Receipt, Storage
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
-from remanence.model.checks import require_ages, require_own, require_slots, rows_of
+from remanence.model.checks import require_own, require_slots, rows_of
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
+from remanence.model.fingerprint import Fingerprint
 from remanence.model.generation import generate, prefix_for, require_finite
-from remanence.model.inputs import Content, chunked, left_padded
+from remanence.model.inputs import Content, left_padded, padding_id
 from remanence.model.linear import use_onednn
 from remanence.model.prefix import (
     mask_each_step,
@@ -29,11 +28,9 @@ from remanence.model.prefix import (
     show_prefix_to_sliding_layers,
 )
 from remanence.model.retriever import Retriever, install_retrieval, new_retriever
-from remanence.model.shipped import ShippedLongTerm, new_longterm
+from remanence.model.shipped import ShippedLongTerm, memory_of, new_longterm
 from remanence.model.spare import Spare
-from remanence.model.writing import encode_rows, new_slots, projected
-
-Progress = Callable[[int, int], None]
+from remanence.model.writing import Progress, encode_rows, projected, put, write_rows
 
 
 class MemoryModel(nn.Module):
@@ -80,7 +77,7 @@ class MemoryModel(nn.Module):
             raise InvalidInputError("long-term memory takes rules and a retriever; give both or neither")
         self.longterm, self.retriever = longterm, retriever
         self.shipped_longterm: ShippedLongTerm | None = None
-        self._stamp: tuple[int, str] = (-1, "")
+        self._fingerprint = Fingerprint()
         self.spare = Spare()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
         _ = self.spec  # raises on bad sizes before anything is hooked
@@ -166,15 +163,13 @@ class MemoryModel(nn.Module):
         Raises:
             FileNotFoundError, CheckpointError: something is missing, and what.
         """
-        from remanence.model.checkpoint import load
+        from remanence.model.checkpoint import load, round_rotary
 
         model = load(
             path_or_hub_id, keep_hidden=keep_hidden, dtype=dtype, attn_implementation=attn_implementation
         ).eval()
         if bfloat16_rotary:
-            for module in model.hf.modules():
-                if isinstance(getattr(module, "inv_freq", None), Tensor):
-                    module.inv_freq = module.inv_freq.bfloat16().float()
+            round_rotary(model.hf)
         return model if device is None else model.to(device)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -206,15 +201,7 @@ class MemoryModel(nn.Module):
 
     def fingerprint(self) -> str:
         """A digest of the parameters' names, shapes and a sample of their values; made anew when one changed."""
-        stamp = hash(tuple((p._version, p.data_ptr()) for p in self.parameters()))
-        if stamp != self._stamp[0]:
-            digest = hashlib.blake2b(self.hf.config.model_type.encode(), digest_size=16)
-            for name, parameter in self.named_parameters():
-                flat = parameter.detach().reshape(-1)
-                sample = flat[:: max(1, flat.numel() // 61)].float().cpu()
-                digest.update(f"{name}{list(parameter.shape)}".encode() + sample.numpy().tobytes())
-            self._stamp = (stamp, digest.hexdigest())
-        return self._stamp[1]
+        return self._fingerprint.of(self, self.hf.config.model_type)
 
     @torch.no_grad()
     def bos_slots(self, role: Role = "read") -> list[tuple[Tensor, Tensor]] | None:
@@ -222,11 +209,12 @@ class MemoryModel(nn.Module):
         if self.bos_embedding is None:
             return None
         self.fingerprint()
+        made_for = self._fingerprint.stamp
         known = self._bos.get(role)
-        if known is None or known[0] != self._stamp[0]:
+        if known is None or known[0] != made_for:
             with self.role(role):
                 made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
-            known = self._bos[role] = (self._stamp[0], made)
+            known = self._bos[role] = (made_for, made)
         return known[1]
 
     @contextmanager
@@ -262,20 +250,7 @@ class MemoryModel(nn.Module):
         Raises:
             InvalidInputError: wrong shape or dtype.
         """
-        if require_slots(self, hidden).shape[1] != self.slots:
-            raise InvalidInputError(f"the pool takes {self.slots} slots per layer, got {hidden.shape[1]}")
-        hidden = hidden.clone(memory_format=torch.contiguous_format)
-        new = projected(self, hidden[None], [0])[0]
-        serial = torch.arange(self.slots, device=self.device).repeat(len(new.keys), 1)
-        kept = {} if longterm is None else {"retrieval": new.retrieval, "ages": torch.zeros_like(serial)}
-        return Memory(
-            self.spec,
-            seed=seed,
-            keep_hidden=self.keep_hidden,
-            pool=Pool(new.keys, new.values, serial, hidden if self.keep_hidden else None, **kept),
-            newest=hidden[:, -self.slots_per_write :].clone(),
-            longterm=longterm,
-        )
+        return memory_of(self, hidden, seed, longterm)
 
     @overload
     def write(
@@ -317,25 +292,7 @@ class MemoryModel(nn.Module):
             CorruptMemoryError: the memory or the model holds numbers that are not finite.
         """
         memories, rows = rows_of(self, memory, content)
-        texts = [chunked(row) for row in rows]
-        rounds = max(len(chunks) for chunks in texts)
-        if evict is not None and (len(memories) > 1 or rounds > 1):
-            raise InvalidInputError(f"evict= replays one write, but this call makes {sum(map(len, texts))}")
-        targets = memories if rounds == 1 else [memory.fork() for memory in memories]
-        made: list[list[Any]] = [[] for _ in memories]
-        for index in range(rounds):
-            active = [row for row, chunks in enumerate(texts) if index < len(chunks)]
-            chunks = [texts[row][index] for row in active]
-            new = new_slots(self, [targets[row] for row in active], chunks)
-            with ExitStack() as commits:
-                for row, slots in zip(active, new, strict=True):
-                    made[row].append(commits.enter_context(targets[row].committing(slots, evict)))
-                if progress is not None:
-                    progress(index + 1, rounds)
-        if rounds > 1:
-            for old, written in zip(memories, targets, strict=True):
-                old.become(written)
-        receipts = [Receipt(tuple(record for record, _ in m), tuple(ranks for _, ranks in m)) for m in made]
+        receipts = write_rows(self, memories, rows, evict, progress)
         return receipts[0] if isinstance(memory, Memory) else receipts
 
     @torch.no_grad()
@@ -363,17 +320,7 @@ class MemoryModel(nn.Module):
             passed: slots `[L, r, d]` that go straight to long-term memory, and their ages `[L, r]`; takes `ages`.
         """
         require_own(self, memory)
-        hidden = require_slots(self, slots)
-        new = replace(projected(self, hidden[None], [tokens])[0], ages=require_ages(ages, hidden))
-        by = None
-        if passed is not None:
-            if memory.longterm is None or ages is None:
-                raise InvalidInputError("passed= takes a memory with long-term memory, and ages=")
-            straight = require_slots(self, passed[0])
-            by = replace(projected(self, straight[None], [0])[0], ages=require_ages(passed[1], straight))
-        with memory.committing(new, evict, by) as (record, evicted):
-            pass
-        return Receipt((record,), (evicted,))
+        return put(self, memory, slots, tokens, evict, ages, passed)
 
     @torch.no_grad()
     def read(
@@ -454,10 +401,4 @@ class MemoryModel(nn.Module):
     @property
     def pad(self) -> int:
         """The id that fills up short rows; what it is does not matter, it is masked."""
-        for holder in (self.tokenizer, self.hf.generation_config):
-            for name in ("pad_token_id", "eos_token_id"):
-                value = getattr(holder, name, None)
-                value = value[0] if isinstance(value, list) else value
-                if value is not None:
-                    return int(value)
-        return 0
+        return padding_id(self.tokenizer, self.hf.generation_config)

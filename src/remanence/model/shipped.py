@@ -1,4 +1,4 @@
-"""The long-term memory that a new memory starts with: none, or what a published checkpoint comes with."""
+"""What a new memory starts with: a pool, and long-term memory, which is empty or comes with a published checkpoint."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -7,10 +7,30 @@ import torch
 from torch import Tensor
 
 from remanence.errors import InvalidInputError
-from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Storage
+from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, Pool, Storage
+from remanence.model.checks import require_slots
+from remanence.model.writing import projected
 
 if TYPE_CHECKING:
     from remanence.model.memory_model import MemoryModel
+
+
+def memory_of(model: "MemoryModel", hidden: Tensor, seed: int, longterm: LongTerm | None) -> Memory:
+    """A memory whose pool holds slots in hidden form, `[L, N, d]`, oldest first."""
+    if require_slots(model, hidden).shape[1] != model.slots:
+        raise InvalidInputError(f"the pool takes {model.slots} slots per layer, got {hidden.shape[1]}")
+    hidden = hidden.clone(memory_format=torch.contiguous_format)
+    new = projected(model, hidden[None], [0])[0]
+    serial = torch.arange(model.slots, device=model.device).repeat(len(new.keys), 1)
+    kept = {} if longterm is None else {"retrieval": new.retrieval, "ages": torch.zeros_like(serial)}
+    return Memory(
+        model.spec,
+        seed=seed,
+        keep_hidden=model.keep_hidden,
+        pool=Pool(new.keys, new.values, serial, hidden if model.keep_hidden else None, **kept),
+        newest=hidden[:, -model.slots_per_write :].clone(),
+        longterm=longterm,
+    )
 
 
 def new_longterm(model: "MemoryModel", capacity: int | None, storage: Storage) -> LongTerm | None:

@@ -1,18 +1,76 @@
-"""From chunks to new slots in every form that a memory keeps."""
+"""From texts to new slots in every form that a memory keeps, and into memories."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from remanence.memory import Memory, NewSlots
+from remanence.errors import InvalidInputError
+from remanence.memory import Memory, NewSlots, Receipt
 from remanence.model.adapters import Role
+from remanence.model.checks import require_ages, require_slots
 from remanence.model.encoder import encode
-from remanence.model.inputs import left_padded
+from remanence.model.inputs import chunked, left_padded
 
 if TYPE_CHECKING:
     from remanence.model.memory_model import MemoryModel
+
+
+Progress = Callable[[int, int], None]
+
+
+def write_rows(
+    model: "MemoryModel",
+    memories: Sequence[Memory],
+    rows: Sequence[Tensor],
+    evict: Tensor | None,
+    progress: Progress | None,
+) -> list[Receipt]:
+    """Write each row into its memory, chunk by chunk: all of it, or nothing."""
+    texts = [chunked(row) for row in rows]
+    rounds = max(len(chunks) for chunks in texts)
+    if evict is not None and (len(memories) > 1 or rounds > 1):
+        raise InvalidInputError(f"evict= replays one write, but this call makes {sum(map(len, texts))}")
+    targets = memories if rounds == 1 else [memory.fork() for memory in memories]
+    made: list[list[Any]] = [[] for _ in memories]
+    for index in range(rounds):
+        active = [row for row, chunks in enumerate(texts) if index < len(chunks)]
+        new = new_slots(model, [targets[row] for row in active], [texts[row][index] for row in active])
+        with ExitStack() as commits:
+            for row, slots in zip(active, new, strict=True):
+                made[row].append(commits.enter_context(targets[row].committing(slots, evict)))
+            if progress is not None:
+                progress(index + 1, rounds)
+    if rounds > 1:
+        for old, written in zip(memories, targets, strict=True):
+            old.become(written)
+    return [Receipt(tuple(record for record, _ in m), tuple(ranks for _, ranks in m)) for m in made]
+
+
+def put(
+    model: "MemoryModel",
+    memory: Memory,
+    slots: Tensor | Sequence[Tensor],
+    tokens: int,
+    evict: Tensor | None,
+    ages: Tensor | None,
+    passed: tuple[Tensor, Tensor] | None,
+) -> Receipt:
+    """Encoded slots as one write; see `MemoryModel.update`."""
+    hidden = require_slots(model, slots)
+    new = replace(projected(model, hidden[None], [tokens])[0], ages=require_ages(ages, hidden))
+    by = None
+    if passed is not None:
+        if memory.longterm is None or ages is None:
+            raise InvalidInputError("passed= takes a memory with long-term memory, and ages=")
+        straight = require_slots(model, passed[0])
+        by = replace(projected(model, straight[None], [0])[0], ages=require_ages(passed[1], straight))
+    with memory.committing(new, evict, by) as (record, evicted):
+        pass
+    return Receipt((record,), (evicted,))
 
 
 def new_slots(model: "MemoryModel", memories: Sequence[Memory], chunks: Sequence[Tensor]) -> list[NewSlots]:

@@ -1,0 +1,30 @@
+"""Which model a memory belongs to: a digest of its parameters."""
+
+import hashlib
+
+from torch import nn
+
+_SAMPLED = 61  # numbers of each parameter
+
+
+class Fingerprint:
+    """The digest of a model, made anew when a parameter was changed, replaced or moved.
+
+    Attributes:
+        stamp: differs after every change, also where the digest's sample does not.
+    """
+
+    def __init__(self) -> None:
+        self.stamp, self._digest = -1, ""
+
+    def of(self, model: nn.Module, kind: str) -> str:
+        """Of names, shapes and a sample of values; `kind` tells apart what has the same parameters."""
+        stamp = hash(tuple((p._version, p.data_ptr()) for p in model.parameters()))
+        if stamp != self.stamp:
+            digest = hashlib.blake2b(kind.encode(), digest_size=16)
+            for name, parameter in model.named_parameters():
+                flat = parameter.detach().reshape(-1)
+                sample = flat[:: max(1, flat.numel() // _SAMPLED)].float().cpu()
+                digest.update(f"{name}{list(parameter.shape)}".encode() + sample.numpy().tobytes())
+            self.stamp, self._digest = stamp, digest.hexdigest()
+        return self._digest
