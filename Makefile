@@ -47,6 +47,10 @@ retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew
 		--json benchmarks/retention/results.json --plot docs/retention.png
 	$(BIN)/remanence eval retention --model tiny_longterm --samples 100 --distances 0,16,32,64,160,320 \
 		--json benchmarks/retention/longterm.json --plot docs/longterm.png
+	$(BIN)/remanence eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8 \
+		--json benchmarks/retention/longterm_int8.json
+	$(BIN)/remanence eval retention --model tiny_longterm --samples 60 --distances 0,800,1600 --memory longterm \
+		--json benchmarks/retention/longterm_far.json
 	$(BIN)/remanence eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p \
 		--json benchmarks/retention/retrieval.json
 	$(BIN)/python benchmarks/retention/table.py

@@ -89,7 +89,7 @@ def everything(held: LongTerm) -> dict[str, Any]:
             "serial": layer.known("serial", there).tolist(),
             "ages": held.ages(index).tolist(),
             "frequency": None if layer.frequency is None else layer.frequency.tolist(),
-            "retrieved": [read.positions.tolist(), read.serial.tolist(), bits(read.keys), bits(read.values)],
+            "retrieved": [read.positions.tolist(), bits(read.keys), bits(read.values)],
         }
     return found
 

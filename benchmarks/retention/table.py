@@ -29,6 +29,15 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, "", about])
 
 
+def also(int8: dict[str, Any], far: dict[str, Any]) -> str:
+    """The curve with int8 slots, and the one that goes on to a hundred pools."""
+    lines = ["| | distance, in writes | pool and long-term |", "|---|---:|---:|"]
+    for about, figures in (("long-term slots as int8", int8), (f"far, {far['samples']} people", far)):
+        lines += [f"| {about} | {point['distance']:,} | {share(point)} |" for point in figures["curves"]["longterm"]]
+    made = " and ".join(f"`{figures['command']}`" for figures in (int8, far))
+    return "\n".join([*lines, "", f"Made by {made}, {far['date'][:10]}."])
+
+
 def retrieval(figures: dict[str, Any]) -> str:
     layers = len(figures["points"][0]["layers"])
     head = " | ".join(f"layer {layer}" for layer in range(layers))
@@ -51,4 +60,6 @@ def share(point: dict[str, float]) -> str:
 if __name__ == "__main__":
     renew("retention", table(json.loads((HERE / "results.json").read_text())))
     renew("retention:longterm", table(json.loads((HERE / "longterm.json").read_text())))
+    names = ("longterm_int8", "longterm_far")
+    renew("retention:also", also(*(json.loads((HERE / f"{name}.json").read_text()) for name in names)))
     renew("retrieval", retrieval(json.loads((HERE / "retrieval.json").read_text())))

@@ -76,7 +76,7 @@ def test_a_memory_moves_into_int8_and_out_of_it(target: Path, after: Tier, int8:
     for layer in range(2):
         asked = random(5, 3, seed=layer)
         old, new = longterm_of(memory).retrieve(layer, asked), longterm_of(loaded).retrieve(layer, asked)
-        assert torch.equal(old.positions, new.positions) and torch.equal(old.serial, new.serial)
+        assert torch.equal(old.positions, new.positions)
         # what int8 made of the numbers stays; rounding them is off by half a step at most
         assert torch.allclose(old.keys, new.keys, atol=0 if int8 else 0.02)
         assert torch.equal(old.values, new.values) == int8

@@ -115,7 +115,7 @@ def _shares(
         layers = []
         for layer, held in enumerate(memory.longterm.layers):
             there = int((memory.written_by(held.known("serial", held.candidates())) == fact).sum())
-            hits = int((memory.written_by(found[layer][row].serial) == fact).sum())
+            hits = int((memory.written_by(held.known("serial", found[layer][row].positions)) == fact).sum())
             layers.append(hits / there if there else 1.0)
         shares.append(layers)
     return shares

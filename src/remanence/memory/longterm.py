@@ -68,12 +68,11 @@ class Evicted:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Slots of one layer that a prompt reads, oldest first, `[K0, H, D]`; their positions and serial numbers."""
+    """Slots of one layer that a prompt reads, oldest first, `[K0, H, D]`, and their positions."""
 
     keys: Tensor
     values: Tensor
     positions: Tensor
-    serial: Tensor
 
 
 class LongTermLayer:
@@ -288,7 +287,7 @@ class LongTerm:
         held = self.layers[layer]
         positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat)
         keys, values = held.take(positions)
-        return Retrieved(keys, values, positions, held.known("serial", positions))
+        return Retrieved(keys, values, positions)
 
     def alive(self) -> Tensor:  # serial numbers of all slots, each once
         """For the table of writes: who is still there."""
