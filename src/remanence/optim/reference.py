@@ -1,0 +1,46 @@
+"""The plain path: Grass on one weight whose full gradient is at hand (Grass, algorithm 1). Written to be read.
+
+`GrassAdamW` does the same from the gradient of the selected rows alone, and a test says that the two agree.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PlainGrass:
+    """Adam on the selected rows of a weight `[m, n]`, m <= n.
+
+    Attributes:
+        rows: `[r]`, selected; rho: `[r]`, their weights.
+    """
+
+    lr: float
+    scale: float
+    rows: Tensor
+    rho: Tensor
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    steps: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def select(self, rows: Tensor, rho: Tensor) -> None:
+        """Other rows, from here on; all moments start anew."""
+        self.rows, self.rho = rows, rho
+        self.steps, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
+
+    def step(self, weight: Tensor, gradient: Tensor) -> Tensor:  # [m, n] each -> [m, n]
+        """The weight after a step."""
+        m, r = len(weight), len(self.rows)
+        p = torch.zeros(m, r)
+        p[self.rows, torch.arange(r)] = self.rho
+        projected = p.t() @ gradient  # [r, n]
+        self.steps += 1
+        self.first = self.betas[0] * self.first + (1 - self.betas[0]) * projected
+        self.second = self.betas[1] * self.second + (1 - self.betas[1]) * projected**2
+        unbiased = self.first / (1 - self.betas[0] ** self.steps)
+        spread = (self.second / (1 - self.betas[1] ** self.steps)).sqrt() + self.eps
+        return weight - self.lr * self.scale * (p @ (unbiased / spread))
