@@ -146,7 +146,7 @@ def test_state_is_the_size_of_the_selected_rows() -> None:
     for projection in groups[0]["projections"]:
         held = {t.untyped_storage().data_ptr(): t.numel() for t in optimizer.state[projection.proxy].values()}
         held[projection.proxy.untyped_storage().data_ptr()] = projection.proxy.numel()
-        assert sum(held.values()) == 2 * projection.proxy.numel() + 3 * projection.rank
+        assert sum(held.values()) == 2 * projection.proxy.numel() + 2 * projection.rank
 
 
 def test_kept_moments_are_those_of_rows_that_stay() -> None:

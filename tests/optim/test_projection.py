@@ -50,13 +50,8 @@ def picked(stock: Stack, groups: list[dict[str, Any]]) -> list[Tensor]:
     for name, projection in zip(groups[0]["names"], groups[0]["projections"], strict=True):
         gradient = stock.get_submodule(name).weight.grad
         assert isinstance(gradient, Tensor)
-        found.append(gradient.index_select(0 if projection.by_row else 1, projection.rows) * along(projection))
+        found.append(gradient.index_select(0 if projection.by_row else 1, projection.rows))
     return found
-
-
-def along(projection: Any) -> Tensor:
-    weights: Tensor = projection.along(projection.rho)
-    return weights
 
 
 def test_gradients_are_the_selected_rows_or_columns_of_the_full_one() -> None:

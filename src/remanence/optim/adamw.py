@@ -131,7 +131,9 @@ class GrassAdamW(Optimizer):
         state = self._state(projection)
         delta = _adam(state, gradient, group, projection.along(state["steps"]))
         rows, weight, dim = projection.rows, projection.weight, 0 if projection.by_row else 1
-        delta.mul_(projection.along(projection.rho) * (group["lr"] * group["scale"] * _rewarmed(group)))
+        delta.mul_(group["lr"] * group["scale"] * _rewarmed(group))
+        if projection.rho is not None:
+            delta.mul_(projection.along(projection.rho))
         if group["replacement"]:
             rows, place = rows.unique(return_inverse=True)
             shape = list(delta.shape)
@@ -154,7 +156,8 @@ class GrassAdamW(Optimizer):
         if "steps" not in state:
             proxy = projection.proxy
             state.update(steps=proxy.new_zeros(projection.rank), exp_avg=proxy.data.zero_())
-            state.update(exp_avg_sq=torch.zeros_like(proxy.data), rows=projection.rows, rho=projection.rho)
+            state.update(exp_avg_sq=torch.zeros_like(proxy.data))
+            _note_selection(state, projection)
         return state
 
     def _refresh(self, projection: Projection, number: int, group: dict[str, Any]) -> None:
@@ -169,7 +172,7 @@ class GrassAdamW(Optimizer):
         self._select(projection, number, group, norms)
         state = self._state(projection)
         _carry(state, projection, before, keep=group["on_refresh"] == "keep")
-        state.update(rows=projection.rows, rho=projection.rho)
+        _note_selection(state, projection)
 
     def _norms(self, projection: Projection) -> Tensor | None:  # [m]; None where there was no gradient
         if projection.sketch is None:
@@ -230,7 +233,7 @@ class GrassAdamW(Optimizer):
         state, proxy = self.state.get(projection.proxy), projection.proxy
         projection.end_sketch()
         if state:
-            projection.select(state["rows"], state["rho"])
+            projection.select(state["rows"], state.get("rho"))
             proxy.data.copy_(state["exp_avg"])
             state["exp_avg"] = proxy.data
 
@@ -244,6 +247,12 @@ def _adam(state: dict[str, Any], gradient: Tensor, group: dict[str, Any], steps:
     steps = steps.to(gradient.device)
     spread = (state["exp_avg_sq"] / (1 - second**steps)).sqrt_().add_(group["eps"])
     return (state["exp_avg"] / (1 - first**steps)).div_(spread)
+
+
+def _note_selection(state: dict[str, Any], projection: Projection) -> None:
+    state["rows"] = projection.rows
+    if projection.rho is not None:
+        state["rho"] = projection.rho
 
 
 def _carry(state: dict[str, Any], projection: Projection, before: Tensor, *, keep: bool) -> None:

@@ -22,7 +22,7 @@ class Projection:
     Attributes:
         by_row: r of the `out` rows are selected, and the proxy is `[r, in]`; else r of the `in` columns: `[out, r]`.
             The smaller side is selected from, as published.
-        rows: `[r]`, int64, which; rho: `[r]`, float32, their weights.
+        rows: `[r]`, int64, which; rho: `[r]`, float32, their weights, or None where all are 1.
         sketch: while norms are estimated, a leaf whose gradient is that of the weight times `noise`; else None.
         noise: `[larger side, s]`, standard normal.
     """
@@ -35,12 +35,13 @@ class Projection:
         shape = (rank, into) if self.by_row else (out, rank)
         self.proxy = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=weight.device))
         self.rows = torch.arange(rank, device=weight.device)
-        self.rho = torch.ones(rank, device=weight.device)
+        self.rho: Tensor | None = None
         self.sketch: Tensor | None = None
         self.noise: Tensor | None = None
 
-    def select(self, rows: Tensor, rho: Tensor) -> None:
-        self.rows, self.rho = rows.to(self.weight.device), rho.to(self.weight.device)
+    def select(self, rows: Tensor, rho: Tensor | None) -> None:
+        self.rows = rows.to(self.weight.device)
+        self.rho = None if rho is None else rho.to(self.weight.device)
 
     def along(self, values: Tensor) -> Tensor:  # [r] -> as wide as the proxy, to be multiplied with it
         return values[:, None] if self.by_row else values[None]
@@ -93,7 +94,7 @@ class _ProjectedLinear(torch.autograd.Function):
         proxy: Tensor,
         sketch: Tensor | None,
         rows: Tensor,
-        rho: Tensor,
+        rho: Tensor | None,
         noise: Tensor | None,
         by_row: bool,
     ) -> Tensor:  # [..., out]
@@ -112,10 +113,12 @@ class _ProjectedLinear(torch.autograd.Function):
         projected = sketched = None
         if ctx.needs_input_grad[3]:
             if ctx.by_row:
-                projected = rows_of_product(flat.index_select(1, rows), x) * rho[:, None]
+                projected = rows_of_product(flat.index_select(1, rows), x)
             else:
                 chosen = x.index_select(1, rows) if ctx.sketched else x
-                projected = rows_of_product(flat, chosen) * rho
+                projected = rows_of_product(flat, chosen)
+            if rho is not None:
+                projected = projected * (rho[:, None] if ctx.by_row else rho)
         if ctx.sketched and ctx.needs_input_grad[4]:
             one, other = (flat, x) if ctx.by_row else (x, flat)
             sketched = rows_of_product(one, other @ noise.to(other.dtype))

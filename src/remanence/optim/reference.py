@@ -14,20 +14,20 @@ class PlainGrass:
     """Adam on the selected rows of a weight `[m, n]`, m <= n.
 
     Attributes:
-        rows: `[r]`, selected; rho: `[r]`, their weights.
+        rows: `[r]`, selected; rho: `[r]`, their weights, or None where all are 1.
     """
 
     lr: float
     scale: float
     rows: Tensor
-    rho: Tensor
+    rho: Tensor | None
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     steps: int = 0
     first: Tensor = field(default_factory=lambda: torch.zeros(()))
     second: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def select(self, rows: Tensor, rho: Tensor) -> None:
+    def select(self, rows: Tensor, rho: Tensor | None) -> None:
         """Other rows, from here on; all moments start anew."""
         self.rows, self.rho = rows, rho
         self.steps, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
@@ -36,7 +36,7 @@ class PlainGrass:
         """The weight after a step."""
         m, r = len(weight), len(self.rows)
         p = torch.zeros(m, r)
-        p[self.rows, torch.arange(r)] = self.rho
+        p[self.rows, torch.arange(r)] = torch.ones(r) if self.rho is None else self.rho
         projected = p.t() @ gradient  # [r, n]
         self.steps += 1
         self.first = self.betas[0] * self.first + (1 - self.betas[0]) * projected

@@ -30,8 +30,8 @@ class Rule:
         if self.replacement and self.selection == "top":
             raise ValueError("the top rows are not drawn, so replacement= does not apply; take a multinomial selection")
 
-    def choose(self, norms: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Rows to keep and their weights, `[r]` each, rows ascending.
+    def choose(self, norms: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Rows to keep, ascending, and their weights, `[r]` each; None where all weigh 1.
 
         Args:
             norms: `[m]`, of the gradient's rows; where none is above zero all rows are alike.
@@ -39,11 +39,11 @@ class Rule:
         """
         if self.selection == "top":
             rows = norms.float().topk(rank).indices.sort().values
-            return rows, torch.ones(rank, device=norms.device)
+            return rows, None
         weights = self._weights(norms.double().cpu())
         rows = torch.multinomial(weights, rank, self.replacement, generator=generator).sort().values
         if not self.replacement:
-            return rows.to(norms.device), torch.ones(rank, device=norms.device)
+            return rows.to(norms.device), None
         share = weights[rows] / weights.sum()
         return rows.to(norms.device), (rank * share).rsqrt().float().to(norms.device)
 

@@ -1,0 +1,161 @@
+"""Time and bytes of one training step, Grass against AdamW and GaLore.
+
+    pip install galore-torch bitsandbytes
+    python benchmarks/grass/step.py --json benchmarks/grass/step.json
+
+Four blocks of a random Llama, d 1024, intermediate size 2752, 4 x 256 tokens, float32, rank 128, two threads. A step
+is forward, backward, optimizer and zero_grad. Each method runs in a process of its own, in several rounds, the methods
+in turns. What a refresh costs more than another step is measured apart, and spread over 200 steps.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+
+from remanence.optim import GrassAdamW, grass_param_groups
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from measure import THREADS, Figures, machine, now, summary
+
+RANK, GAP, SCALE = 128, 200, 0.25
+METHODS = ("adamw", "grass", "galore")
+BATCH, LENGTH, SIZE = 4, 256, 1024
+
+Optimizer = torch.optim.Optimizer
+
+
+def blocks() -> nn.Module:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=SIZE,
+        intermediate_size=2752,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    return LlamaModel(config)
+
+
+def adamw(model: nn.Module, gap: int) -> Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+
+
+def grass(model: nn.Module, gap: int) -> Optimizer:
+    groups = grass_param_groups(model, rank=RANK, update_proj_gap=gap, scale=SCALE, selection="top")
+    return GrassAdamW(groups, lr=1e-4)
+
+
+def galore(model: nn.Module, gap: int) -> Optimizer:
+    from galore_torch import GaLoreAdamW
+
+    projected = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    known = {id(weight) for weight in projected}
+    settings = {"rank": RANK, "update_proj_gap": gap, "scale": SCALE, "proj_type": "std"}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    made: Optimizer = GaLoreAdamW(
+        [{"params": rest}, {"params": projected, **settings}], lr=1e-4, no_deprecation_warning=True
+    )
+    return made
+
+
+MAKERS: dict[str, Callable[[nn.Module, int], Optimizer]] = {"adamw": adamw, "grass": grass, "galore": galore}
+
+
+def timed(method: str, gap: int, steps: int, skip: int) -> dict[str, Any]:
+    """Seconds of steps, after `skip` that are not counted; bytes of gradients and of state."""
+    torch.set_num_threads(THREADS)
+    model = blocks()
+    optimizer = MAKERS[method](model, gap)
+    x = torch.randn(BATCH, LENGTH, SIZE, generator=torch.Generator().manual_seed(1))
+    seconds, gradients = [], 0
+    for step in range(skip + steps):
+        start = now()
+        model(inputs_embeds=x, use_cache=False).last_hidden_state.square().mean().backward()
+        optimizer.step()
+        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        optimizer.zero_grad()
+        if step >= skip:
+            seconds.append(now() - start)
+    return {"seconds": seconds, "gradient_bytes": gradients, "state_bytes": state_bytes(optimizer)}
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Of all tensors in the state, and of those that a projector keeps there."""
+    held = {}
+    for state in optimizer.state.values():
+        for value in state.values():
+            for part in (value, getattr(value, "ortho_matrix", None)):
+                if isinstance(part, torch.Tensor):
+                    held[part.untyped_storage().data_ptr()] = part.nbytes
+    return sum(held.values())
+
+
+def apart(*work: Any) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+        return own.submit(timed, *work).result()
+
+
+def figures_of(methods: list[str], rounds: int, steps: int) -> Figures:
+    usual: dict[str, list[float]] = {method: [] for method in methods}
+    known: dict[str, dict[str, Any]] = {}
+    for _ in range(rounds):
+        for method in methods:
+            known[method] = apart(method, 10_000, steps, 3)
+            usual[method] += known[method]["seconds"]
+    figures: Figures = {}
+    for method in methods:
+        figures[method] = summary(usual[method]) | {
+            name: known[method][name] for name in ("gradient_bytes", "state_bytes")
+        }
+        figures[method]["refresh_extra_ms"] = 0.0
+        if method != "adamw":
+            refreshing = summary(apart(method, 1, 3, 1)["seconds"])["median_ms"]
+            figures[method]["refresh_extra_ms"] = round(max(0.0, refreshing - figures[method]["median_ms"]), 2)
+        figures[method]["amortised_ms"] = round(
+            figures[method]["median_ms"] + figures[method]["refresh_extra_ms"] / GAP, 3
+        )
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="timed in each round")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options = parser.parse_args()
+    measured = figures_of(options.methods, options.rounds, options.steps)
+    model = {"layers": 4, "size": SIZE, "intermediate": 2752, "tokens": BATCH * LENGTH, "dtype": "float32"}
+    figures = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"python {' '.join(sys.argv)}",
+        "machine": machine("cpu"),
+        "model": model | {"rank": RANK, "gap": GAP},
+        "methods": measured,
+        "grass_against": {
+            name: round(measured["grass"]["amortised_ms"] / measured[name]["amortised_ms"], 3)
+            for name in measured
+            if name != "grass" and "grass" in measured
+        },
+    }
+    text = json.dumps(figures, indent=1)
+    if options.json is None:
+        print(text)
+    else:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
