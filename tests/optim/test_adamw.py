@@ -274,3 +274,42 @@ def test_one_scheduler_drives_both_groups() -> None:
     run(model, optimizer, range(1))
     scheduler.step()
     assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.05]
+
+
+def test_layer_by_layer_is_the_same_step_and_leaves_no_gradient() -> None:
+    models = [model_of(), model_of()]
+    usual = GrassAdamW(groups_of(models[0]), lr=0.01)
+    layerwise = GrassAdamW(groups_of(models[1]), lr=0.01, layerwise=True)
+    for step in range(2 * GAP):
+        for model, optimizer in zip(models, (usual, layerwise), strict=True):
+            backward(model, step)
+            if optimizer is layerwise:
+                assert all(parameter.grad is None for parameter in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        assert layerwise.grad_norm == pytest.approx(usual.grad_norm, rel=1e-5)
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value)
+
+
+def test_a_layerwise_run_resumes_to_the_same_bits() -> None:
+    def fresh() -> tuple[nn.Module, GrassAdamW]:
+        model = model_of()
+        return model, GrassAdamW(groups_of(model), lr=0.01, layerwise=True)
+
+    model, whole = fresh()
+    run(model, whole, range(GAP))
+    resumed, optimizer = fresh()
+    resumed.load_state_dict(model.state_dict())
+    optimizer.load_state_dict(whole.state_dict())
+    assert run(resumed, optimizer, range(GAP, 3 * GAP)) == run(model, whole, range(GAP, 3 * GAP))
+
+
+def test_layer_by_layer_refuses_to_accumulate_and_to_clip() -> None:
+    model = model_of()
+    GrassAdamW(groups_of(model), layerwise=True)
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match="two backward passes since the last"):
+        backward(model, 1)
+    with pytest.raises(ValueError, match="clipping needs all gradients at once"):
+        GrassAdamW(groups_of(model_of()), layerwise=True, max_grad_norm=1.0)

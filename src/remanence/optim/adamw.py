@@ -1,6 +1,8 @@
 """AdamW that keeps moments for, and updates, the selected rows only (Grass, algorithm 1)."""
 
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,9 @@ class GrassAdamW(Optimizer):
             `clip_grad_norm_` sees projected gradients too; their norm is below that of full ones.
         rounding: of weights in bfloat16: "stochastic", or "nearest", which loses most updates at small learning rates.
             Weights in float32 are not rounded.
+        layerwise: update each parameter within the backward pass, as soon as its gradient is there, and let go of it.
+            Gradients then take the room of one layer; what has to see all of them is refused: clipping, accumulation
+            over micro-batches, several processes. Where a gradient is not finite, that parameter alone is skipped.
         process_group: over which sketches are added up, where gradients are reduced over several processes.
 
     Attributes:
@@ -37,7 +42,7 @@ class GrassAdamW(Optimizer):
         skipped_steps: how many steps were skipped.
 
     Raises:
-        ValueError: an argument is out of range, or a parameter is in two groups.
+        ValueError: an argument is out of range or does not go with another, or a parameter is in two groups.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class GrassAdamW(Optimizer):
         *,
         max_grad_norm: float | None = None,
         rounding: Rounding = "stochastic",
+        layerwise: bool = False,
         process_group: Any = None,
     ) -> None:
         if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
@@ -58,9 +64,12 @@ class GrassAdamW(Optimizer):
             raise ValueError(f"rounding is 'stochastic' or 'nearest', not {rounding!r}")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm is above 0, or None, not {max_grad_norm}")
+        if layerwise and max_grad_norm is not None:
+            raise ValueError("clipping needs all gradients at once; leave out max_grad_norm, or layerwise")
         self.max_grad_norm, self.rounding, self.process_group = max_grad_norm, rounding, process_group
-        self.grad_norm, self.skipped_steps = 0.0, 0
+        self.grad_norm, self.skipped_steps, self.layerwise = 0.0, 0, layerwise
         self._projections: dict[int, Projection] = {}
+        self._done: dict[int, float] = {}  # parameters updated since the last step, and their squared gradient norms
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -71,28 +80,51 @@ class GrassAdamW(Optimizer):
             self._projections[id(proxy)] = projection
             self._select(projection, number, group, torch.ones(projection.candidates))
             self._prepare(projection, number, group)
+        if self.layerwise:
+            for number, parameter in enumerate(group["params"]):
+                parameter.register_post_accumulate_grad_hook(partial(self._in_backward, number, self.param_groups[-1]))
+
+    @torch.no_grad()
+    def _in_backward(self, number: int, group: dict[str, Any], parameter: Tensor) -> None:
+        if id(parameter) in self._done:
+            raise RuntimeError(
+                "layerwise=True updates a parameter once per step, but there were two backward passes since the last; "
+                "call step() after each, or leave layerwise out to accumulate gradients"
+            )
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                "layerwise=True updates before gradients are reduced; leave it out with several processes"
+            )
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        norm = float(gradient.float().norm())
+        self._done[id(parameter)] = norm * norm
+        if math.isfinite(norm):
+            self._apply(parameter, gradient, number, group)
+        else:
+            self.skipped_steps += 1
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
+        loss, shrink = None, 1.0
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        shrink = self._clip()
-        if shrink is None:
+        if self.layerwise:
+            self.grad_norm = math.sqrt(sum(self._done.values()))
+            self._done.clear()
+        elif (clipped := self._clip()) is None:
             self.skipped_steps += 1
             self._forget_sketches()
             return loss
+        else:
+            shrink = clipped
         for group in self.param_groups:
             for number, parameter in enumerate(group["params"]):
-                projection = self._projections.get(id(parameter))
-                if parameter.grad is not None:
+                if not self.layerwise and parameter.grad is not None:
                     gradient = parameter.grad if shrink == 1 else parameter.grad * shrink
-                    if projection is None:
-                        self._update(parameter, gradient.float(), number, group)
-                    else:
-                        self._update_rows(projection, gradient, number, group)
-                if projection is not None:
+                    self._apply(parameter, gradient, number, group)
+                if (projection := self._projections.get(id(parameter))) is not None:
                     self._refresh(projection, number, group)
             group["step"] += 1
             for number, parameter in enumerate(group["params"]):
@@ -107,11 +139,18 @@ class GrassAdamW(Optimizer):
             self.grad_norm = 0.0
             return 1.0
         self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not torch.tensor(self.grad_norm).isfinite():
+        if not math.isfinite(self.grad_norm):
             return None
         if self.max_grad_norm is None:
             return 1.0
         return min(1.0, self.max_grad_norm / (self.grad_norm + 1e-6))
+
+    def _apply(self, parameter: Tensor, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
+        projection = self._projections.get(id(parameter))
+        if projection is None:
+            self._update(parameter, gradient.float(), number, group)
+        else:
+            self._update_rows(projection, gradient, number, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
         state = self.state[parameter]
