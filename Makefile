@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench retention integrity clean
+.PHONY: help install demo test lint bench bench-grass retention integrity clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,11 @@ bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the
 	$(BIN)/python benchmarks/read_write/table.py
 	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
 	$(BIN)/python benchmarks/longterm/table.py
+
+bench-grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
+	$(BIN)/pip install -q --no-deps galore-torch==1.0 bitsandbytes==0.50.2
+	$(BIN)/python benchmarks/grass/step.py --json benchmarks/grass/step.json
+	$(BIN)/python benchmarks/grass/table.py
 
 retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew pictures and tables in the README
 	$(BIN)/remanence eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
