@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench bench-grass retention integrity clean
+.PHONY: help install demo test lint bench grass retention integrity clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +42,8 @@ bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the
 	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
 	$(BIN)/python benchmarks/longterm/table.py
 
-bench-grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
-	$(BIN)/pip install -q --no-deps galore-torch==1.0 bitsandbytes==0.50.2
+grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
+	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 bitsandbytes==0.50.2
 	$(BIN)/python benchmarks/grass/step.py --json benchmarks/grass/step.json
 	$(BIN)/python benchmarks/grass/table.py
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import evaluations, memories, training
+from remanence.cli import evaluations, memories, planning, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -43,4 +43,5 @@ def main(
 
 app.add_typer(memories.app)
 app.add_typer(training.app)
+app.add_typer(planning.app)
 app.add_typer(evaluations.app, name="eval", help="Measure what a memory is worth.")

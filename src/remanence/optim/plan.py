@@ -1,0 +1,207 @@
+"""What one training step will take of memory, told before any of it is allocated.
+
+Forward and backward pass run on fake tensors, which have shapes and no data, while every storage that comes and goes is
+counted: so activations and what passes through are those of the model at hand, not of a formula. State and gradients
+follow from the method.
+"""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import linear
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+
+from remanence.optim.groups import grass_param_groups
+
+Method = Literal["adamw", "galore", "lora", "grass"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+def _llama(size: int, intermediate: int, layers: int, heads: int, **more: Any) -> LlamaConfig:
+    sizes = {"hidden_size": size, "intermediate_size": intermediate, "num_hidden_layers": layers}
+    return LlamaConfig(**sizes, num_attention_heads=heads, **{"vocab_size": 32000, **more})
+
+
+MODELS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama-60m": lambda: _llama(512, 1376, 8, 8),
+    "llama-350m": lambda: _llama(1024, 2736, 24, 16),
+    "llama-1b": lambda: _llama(2048, 5461, 24, 32),
+    "llama-7b": lambda: _llama(4096, 11008, 32, 32),
+    "llama-13b": lambda: _llama(5120, 13824, 40, 40),
+    "llama-3.1-8b": lambda: _llama(4096, 14336, 32, 32, num_key_value_heads=8, vocab_size=128256),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes at the moment of a step when most are in use.
+
+    Attributes:
+        weights: of the model. gradients: when all are there. state: of the optimizer.
+        activations: kept for the backward pass when the forward pass ends.
+        transient: what the peak is above all of these. It may lie in a pass, when gradients are not all there yet, or
+            in the optimizer, when activations are gone, so that it can be less than nothing.
+        refresh: what a step on which rows or subspaces are chosen anew takes more.
+    """
+
+    weights: int
+    gradients: int
+    state: int
+    activations: int
+    transient: int
+    refresh: int
+
+    @property
+    def total(self) -> int:
+        """The peak of a usual step."""
+        return self.weights + self.gradients + self.state + self.activations + self.transient
+
+
+def configuration(name: str) -> PretrainedConfig:
+    """A named size of Llama, or what a directory or a repository on the hub says in its config.json.
+
+    Raises:
+        ValueError: neither.
+    """
+    if name in MODELS:
+        return MODELS[name]()
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} is no model known by name ({', '.join(MODELS)}), and no directory or repository with a config.json"
+        ) from error
+
+
+def plan(
+    config: PretrainedConfig,
+    method: Method,
+    *,
+    rank: int = 128,
+    tokens: int = 256,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    checkpointing: bool = False,
+    sketch_size: int = 64,
+) -> Plan:
+    """Memory of one step of training a model of this configuration.
+
+    Args:
+        rank: of the projection, or of LoRA on all linear layers.
+        tokens: in each sequence; batch: sequences per micro-batch.
+        dtype: of weights and activations. Moments: of this dtype too (AdamW, GaLore), float32 (Grass; LoRA's adapters).
+        checkpointing: keep only the inputs of layers for the backward pass.
+
+    Raises:
+        ValueError: an unknown method, or numbers below one.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    if min(rank, tokens, batch, sketch_size) < 1:
+        raise ValueError("rank, tokens, batch and sketch_size are at least 1")
+    with FakeTensorMode():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        shapes = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear) and m is not model.lm_head]
+        if method == "grass":
+            grass_param_groups(model, rank=min(rank, *(min(shape) for shape in shapes)))
+        elif method == "lora":
+            _add_lora(model, rank)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+        ids = torch.zeros(batch, tokens, dtype=torch.long)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        weights = _weights(model)
+        live = _Live(model)
+        with live:
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            activations = live.now - live.before
+            loss.backward()
+        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+        state = _state(method, model, trained, shapes, rank)
+        scratch = max(p.numel() for p in trained) * 4 * (2 if method == "grass" else 1)
+    passes = live.peak + state - (live.before - weights)
+    peak = max(passes, weights + gradients + state + scratch)
+    refresh = _refresh(method, shapes, rank, sketch_size)
+    return Plan(weights, gradients, state, activations, peak - weights - gradients - state - activations, refresh)
+
+
+def _weights(model: nn.Module) -> int:
+    """Bytes of parameters; proxies hold first moments, and are counted there."""
+    return sum(p.nbytes for name, p in model.named_parameters() if not name.endswith("grass_proxy"))
+
+
+def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes: list[torch.Size], rank: int) -> int:
+    if method == "grass":
+        return sum(8 * p.numel() for p in trained)
+    if method == "galore":
+        projected = sum(shape.numel() for shape in shapes)
+        full = sum(p.numel() for p in trained) - projected
+        size = trained[0].itemsize
+        return size * (2 * full + sum(min(rank, *shape) * (2 * max(shape) + min(shape)) for shape in shapes))
+    return sum(2 * p.nbytes for p in trained)
+
+
+def _refresh(method: Method, shapes: list[torch.Size], rank: int, sketch: int) -> int:
+    if method == "grass":  # noise of the larger side, the sketch and its gradient
+        return sum(4 * sketch * (max(shape) + 2 * min(shape)) for shape in shapes)
+    if method == "galore":  # one layer's gradient in float32, and its singular vectors
+        return max(4 * (shape.numel() + 2 * min(shape) ** 2 + shape.numel()) for shape in shapes)
+    return 0
+
+
+def _add_lora(model: Any, rank: int) -> None:
+    """Adapters in float32 beside all linear layers but the head, as peft keeps them."""
+    model.requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear) and module is not model.lm_head:
+            out, into = module.weight.shape
+            module.register_parameter("lora_a", nn.Parameter(torch.zeros(rank, into)))
+            module.register_parameter("lora_b", nn.Parameter(torch.zeros(out, rank)))
+            module.register_forward_hook(_adapted)
+        elif isinstance(module, nn.Embedding):  # checkpointing needs an input with a gradient
+            module.register_forward_hook(lambda _module, _args, out: out.requires_grad_())
+
+
+def _adapted(module: Any, args: tuple[Tensor], out: Tensor) -> Tensor:
+    return out + linear(linear(args[0].float(), module.lora_a), module.lora_b).to(out.dtype)
+
+
+class _Live(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive.
+
+    Attributes:
+        before: of the model; now, peak: of everything.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._known: dict[int, int] = {}
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._see(tensor)
+        self.before = self.now
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._see, out)
+        return out

@@ -1,0 +1,117 @@
+"""The plan counts what is really there, and follows what is asked of it."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from remanence.cli import app
+from remanence.optim import GrassAdamW, grass_param_groups
+from remanence.optim.plan import MODELS, Plan, configuration, plan
+
+CONFIG = LlamaConfig(
+    vocab_size=256,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def planned(method: str = "grass", **settings: object) -> Plan:
+    return plan(CONFIG, method, **{"rank": 8, "tokens": 16, "dtype": torch.float32, **settings})  # type: ignore[arg-type]
+
+
+def step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """Bytes of gradients and of state."""
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    held = [value for state in optimizer.state.values() for name, value in state.items() if name.startswith("exp_avg")]
+    return gradients, sum(value.nbytes for value in held)
+
+
+def test_gradients_and_state_are_those_of_a_real_step() -> None:
+    for method in ("grass", "adamw"):
+        model = LlamaForCausalLM(CONFIG)
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        if method == "grass":
+            optimizer: torch.optim.Optimizer = GrassAdamW(grass_param_groups(model, rank=8))
+        else:
+            optimizer = torch.optim.AdamW(model.parameters())
+        gradients, state = step(model, optimizer)
+        made = planned(method)
+        assert (made.weights, made.gradients, made.state) == (weights, gradients, state)
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    model, kept = LlamaForCausalLM(CONFIG), {}
+    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    assert loss.requires_grad
+    assert planned("adamw").activations == pytest.approx(sum(kept.values()), rel=0.1)
+
+
+def test_activations_grow_with_tokens_and_shrink_with_checkpointing() -> None:
+    usual, longer, batched = planned(), planned(tokens=64), planned(batch=4)
+    assert longer.activations > 3 * usual.activations
+    assert batched.activations > 3 * usual.activations
+    assert planned(tokens=64, checkpointing=True).activations < longer.activations / 2
+    assert longer.weights == usual.weights
+
+
+def test_grass_takes_less_than_galore_and_galore_less_than_adamw() -> None:
+    adamw, galore, lora, grass = (planned(method) for method in ("adamw", "galore", "lora", "grass"))
+    assert grass.gradients < galore.gradients == adamw.gradients
+    assert grass.state < galore.state < adamw.state
+    assert lora.gradients < grass.gradients
+    assert grass.total < galore.total < adamw.total
+    assert grass.refresh > planned(sketch_size=8).refresh > 0
+    assert galore.refresh > 0
+
+
+def test_named_models_have_the_sizes_of_their_names() -> None:
+    for name, least, most in (("llama-60m", 5.5e7, 6.5e7), ("llama-1b", 1.2e9, 1.4e9)):
+        weights = plan(MODELS[name](), "adamw", dtype=torch.bfloat16).weights / 2
+        assert least < weights < most, name
+
+
+@pytest.mark.parametrize("settings", [{"rank": 0}, {"tokens": 0}, {"batch": 0}])
+def test_numbers_below_one_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        planned(**settings)
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="llama-13b"):
+        configuration("/no/such/model")
+
+
+def test_the_command_prints_a_table_and_json() -> None:
+    words = ["plan", "--model", "llama-60m", "--tokens", "32"]
+    shown = CliRunner().invoke(app, [*words, "--room", "1"])
+    assert shown.exit_code == 0, shown.output
+    assert "grass" in shown.output
+    assert "fits" in shown.output
+    assert "yes" in shown.output
+    asked = CliRunner().invoke(app, [*words, "--method", "grass", "--json"])
+    made = json.loads(asked.output)["grass"]
+    assert made["total"] == sum(made[part] for part in ("weights", "gradients", "state", "activations", "transient"))
+    wrong = CliRunner().invoke(app, ["plan", "--model", "/no/such/model"])
+    assert wrong.exit_code == 2
