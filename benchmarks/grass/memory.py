@@ -30,7 +30,7 @@ from remanence.optim.plan import Method, configuration, plan
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from measure import THREADS, Figures, machine  # noqa: E402
+from measure import THREADS, Figures, machine
 
 RANK = 128
 CASES: list[tuple[str, Method, int, int, bool]] = [  # model, method, tokens, batch, checkpointing

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from remanence.optim import GrassAdamW, grass_param_groups
@@ -29,7 +30,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 def train(model: nn.Module, groups: Any, part: slice, micro: int = 1) -> list[list[int]]:
     """Rows that were selected after each step."""
-    optimizer = GrassAdamW(groups, lr=0.05)
+    optimizer = GrassAdamW(groups, lr=0.05, max_grad_norm=0.5)
     chosen = []
     for step in range(STEPS):
         x, y = (half[part] for half in batch(step))
@@ -47,26 +48,66 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
+def leave() -> None:
+    """End this process without tearing anything down: threads of gloo and of Python may wait for each other there."""
+    distributed.barrier()
+    os._exit(0)
+
+
 def worker(rank: int, world: int, port: int, folder: Path, selection: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        model = model_of()
-        groups = grass_param_groups(model, rank=RANK, update_proj_gap=GAP, selection=selection, sketch_size=8)
-        parallel = DistributedDataParallel(model)
-        sent: list[int] = []
+    model = model_of()
+    groups = grass_param_groups(model, rank=RANK, update_proj_gap=GAP, selection=selection, sketch_size=8)
+    parallel = DistributedDataParallel(model)
+    sent: list[int] = []
 
-        def counted(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
-            sent.append(bucket.buffer().nbytes)
-            return allreduce_hook(state, bucket)
+    def counted(state: Any, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        # Waits: a callback that gloo's threads run may lock up with Python when the process ends.
+        buffer = bucket.buffer().div_(world)
+        sent.append(buffer.nbytes)
+        distributed.all_reduce(buffer)
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(buffer)
+        return done
 
-        parallel.register_comm_hook(None, counted)
-        size = ROWS // world
-        chosen = train(parallel, groups, slice(rank * size, (rank + 1) * size))
-        torch.save({"model": model.state_dict(), "sent": sent, "chosen": chosen}, folder / f"{rank}.pt")
-    finally:
-        distributed.destroy_process_group()
+    parallel.register_comm_hook(None, counted)
+    size = ROWS // world
+    chosen = train(parallel, groups, slice(rank * size, (rank + 1) * size))
+    torch.save({"model": model.state_dict(), "sent": sent, "chosen": chosen}, folder / f"{rank}.pt")
+    leave()
+
+
+def sharded_worker(rank: int, world: int, port: int, folder: Path, selection: Any) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    model: Any = model_of()
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    groups = grass_param_groups(model, rank=RANK, update_proj_gap=GAP, selection=selection, sketch_size=8)
+    size = ROWS // world
+    chosen = train(model, groups, slice(rank * size, (rank + 1) * size))
+    whole = {name: value.full_tensor() for name, value in model.state_dict().items()}
+    torch.save({"model": whole, "chosen": chosen, "held": model[0].weight.to_local().shape[0]}, folder / f"{rank}.pt")
+    leave()
+
+
+@pytest.mark.parametrize(("world", "selection"), [(2, "top"), (3, "multinomial_norm")])
+def test_sharded_weights_are_trained_as_one_process_would(world: int, selection: Any, tmp_path: Path) -> None:
+    multiprocessing.spawn(sharded_worker, (world, free_port(), tmp_path, selection), nprocs=world)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    alone = model_of()
+    groups = grass_param_groups(alone, rank=RANK, update_proj_gap=GAP, selection=selection, sketch_size=8)
+    chosen = train(alone, groups, slice(0, ROWS // world * world), micro=world)
+    assert sum(one["held"] for one in found) == 16
+    for one in found:
+        assert one["chosen"] == chosen
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(one["model"][name], value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("world", "selection"), [(2, "top"), (2, "multinomial_norm"), (4, "top")])

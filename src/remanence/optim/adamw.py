@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from remanence.optim.projection import Projection
 from remanence.optim.rounding import round_stochastically
 from remanence.optim.selection import Rule
+from remanence.optim.sharding import first_row, is_sharded, local, mean_over, norm_of
 
 Rounding = Literal["stochastic", "nearest"]
 
@@ -110,6 +111,7 @@ class GrassAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._reduce()
         if self.layerwise:
             self.grad_norm = math.sqrt(sum(self._done.values()))
             self._done.clear()
@@ -132,13 +134,21 @@ class GrassAdamW(Optimizer):
                     self._prepare(projection, number, group)
         return loss
 
+    def _reduce(self) -> None:
+        """Gradients of the rows of sharded weights, which nobody else reduces."""
+        for group in self.param_groups:
+            for proxy in group["params"]:
+                projection = self._projections.get(id(proxy))
+                if projection is not None and proxy.grad is not None and is_sharded(projection.weight):
+                    mean_over(projection.weight, proxy.grad)
+
     def _clip(self) -> float | None:
         """What to multiply gradients by; None where they are not finite."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             self.grad_norm = 0.0
             return 1.0
-        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        self.grad_norm = float(norm_of(gradients))
         if not math.isfinite(self.grad_norm):
             return None
         if self.max_grad_norm is None:
@@ -163,13 +173,13 @@ class GrassAdamW(Optimizer):
         if parameter.dtype == torch.float32:
             parameter.sub_(delta.mul_(group["lr"]))
         else:
-            moved = parameter.float().sub_(delta.mul_(group["lr"]))
-            parameter.copy_(self._rounded(moved, parameter.dtype, number, group))
+            moved = local(parameter).float().sub_(local(delta).mul_(group["lr"]))
+            local(parameter).copy_(self._rounded(moved, parameter.dtype, number, group))
 
     def _update_rows(self, projection: Projection, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
         state = self._state(projection)
         delta = _adam(state, gradient, group, projection.along(state["steps"]))
-        rows, weight, dim = projection.rows, projection.weight, 0 if projection.by_row else 1
+        rows, dim = projection.rows, 0 if projection.by_row else 1
         delta.mul_(group["lr"] * group["scale"] * _rewarmed(group))
         if projection.rho is not None:
             delta.mul_(projection.along(projection.rho))
@@ -178,6 +188,13 @@ class GrassAdamW(Optimizer):
             shape = list(delta.shape)
             shape[dim] = len(rows)
             delta = delta.new_zeros(shape).index_add_(dim, place, delta)
+        weight, first = local(projection.weight), first_row(projection.weight)
+        last = first + len(weight)
+        if not projection.by_row:
+            delta = delta[first:last]
+        elif len(weight) < projection.candidates:
+            here = (rows >= first) & (rows < last)
+            rows, delta = rows[here] - first, delta[here]
         if group["weight_decay"]:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
         moved = weight.index_select(dim, rows).float().sub_(delta)
