@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
 from remanence.cli import app
-from remanence.errors import CorruptMemoryError
+from remanence.errors import CorruptMemoryError, MemoryFileError
 from remanence.memory import LongTermRules
 from tests.tiny import decoder, tokenizer, with_memory
 
@@ -399,6 +399,7 @@ def test_demo_teaches_the_form_of_questions(content: str) -> None:
         (["show", "none.mem"], "remanence write none.mem"),
         (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
         (["chat", "nowhere/notes.mem"], "no folder nowhere"),
+        (["eval", "retrieval", "--json", "."], "is a folder"),
         (["demo", "none.txt"], "no file none.txt"),
         (["demo", "--output", "nowhere"], "no folder nowhere"),
     ],
@@ -415,3 +416,20 @@ def test_a_file_that_is_no_memory_is_refused() -> None:
 def test_a_checkpoint_that_is_not_bundled_is_refused_with_those_that_are() -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint named 'huge'.*--model"):
         bundled("huge")
+
+
+def test_a_save_that_fails_does_not_end_a_chat_and_leaves_nothing_unsaved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save, tried = Memory.save, []
+
+    def fails_at_first(self: Memory, path: Path) -> None:
+        tried.append(path)
+        if len(tried) < 3:
+            raise MemoryFileError("the disk is full")
+        save(self, path)
+
+    monkeypatch.setattr(Memory, "save", fails_at_first)
+    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/write Ann Ray too.\n/quit\n")
+    assert text.count("the disk is full") == 2
+    assert Memory.load(tried[-1]).write_count == 2

@@ -1,5 +1,6 @@
 """What the command line shows, and the two loops in which it listens."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,11 @@ def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> N
             if command == "/quit":
                 break
             if command == "/save":
-                memory.save(path)
+                try:
+                    memory.save(path)
+                except RemanenceError as error:
+                    out.print(f"error: {error}", markup=False)
+                    continue
                 saved = memory.write_count
                 out.print(f"saved to {path}", markup=False)
             else:
@@ -223,9 +228,14 @@ def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> N
         out.print()
     if memory.write_count == saved:
         out.print("nothing new to save")
-    else:
+        return
+    try:
         memory.save(path)
-        out.print(f"saved to {path}", markup=False)
+    except RemanenceError as error:
+        out.print(f"error: {error}", markup=False)
+        path = Path(tempfile.mkdtemp(prefix="remanence-")) / path.name
+        memory.save(path)
+    out.print(f"saved to {path}", markup=False)
 
 
 def _command(line: str) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """Saved long-term memory: it comes back from any tier into any other, and no accident costs what was saved before."""
 
 import errno
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -242,3 +243,31 @@ def test_blocks_of_another_size_are_refused(target: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tiers_module, "_BLOCK_BYTES", 2**15)
     with pytest.raises(MemoryFileError, match="blocks of 256 rows"):
         Memory.load(target)
+
+
+def test_files_that_are_not_ours_stay(target: Path) -> None:
+    folder = module.folder_of(target)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    memory = written(WRITES, LongTermRules(retrieved=7, capacity=300), Storage())
+    memory.save(target)
+    memory.pool_only().save(target)
+    assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
+
+
+def test_two_that_save_to_one_path_leave_a_memory_that_loads(target: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    savers = [context.Process(target=save_often, args=(target, seed)) for seed in range(2)]
+    for saver in savers:
+        saver.start()
+    for saver in savers:
+        saver.join()
+    loader = context.Process(target=Memory.load, args=(target,))
+    loader.start()
+    loader.join()
+    assert [one.exitcode for one in (*savers, loader)] == [0, 0, 0]
+
+
+def save_often(target: Path, seed: int) -> None:
+    for writes in range(6):
+        written(4 + seed + writes, LongTermRules(retrieved=7, capacity=300), Storage()).save(target)

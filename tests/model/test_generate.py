@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from remanence import Memory, MemoryModel
-from remanence.errors import InvalidInputError
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory import LongTermRules
 from tests import tiny
 from tests.tiny import ids, with_memory
 
@@ -304,3 +306,47 @@ def test_memory_is_read_through_the_cache() -> None:
     model = with_memory()
     with pytest.raises(InvalidInputError, match="use_cache"):
         model.generate(model.new_memory(), ids(4), use_cache=False)
+
+
+def test_a_write_while_a_generation_runs_is_seen_by_the_next() -> None:
+    model = with_memory(tiny.decoder())
+    memory = model.new_memory()
+    model.write(memory, ids(40))
+
+    class Writes(BaseStreamer):
+        def put(self, value: Tensor) -> None:
+            model.write(memory, ids(30, seed=3))
+
+        def end(self) -> None:
+            pass
+
+    model.generate(memory, ids(5), max_new_tokens=1, do_sample=False, streamer=Writes())
+    asked = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    after = model.generate(memory, ids(5), **asked).logits[0]
+    torch.testing.assert_close(after, model.read(memory, ids(5)).logits[:, -1], atol=1e-5, rtol=0)
+
+
+def test_a_memory_written_under_autocast_has_the_models_dtype_and_loads(tmp_path: Path) -> None:
+    model = with_memory(tiny.decoder(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    memory = model.new_memory()
+    with torch.autocast("cpu", torch.bfloat16):
+        model.write(memory, ids(40))
+        model.read(memory, ids(5))
+    assert memory.pool.keys.dtype == torch.float32
+    memory.save(tmp_path / "memory")
+    again = Memory.load(tmp_path / "memory")
+    assert torch.equal(model.read(again, ids(5)).logits, model.read(memory, ids(5)).logits)
+    fresh = with_memory(tiny.decoder(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.bos_slots(), fresh.bos_slots())
+
+
+def test_retrieval_keys_that_are_no_numbers_are_refused() -> None:
+    model = with_memory(tiny.decoder(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    assert model.retriever is not None
+    with torch.no_grad():
+        next(model.retriever.key.parameters()).fill_(torch.nan)
+    memory = model.new_memory()
+    with pytest.raises(CorruptMemoryError, match="not finite"):
+        model.write(memory, ids(40))
+    assert not memory.written

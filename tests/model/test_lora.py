@@ -1,15 +1,19 @@
 """Twin LoRA of published checkpoints: the same as two models into which the adapters were folded."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.errors import CheckpointError
+from remanence.model.adapters import LoraSettings
 from tests.model.test_official_errors import GOLDEN, Weights, checkpoint, config_of, weights_of
+from tests.tiny import decoder, ids, with_memory
 
 RANK, ALPHA = 4, 12
 ADAPTED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
@@ -142,3 +146,29 @@ def test_damaged_adapters_are_named(tmp_path: Path, change: str, says: str) -> N
         lora["model.layers.1.mlp.up_proj.lora_A.default.weight"] = torch.zeros(RANK + 1, 64)
     with pytest.raises(CheckpointError, match=says):
         MemoryModel.from_pretrained(checkpoint(tmp_path, stored(weights, lora), config))
+
+
+def test_a_role_within_a_role_gives_the_outer_one_back() -> None:
+    model = with_memory(decoder(), lora=LoraSettings())
+    assert model.adapters is not None
+
+    def active() -> set[str]:
+        found: set[str] = set()
+        for module in model.hf.modules():
+            if isinstance(module, LoraLayer):
+                found.update(module.active_adapters)
+        return found
+
+    with model.role("read"):
+        outer = active()
+        with model.role("write"):
+            assert active() != outer
+        assert active() == outer
+
+
+def test_a_model_with_adapters_can_be_copied() -> None:
+    model = with_memory(decoder(), lora=LoraSettings())
+    twin = copy.deepcopy(model)
+    memory = model.new_memory()
+    model.write(memory, ids(40))
+    assert torch.equal(twin.read(memory, ids(5)).logits, model.read(memory, ids(5)).logits)

@@ -140,9 +140,10 @@ def integrity(
     from remanence.evaluation.integrity import measure
     from remanence.terminal import integrity_table
 
-    for path in (json_file, state):
-        if path is not None:
-            require_folder(path)
+    if json_file is not None:
+        require_folder(json_file)
+    if state is not None:
+        require_folder(state, file=False)
     engine = load_model(model)
     with progress_bar("writing") as progress:
         report = measure(

@@ -43,7 +43,7 @@ def demo(
 ) -> None:
     """Write facts, then hundreds of unrelated paragraphs, and watch what is recalled.
 
-    Without FILE, six invented people whom the checkpoint has never met.
+    Without FILE, eight invented people whom the checkpoint has never met.
     """
     from remanence.data.demo import demo_files
     from remanence.terminal import answer_questions, show_rounds

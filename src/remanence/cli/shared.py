@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from remanence.errors import RemanenceError
+from remanence.errors import InvalidInputError, RemanenceError
 
 if TYPE_CHECKING:
     from remanence.memory import Memory, Storage
@@ -85,7 +85,9 @@ def load_memory(path: Path) -> "Memory":
     return Memory.load(path)
 
 
-def require_folder(path: Path) -> None:
+def require_folder(path: Path, *, file: bool = True) -> None:
+    if file and path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to put {path.name} into")
 

@@ -60,6 +60,11 @@ class NewSlots:
     retrieval: Tensor | None = None
     ages: Tensor | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that must be finite."""
+        return [self.hidden, self.keys, self.values, *([] if self.retrieval is None else [self.retrieval])]
+
 
 class Memory:
     """A pool of latent slots, the record of the writes that made them, and the random state that decides who leaves.
@@ -142,7 +147,8 @@ class Memory:
             InvalidInputError: `evict` does not fit.
             CorruptMemoryError: a new slot, or one that leaves, is not finite.
         """
-        if not all(bool(torch.isfinite(t).all()) for t in (new.hidden, new.keys, new.values)):
+        coming = [part for slots in (new, passed) if slots is not None for part in slots.tensors]
+        if not all(bool(torch.isfinite(part).all()) for part in coming):
             raise CorruptMemoryError(
                 "the write made slots that are not finite; the memory is unchanged. Either the weights or the memory "
                 "hold NaN or infinity: check the model in float32, or go back to a saved memory"
@@ -262,6 +268,7 @@ class Memory:
             longterm=None if self.longterm is None else self.longterm.fork(),
         )
         twin._restore(self._bookkeeping())
+        twin._most_records = self._most_records
         twin._generator.set_state(self._generator.get_state())
         return twin
 

@@ -7,9 +7,10 @@ and the blocks that it names are still there.
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +26,17 @@ from remanence.memory.pool import Pool
 from remanence.memory.spec import MemorySpec
 from remanence.memory.tiers import Block, DiskRows, Layout, Rows, Storage, restored
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from remanence.memory.memory import Memory
 
 FORMAT = "remanence-memory-1"
 _READ_AT_ONCE = 2**20
+_BLOCK_FILE = re.compile(r"layer-\d+-block-\d+-[0-9a-f]{12}\.safetensors|layer-\d+-block-\d+\.safetensors\.new")
 
 
 def folder_of(path: Path) -> Path:
@@ -45,17 +52,33 @@ def save(memory: "Memory", target: Path) -> None:
         tensors["newest"] = memory.newest
     about = {"spec": memory.spec.to_json(), "keep_hidden": memory.keep_hidden, **memory._bookkeeping()}
     named: set[str] = set()
-    if memory.longterm is not None:
-        about["longterm"] = save_longterm(memory.longterm, folder_of(target))
-        named = {block["file"] for layer in about["longterm"]["layers"] for block in layer["blocks"]}
-        for index, held in enumerate(memory.longterm.layers):
-            if held.frequency is not None:
-                tensors[f"longterm.frequency.{index}"] = held.frequency
-    _write_whole(target, tensors, {"format": FORMAT, "memory": json.dumps(about)})
-    for file in folder_of(target).glob("*"):
-        if file.name not in named:
-            with suppress(OSError):  # the memory is saved; what is left over harms nothing
-                file.unlink()
+    with _alone(target.parent):
+        if memory.longterm is not None:
+            about["longterm"] = save_longterm(memory.longterm, folder_of(target))
+            named = {block["file"] for layer in about["longterm"]["layers"] for block in layer["blocks"]}
+            for index, held in enumerate(memory.longterm.layers):
+                if held.frequency is not None:
+                    tensors[f"longterm.frequency.{index}"] = held.frequency
+        _write_whole(target, tensors, {"format": FORMAT, "memory": json.dumps(about)})
+        for file in folder_of(target).glob("*"):
+            if _BLOCK_FILE.fullmatch(file.name) and file.name not in named:
+                with suppress(OSError):  # the memory is saved; what is left over harms nothing
+                    file.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time saves in a folder: another would clear away blocks that no file names yet."""
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write_whole(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -30,16 +30,34 @@ class TwinLora:
         self.names: dict[Role, str] = {"write": write, "read": read}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._lock = threading.RLock()
+        self._role: Role | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
 
     @contextmanager
     def active(self, role: Role) -> Iterator[None]:
         with self._lock:
-            for layer in self._layers:
-                trained = [(p, p.requires_grad) for p in layer.parameters()]
-                layer.set_adapter(self.names[role])
-                for parameter, requires_grad in trained:
-                    parameter.requires_grad_(requires_grad)
-            yield
+            outer = self._role
+            self._switch(role)
+            try:
+                yield
+            finally:
+                if outer is None:
+                    self._role = None
+                else:
+                    self._switch(outer)
+
+    def _switch(self, role: Role) -> None:
+        self._role = role
+        for layer in self._layers:
+            trained = [(p, p.requires_grad) for p in layer.parameters()]
+            layer.set_adapter(self.names[role])
+            for parameter, requires_grad in trained:
+                parameter.requires_grad_(requires_grad)
 
 
 @dataclass(frozen=True)

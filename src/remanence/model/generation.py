@@ -76,8 +76,9 @@ def generate(
             retrieve_every=retrieve_every,
         )
         kept = memories[0].pool_or_none if len(memories) == 1 and model.device.type == "cpu" else None
-        about = (memories[0].spec.model, cache.prefix)
+        about: tuple[Any, ...] = ()
         if kept is not None:
+            about = (kept.version, model.stamp(), cache.prefix)
             cache.reuse(*model.spare.take(kept, about))
         if model.hf.generation_config.pad_token_id is None:
             kwargs.setdefault("pad_token_id", model.pad)

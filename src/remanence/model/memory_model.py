@@ -203,16 +203,20 @@ class MemoryModel(nn.Module):
         """A digest of the parameters' names, shapes and a sample of their values; made anew when one changed."""
         return self._fingerprint.of(self, self.hf.config.model_type)
 
+    def stamp(self) -> int:
+        """Differs after every change of a parameter, within this process."""
+        self.fingerprint()
+        return self._fingerprint.stamp
+
     @torch.no_grad()
     def bos_slots(self, role: Role = "read") -> list[tuple[Tensor, Tensor]] | None:
         """Key (unrotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once."""
         if self.bos_embedding is None:
             return None
-        self.fingerprint()
-        made_for = self._fingerprint.stamp
+        made_for = self.stamp()
         known = self._bos.get(role)
         if known is None or known[0] != made_for:
-            with self.role(role):
+            with self.role(role), torch.autocast(self.device.type, enabled=False):
                 made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
             known = self._bos[role] = (made_for, made)
         return known[1]

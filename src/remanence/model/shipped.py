@@ -77,7 +77,7 @@ class ShippedLongTerm:
         self._made: tuple[object, LongTerm] | None = None
 
     def longterm(self, model: "MemoryModel", rules: LongTermRules, layout: Layout) -> LongTerm:
-        made_for = (model.fingerprint(), layout, rules)
+        made_for = (model.stamp(), layout, rules)
         if self._made is None or self._made[0] != made_for:
             self._made = (made_for, self._make(model, rules, layout))
         return self._made[1].fork()

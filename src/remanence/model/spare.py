@@ -29,15 +29,16 @@ class Spare:
     def take(self, pool: Pool, about: tuple[Any, ...]) -> tuple[list[Buffers], bool]:
         """Buffers, none if there are none, and whether the prefix of this pool is in them.
 
-        `about` is all else that the prefix hangs on.
+        `about` is all that the prefix hangs on, the pool's version among it.
         """
         with self._lock:
             held, self._held = self._held, None
         if held is None:
             return [], False
         owner, was, buffers = held
-        return buffers, owner() is pool and was == (pool.version, *about)
+        return buffers, owner() is pool and was == about
 
     def give(self, pool: Pool, about: tuple[Any, ...], buffers: list[Buffers]) -> None:
+        """`about` as it was when the prefix was made: the pool may have been written since."""
         with self._lock:
-            self._held = (weakref.ref(pool), (pool.version, *about), buffers)
+            self._held = (weakref.ref(pool), about, buffers)

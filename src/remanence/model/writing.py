@@ -61,6 +61,8 @@ def put(
 ) -> Receipt:
     """Encoded slots as one write; see `MemoryModel.update`."""
     hidden = require_slots(model, slots)
+    if not memory.written and (ages is not None or passed is not None):
+        raise InvalidInputError("the first write of a memory evicts nothing, so it takes neither ages= nor passed=")
     new = replace(projected(model, hidden[None], [tokens])[0], ages=require_ages(ages, hidden))
     by = None
     if passed is not None:
@@ -114,7 +116,10 @@ def projected(
     """Slots in hidden form as keys and values, by the adapter that will read them, and as retrieval keys."""
     with model.role(role):
         pairs = [model.backbone.project(layer, hidden[:, layer]) for layer in range(hidden.shape[1])]
-    keys, values = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
-    retrieval = [None] * len(hidden) if model.retriever is None else model.retriever.keys(model.backbone, hidden)
+    dtype = model.backbone.dtype  # whatever autocast makes of them
+    hidden, keys, values = hidden.to(dtype), *(torch.stack(part, dim=1).to(dtype) for part in zip(*pairs, strict=True))
+    retrieval = (
+        [None] * len(hidden) if model.retriever is None else model.retriever.keys(model.backbone, hidden).to(dtype)
+    )
     parts = zip(hidden, keys, values, tokens, retrieval, strict=True)
     return [NewSlots(h, k, v, n, r) for h, k, v, n, r in parts]
