@@ -350,3 +350,58 @@ def test_retrieval_keys_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(CorruptMemoryError, match="not finite"):
         model.write(memory, ids(40))
     assert not memory.written
+
+
+def with_longterm() -> MemoryModel:
+    return with_memory(tiny.decoder(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
+
+
+def test_a_fork_of_a_memorys_pool_and_what_was_saved_of_it_can_be_written(tmp_path: Path) -> None:
+    model = with_longterm()
+    memory = model.new_memory()
+    for _ in range(6):
+        model.write(memory, ids(40))
+    view = memory.pool_only()
+    view.save(tmp_path / "view")
+    for twin in (view.fork(), Memory.load(tmp_path / "view")):
+        model.write(twin, ids(40, seed=2))
+        assert twin.longterm is None
+
+
+def test_a_prompt_that_retrieves_is_not_read_in_parts() -> None:
+    model = with_longterm()
+    memory = model.new_memory()
+    model.write(memory, ids(40))
+    with pytest.raises(InvalidInputError, match="leave out prefill_chunk_size"):
+        model.generate(memory, ids(8), max_new_tokens=1, prefill_chunk_size=4)
+
+
+def test_the_first_write_takes_no_ages() -> None:
+    model = with_longterm()
+    memory = model.new_memory()
+    slots = torch.randn(tiny.LAYERS, tiny.K, model.hf.config.hidden_size)
+    with pytest.raises(InvalidInputError, match="takes neither ages= nor passed="):
+        model.update(memory, slots, ages=torch.zeros(tiny.LAYERS, tiny.K, dtype=torch.long))
+
+
+def test_a_second_retriever_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="has a retriever or adapters already"):
+        with_longterm().with_longterm(LongTermRules(retrieved=4))
+
+
+def test_a_capacity_is_refused_where_recall_decides() -> None:
+    rules = LongTermRules(retrieved=4, policy="recall_frequency")
+    model = with_memory(tiny.decoder(), longterm=rules, retrieval_size=8)
+    with pytest.raises(InvalidInputError, match="leave capacity= out"):
+        model.new_memory(capacity=12)
+
+
+def test_calls_inside_and_outside_inference_mode_mix() -> None:
+    model = with_longterm()
+    memory = model.new_memory()
+    asked = {"max_new_tokens": 2, "do_sample": False}
+    with torch.inference_mode():
+        model.write(memory, ids(40))
+        inside = model.generate(memory, ids(5), **asked)
+    assert torch.equal(model.generate(memory, ids(5), **asked), inside)
+    model.write(memory, ids(40, seed=1))

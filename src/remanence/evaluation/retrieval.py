@@ -84,7 +84,13 @@ def measure(
 
 def longterm_size(memory: Memory) -> int:
     assert memory.longterm is not None
-    return min(memory.longterm.sizes())
+    held = zip(memory.longterm.sizes(), memory.longterm.buffered(), strict=True)
+    size = min(merged + buffered for merged, buffered in held)
+    if not size:
+        raise InvalidInputError(
+            "long-term memory holds nothing to retrieve; ask at a larger distance, or for a capacity"
+        )
+    return size
 
 
 def _point(distance: int, size: int, retrieved: int, shares: torch.Tensor) -> dict[str, Any]:  # [samples, L]
@@ -115,7 +121,7 @@ def _shares(
         layers = []
         for layer, held in enumerate(memory.longterm.layers):
             there = int((memory.written_by(held.known("serial", held.candidates())) == fact).sum())
-            hits = int((memory.written_by(held.known("serial", found[layer][row].positions)) == fact).sum())
+            hits = int((memory.written_by(held.known("serial", found[layer][row].positions.unique())) == fact).sum())
             layers.append(hits / there if there else 1.0)
         shares.append(layers)
     return shares

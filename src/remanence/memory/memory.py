@@ -267,6 +267,8 @@ class Memory:
             keep_hidden=self.keep_hidden,
             longterm=None if self.longterm is None else self.longterm.fork(),
         )
+        if self.longterm is None and twin.pool_or_none is not None:
+            twin.pool_or_none.retrieval = twin.pool_or_none.ages = None  # a view of the pool only was forked
         twin._restore(self._bookkeeping())
         twin._most_records = self._most_records
         twin._generator.set_state(self._generator.get_state())

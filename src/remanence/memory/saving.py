@@ -48,7 +48,9 @@ def save(memory: "Memory", target: Path) -> None:
     """See `Memory.save`."""
     tensors = {"generator": memory._generator.get_state()}
     if memory.pool_or_none is not None and memory.newest is not None:
-        tensors |= {f"pool.{name}": tensor for name, tensor in memory.pool_or_none.tensors.items()}
+        left_out = {"retrieval", "ages"} if memory.longterm is None else set()
+        pool = memory.pool_or_none.tensors
+        tensors |= {f"pool.{name}": pool[name] for name in pool.keys() - left_out}
         tensors["newest"] = memory.newest
     about = {"spec": memory.spec.to_json(), "keep_hidden": memory.keep_hidden, **memory._bookkeeping()}
     named: set[str] = set()

@@ -67,6 +67,10 @@ def generate(
     kwargs: dict[str, Any],
 ) -> Any:  # ids and mask [B, T]
     """What transformers' `generate` returns for these prompts behind these memories."""
+    if kwargs.get("prefill_chunk_size") and any(memory.longterm is not None for memory in memories):
+        raise InvalidInputError(
+            "what a prompt retrieves hangs on all of it, so it cannot be read in parts; leave out prefill_chunk_size"
+        )
     with model.role("read"):
         cache = prefix_for(
             model,

@@ -124,7 +124,12 @@ class MemoryModel(nn.Module):
         """This model with an untrained retriever, and untrained adapters if `lora` says so, to be trained next.
 
         It takes the decoder over: use this model no more. New memories start with nothing written.
+
+        Raises:
+            InvalidInputError: the model has a retriever or adapters already.
         """
+        if self.retriever is not None or self.adapters is not None:
+            raise InvalidInputError("this model has a retriever or adapters already; start from one that has neither")
         model = self.attach(
             self.hf,
             self.tokenizer,
@@ -208,6 +213,7 @@ class MemoryModel(nn.Module):
         self.fingerprint()
         return self._fingerprint.stamp
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def bos_slots(self, role: Role = "read") -> list[tuple[Tensor, Tensor]] | None:
         """Key (unrotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once."""
@@ -247,6 +253,7 @@ class MemoryModel(nn.Module):
             return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden, longterm=kept)
         return self.memory_from_slots(self.shipped_pool, seed, longterm=kept)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def memory_from_slots(self, hidden: Tensor, seed: int = 0, *, longterm: LongTerm | None = None) -> Memory:
         """A memory whose pool holds these slots in hidden form, `[L, N, d]`, oldest first.
@@ -271,6 +278,7 @@ class MemoryModel(nn.Module):
         progress: Progress | None = None,
     ) -> list[Receipt]: ...
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def write(
         self,
@@ -299,6 +307,7 @@ class MemoryModel(nn.Module):
         receipts = write_rows(self, memories, rows, evict, progress)
         return receipts[0] if isinstance(memory, Memory) else receipts
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def encode(self, memory: Memory, content: Content, *, after: Tensor | None = None) -> Tensor:  # [L, min(n, K), d]
         """The slots that a write would make, without writing them; `after` stands for the K newest slots."""
@@ -306,6 +315,7 @@ class MemoryModel(nn.Module):
         newest = memory.newest if after is None else require_slots(self, after)[:, -self.slots_per_write :]
         return encode_rows(self, rows, [newest if memory.written else None])[0]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update(
         self,
@@ -326,6 +336,7 @@ class MemoryModel(nn.Module):
         require_own(self, memory)
         return put(self, memory, slots, tokens, evict, ages, passed)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def read(
         self,
@@ -370,6 +381,7 @@ class MemoryModel(nn.Module):
         require_finite(out.logits[:, -1])
         return out
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def generate(
         self, memory: Memory | Sequence[Memory], prompt: Any, *, retrieve_every: int | None = None, **kwargs: Any

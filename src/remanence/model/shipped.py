@@ -42,6 +42,8 @@ def new_longterm(model: "MemoryModel", capacity: int | None, storage: Storage) -
     if model.longterm is None:
         return None
     rules = model.longterm if capacity is None else replace(model.longterm, capacity=capacity)
+    if capacity is not None and rules.policy == "recall_frequency":
+        raise InvalidInputError("this model drops slots by how often they are recalled; leave capacity= out")
     if rules.policy == "oldest" and 0 < rules.capacity < model.slots_per_write:
         raise InvalidInputError(
             f"a long-term capacity of {rules.capacity} slots is smaller than one write's {model.slots_per_write}; "
