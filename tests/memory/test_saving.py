@@ -271,3 +271,13 @@ def test_two_that_save_to_one_path_leave_a_memory_that_loads(target: Path) -> No
 def save_often(target: Path, seed: int) -> None:
     for writes in range(6):
         written(4 + seed + writes, LongTermRules(retrieved=7, capacity=300), Storage()).save(target)
+
+
+def test_a_block_that_was_cut_on_disk_is_written_again(target: Path) -> None:
+    memory = written(WRITES, LongTermRules(retrieved=7, capacity=300), Storage())
+    memory.save(target)
+    before = everything(longterm_of(memory))
+    for file in files(target)[:1]:
+        cut(file)
+    memory.save(target)
+    assert everything(longterm_of(Memory.load(target))) == before

@@ -132,15 +132,17 @@ def _save_layer(held: LongTermLayer, index: int, folder: Path) -> dict[str, Any]
             continue
         file, digest = _save_block(block, used, folder, f"layer-{index:03d}-block-{number:06d}")
         if used == size:
-            block.saved = (folder / file, digest)
+            block.saved = (folder / file, digest, (folder / file).stat().st_size)
         blocks.append({"number": number, "rows": used, "file": file, "digest": digest})
     return {"start": held.start, "merged": held.merged, "count": held.count, "blocks": blocks}
 
 
 def _save_block(block: Block, used: int, folder: Path, name: str) -> tuple[str, str]:
     """A file's name holds part of its digest, so that another content never takes its place."""
-    if block.saved is not None and block.saved[0].parent == folder and block.saved[0].is_file():
-        return block.saved[0].name, block.saved[1]
+    if block.saved is not None:
+        file, known, length = block.saved
+        if file.parent == folder and file.is_file() and file.stat().st_size == length:
+            return file.name, known
     partial = folder / f"{name}.safetensors.new"
     try:
         _write_whole(partial, {part: rows.first(used) for part, rows in block.rows.items()})
@@ -225,7 +227,7 @@ def load_longterm(
             _check_block(file, block["digest"])
             held.blocks[block["number"]] = _load_block(file, layout, block["rows"], int8=about["int8"])
             if block["rows"] == layout.block_rows and storage.int8 == about["int8"]:
-                held.blocks[block["number"]].saved = (file, block["digest"])
+                held.blocks[block["number"]].saved = (file, block["digest"], file.stat().st_size)
         held.start, held.merged, held.count = record["start"], record["merged"], record["count"]
         held.frequency = tensors.get(f"longterm.frequency.{index}")
         _check_layer(held, index, folder)
@@ -247,7 +249,10 @@ def _check_layer(held: LongTermLayer, index: int, folder: Path) -> None:
 
 def _check_block(file: Path, digest: str) -> None:
     if not file.is_file():
-        raise MemoryFileError(f"{file}, which holds long-term slots of this memory, is missing; nothing was changed")
+        raise MemoryFileError(
+            f"{file}, which holds long-term slots of this memory, is missing; nothing was changed. "
+            f"A memory is its file and the folder {file.parent.name} beside it: copy or move both"
+        )
     if digest_of(file) != digest:
         raise MemoryFileError(
             f"{file}, which holds long-term slots of this memory, was cut or changed since it was saved; "

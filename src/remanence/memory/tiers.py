@@ -197,13 +197,13 @@ class Block:
         keys: rows `[P]`.
         born: rows, int64: the clock at which a slot had age 0.
         serial: rows, int64: the number it was made with, which says by which write.
-        saved: the file and digest of a full block that lies on disk already.
+        saved: file, digest and bytes of a full block that lies on disk already.
     """
 
     def __init__(self, layout: Layout, rows: dict[str, Rows]) -> None:
         self.layout = layout
         self.rows = rows
-        self.saved: tuple[Path, str] | None = None
+        self.saved: tuple[Path, str, int] | None = None
 
     @classmethod
     def empty(cls, layout: Layout, *, whole: bool = False) -> Self:
