@@ -150,14 +150,25 @@ def setting(options: argparse.Namespace) -> Setting:
 def report(on: Setting, parts: dict[str, Callable[[], Figures]], to: Path | None) -> None:
     """Take the figures of all parts, and write them down."""
     figures: Figures = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python {' '.join(sys.argv)}",
-        "machine": machine(on.device),
+        **circumstances(on.device),
         "model": {"family": "llama", **asdict(on), "dtype": str(on.dtype).removeprefix("torch.")},
     }
     for name, part in parts.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         figures[name] = part()
+    write_down(figures, to)
+
+
+def circumstances(device: str = "cpu") -> Figures:
+    """When, by which command and on what figures were taken."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": f"python {' '.join(sys.argv)}",
+        "machine": machine(device),
+    }
+
+
+def write_down(figures: Figures, to: Path | None) -> None:
     text = json.dumps(figures, indent=1)
     if to is None:
         print(text)

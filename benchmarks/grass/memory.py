@@ -9,13 +9,11 @@ give back what is freed (MALLOC_MMAP_THRESHOLD_); as it comes, glibc keeps up to
 import argparse
 import ctypes
 import gc
-import json
 import os
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from remanence.optim.plan import Method, configuration, plan
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from measure import THREADS, Figures, machine
+from measure import THREADS, Figures, circumstances, write_down
 
 RANK = 128
 CASES: list[tuple[str, Method, int, int, bool]] = [  # model, method, tokens, batch, checkpointing
@@ -117,18 +115,12 @@ def main() -> None:
         cases.append(compared(case))
         print(cases[-1], file=sys.stderr, flush=True)
     figures = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python {' '.join(sys.argv)}",
-        "machine": machine("cpu"),
+        **circumstances(),
         "rank": RANK,
         "dtype": "float32",
         "cases": cases,
     }
-    text = json.dumps(figures, indent=1)
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n")
+    write_down(figures, options.json)
 
 
 if __name__ == "__main__":

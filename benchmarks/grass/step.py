@@ -9,11 +9,9 @@ in turns. What a refresh costs more than another step is measured apart, and spr
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from remanence.optim import GrassAdamW, grass_param_groups
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from measure import THREADS, Figures, machine, now, summary
+from measure import THREADS, Figures, circumstances, now, summary, write_down
 
 RANK, GAP, SCALE = 128, 200, 0.25
 METHODS = ("adamw", "grass", "galore")
@@ -139,9 +137,7 @@ def main() -> None:
     measured = figures_of(options.methods, options.rounds, options.steps)
     model = {"layers": 4, "size": SIZE, "intermediate": 2752, "tokens": BATCH * LENGTH, "dtype": "float32"}
     figures = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python {' '.join(sys.argv)}",
-        "machine": machine("cpu"),
+        **circumstances(),
         "model": model | {"rank": RANK, "gap": GAP},
         "methods": measured,
         "grass_against": {
@@ -150,11 +146,7 @@ def main() -> None:
             if name != "grass" and "grass" in measured
         },
     }
-    text = json.dumps(figures, indent=1)
-    if options.json is None:
-        print(text)
-    else:
-        options.json.write_text(text + "\n")
+    write_down(figures, options.json)
 
 
 if __name__ == "__main__":

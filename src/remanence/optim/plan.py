@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from remanence.optim.groups import grass_param_groups
+from remanence.optim.projection import PROXY
 
 Method = Literal["adamw", "galore", "lora", "grass"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -135,7 +136,7 @@ def plan(
 
 def _weights(model: nn.Module) -> int:
     """Bytes of parameters; proxies hold first moments, and are counted there."""
-    return sum(p.nbytes for name, p in model.named_parameters() if not name.endswith("grass_proxy"))
+    return sum(p.nbytes for name, p in model.named_parameters() if not name.endswith(PROXY))
 
 
 def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes: list[torch.Size], rank: int) -> int:
@@ -153,7 +154,7 @@ def _refresh(method: Method, shapes: list[torch.Size], rank: int, sketch: int) -
     if method == "grass":  # noise of the larger side, the sketch and its gradient
         return sum(4 * sketch * (max(shape) + 2 * min(shape)) for shape in shapes)
     if method == "galore":  # one layer's gradient in float32, and its singular vectors
-        return max(4 * (shape.numel() + 2 * min(shape) ** 2 + shape.numel()) for shape in shapes)
+        return max(8 * (shape.numel() + min(shape) ** 2) for shape in shapes)
     return 0
 
 

@@ -173,7 +173,9 @@ _classes: dict[type, type] = {}
 
 def _projected_class(base: type) -> type:
     """One subclass for every class of linear layer, made at first use."""
-    return _classes.setdefault(base, type(f"Grass{base.__name__}", (_Projected, base), {}))
+    if base not in _classes:
+        _classes[base] = type(f"Grass{base.__name__}", (_Projected, base), {})
+    return _classes[base]
 
 
 def project(module: nn.Linear, projection: Projection) -> None:
