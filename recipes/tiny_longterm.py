@@ -27,7 +27,8 @@ SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
 RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
-BANK = 256  # chunks
+BANK = 4096  # chunks; as many slots as a memory of some 8,000 writes has
+NEAR = 64  # of them, that pools are filled with
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
 
@@ -41,7 +42,7 @@ def build_batch(task: RecallTask, step: int) -> Batch:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.25:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, bank=BANK), "task": "longterm"}
+    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
 
 
 def build_model(base: str | Path) -> MemoryModel:

@@ -99,3 +99,65 @@ def test_language_batches_hold_prose_and_biographies(task: RecallTask, tokenizer
     texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
     assert any("prose1" in text for text in texts)
     assert any("Question" in text for text in texts)
+
+
+@pytest.fixture
+def crowded(tokenizer: Any) -> RecallTask:
+    """So many people of a few names that some come twice."""
+    prose = tokenizer([" ".join(f"prose{i}" for i in range(40))], add_special_tokens=False)["input_ids"]
+    return RecallTask(tokenizer, prose, slots=32, slots_per_write=8, chunks=64, rows=32)
+
+
+def names_in(texts: list[str]) -> list[str]:
+    """The first of all train names that stands in each text."""
+    corpus = _corpus()
+    first, last = {*corpus["female"], *corpus["male"]}, set(corpus["last"])
+    found = []
+    for text in texts:
+        words = text.replace("'s", "").split()
+        pairs = [" ".join(pair) for pair in itertools.pairwise(words) if pair[0] in first and pair[1] in last]
+        found.append(pairs[0] if pairs else "")
+    return found
+
+
+def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked_about(
+    crowded: RecallTask, tokenizer: WordTokenizer
+) -> None:
+    contradicted = 0
+    for seed in range(4):
+        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16)
+        texts = [tokenizer.text(ids) for ids in batch.chunks.tolist()]
+        about = names_in(texts)
+        given = [row[0] for row in answers(tokenizer, batch.prompts)]
+        for row, target in enumerate(batch.asked.tolist()):
+            assert given[row] in texts[target]
+            others = {c for c, name in enumerate(about) if name == about[target] and c != target}
+            assert set(batch.spared[row].nonzero().flatten().tolist()) == others
+            newer = [c for c in others if c > target]
+            contradicted += any(c < target for c in others)
+            assert not any(given[row] in texts[c] for c in newer)
+            in_pool = set(batch.order[row].tolist())
+            assert len(in_pool) == batch.order.shape[1]
+    assert contradicted > 10
+
+
+def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
+    """Two biographies of one person that both tell their whole eight facts: the earlier is in no pool."""
+    for seed in range(4):
+        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (8, 8)), near=16)
+        about = names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()])
+        for row, target in enumerate(batch.asked.tolist()):
+            same = {c for c, name in enumerate(about) if name == about[target]}
+            assert target == max(same)
+            assert not (same - {target}) & set(batch.order[row].tolist())
+
+
+def test_people_beyond_the_pool_share_names(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
+    fewest = 100
+    for seed in range(8):
+        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16)
+        names = [name for name in names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()]) if name]
+        assert len(names) == 48
+        assert all(split_of(name) == "train" for name in names)
+        fewest = min(fewest, *(len({name.split()[part] for name in names}) for part in (0, 1)))
+    assert fewest <= 6

@@ -12,6 +12,7 @@ from torch import Tensor
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
+from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.objectives import write_chunks
@@ -28,7 +29,7 @@ from remanence.training.trainer import MemoryTrainer
 from tests.training.models import arguments, tiny_model
 
 SLOTS, K, K0 = 8, 4, 6
-CHUNKS, ROWS, BANK = 6, 3, 5
+CHUNKS, ROWS, BANK = 6, 3, 9
 PLAIN = RetrieverLoss(random_prefix=0.0)
 
 
@@ -52,14 +53,18 @@ def batch_of(step: int = 0) -> Recollections:
     prompts = pack(rows, pad=0)
     ids, lengths = left_pad(texts, 0)
     counted = asking(prompts, [[2]] * ROWS)
-    return Recollections(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts, counted)
+    spared = torch.zeros(ROWS, CHUNKS, dtype=torch.bool)
+    return Recollections(ids, lengths, BANK, torch.tensor(order), torch.tensor(asked), spared, prompts, counted)
 
 
-def chunks_of(model: MemoryModel, batch: Recollections) -> tuple[Tensor, Tensor]:  # [M, L, K, d], [B, L, K, d]
-    """The slots of a step's chunks, and of a bank."""
+def chunks_of(model: MemoryModel, batch: Recollections, banked: int = BANK) -> tuple[Tensor, Bank]:  # [M, L, K, d]
+    """The slots of a step's chunks, and a bank."""
     generator = torch.Generator().manual_seed(0)
     layers, size = len(model.backbone.layers), model.hf.config.hidden_size
-    bank = torch.randn(BANK, layers, K, size, generator=generator)
+    older = torch.randn(banked, layers, K, size, generator=generator)
+    assert model.retriever is not None
+    bank = Bank(banked)
+    bank.add(older, model.retriever.keys(model.backbone, older))
     previous = torch.randn(CHUNKS, layers, K, size, generator=generator)
     return write_chunks(model, batch.chunks, batch.lengths, previous), bank
 
@@ -98,7 +103,9 @@ def test_pools_hold_fresh_chunks_and_behind_their_number_the_banks() -> None:
     model = model_of()
     order = torch.tensor([[0, CHUNKS], [1, CHUNKS + 1], [2, CHUNKS + BANK - 1]])
     batch = replace(batch_of(), order=order)
-    chunks = torch.cat(chunks_of(model, batch))
+    made, bank = chunks_of(model, batch)
+    near = bank.draw(BANK, torch.Generator().manual_seed(0))
+    chunks = torch.cat([made, bank.chunks(near)])
     cache, _ = read(model, batch=batch)
     for row, picked in enumerate(order):
         for layer in range(2):
@@ -106,10 +113,23 @@ def test_pools_hold_fresh_chunks_and_behind_their_number_the_banks() -> None:
             assert torch.equal(cache.slots[cache.pool[row, layer], layer], expected)
 
 
-def test_what_is_asked_about_may_be_the_oldest_or_the_newest() -> None:
+def test_what_is_asked_about_may_be_old_or_new() -> None:
     model = model_of()
-    firsts = {int(read(model, seed=seed)[0].asked[0].nonzero()[0]) for seed in range(12)}
-    assert min(firsts) < CHUNKS * K < max(firsts)
+    caches = [read(model, seed=seed)[0] for seed in range(12)]
+    firsts = {int(cache.time[cache.asked[0]].min()) for cache in caches}
+    middle = (CHUNKS + BANK) * K // 2
+    assert min(firsts) < middle <= max(firsts)
+
+
+def test_a_steps_own_chunks_keep_their_order_in_time() -> None:
+    model = model_of()
+    batch = replace(batch_of(), asked=torch.arange(CHUNKS), order=torch.full((CHUNKS, 2), CHUNKS))
+    chunks = chunks_of(model, batch)
+    batch = replace(batch, spared=torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool))
+    for seed in range(4):
+        cache = recalling(model, *chunks, batch, PLAIN, torch.Generator().manual_seed(seed))
+        firsts = [int(cache.time[asked].min()) for asked in cache.asked]
+        assert firsts == sorted(firsts)
 
 
 def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
@@ -152,6 +172,22 @@ def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:
     torch.testing.assert_close(pushed, pushed[:1].expand_as(pushed))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.1])
+def test_another_chunk_about_the_same_is_neither_right_nor_wrong(temperature: float | None) -> None:
+    batch = batch_of()
+    batch.asked[0] = 1
+    batch.spared[0, 4] = True
+    model = model_of()
+    cache, _ = read(model, replace(PLAIN, temperature=temperature), batch)
+    made, _ = chunks_of(model, batch)
+    scores = torch.full(cache.asked.shape, 0.5, requires_grad=True)
+    cache._loss(scores).backward()
+    assert scores.grad is not None
+    untold = (scores.grad == 0).nonzero()
+    assert untold[:, 0].tolist() == [0] * K
+    assert torch.equal(cache.slots[untold[:, 1]], made[4].transpose(0, 1))
+
+
 def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
     chosen: list[Tensor] = []
@@ -174,7 +210,34 @@ def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkey
         assert torch.equal(pool, cache.pool[:, layer])
         for row in range(ROWS):
             assert not set(retrieved[row].tolist()) & set(pool[row].tolist())
-        assert torch.equal(retrieved, retrieved.sort(dim=1).values)
+        assert torch.equal(cache.time[retrieved], cache.time[retrieved].sort(dim=1).values)
+
+
+def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slot of a large bank answers every query, and no pool could have held it."""
+    model = model_of()
+    assert model.retriever is not None
+    batch = replace(batch_of(), near=2, order=torch.full((ROWS, 3), CHUNKS))
+    made, bank = chunks_of(model, batch, banked=40)
+    generator = torch.Generator().manual_seed(3)
+    near = bank.draw(2, torch.Generator().manual_seed(3))
+    far = next(number for number in range(40) if number not in near.tolist())
+    wanted: dict[int, Tensor] = {}
+    hardest = bank.hardest
+
+    def watched(layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:
+        assert torch.equal(known, near)
+        bank.keys[layer, far, 1] = queries.mean(0) * 1e4
+        wanted[layer] = hardest(layer, queries[:1] * 0 + queries.mean(0), each, known)
+        return wanted[layer]
+
+    monkeypatch.setattr(bank, "hardest", watched)
+    cache = recalling(model, made, bank, batch, PLAIN, generator)
+    recall_prompts(model, cache, batch.prompts)
+    for layer, others in wanted.items():
+        assert any(torch.equal(slot, bank.slots[layer, far, 1]) for slot in others)
+        assert others.shape == (K0, model.hf.config.hidden_size)
+    assert len(cache.losses) == len(wanted) == 2
 
 
 def test_the_answer_trains_both_adapters_and_not_the_retriever() -> None:

@@ -85,13 +85,28 @@ def split_of(name: str) -> Split:
     return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
 
 
-def sample_person(rng: random.Random, split: Split, *, names: int | None = None, values: int | None = None) -> Person:
-    """Draw a person; `names` and `values` keep to the first so many of each list, for an easy start of training."""
+def sample_person(
+    rng: random.Random,
+    split: Split,
+    *,
+    names: int | None = None,
+    values: int | None = None,
+    namesakes: Sequence[Person] = (),
+) -> Person:
+    """Draw a person.
+
+    Args:
+        names, values: keep to the first so many of each list, for an easy start of training.
+        namesakes: people to take the first name from, and from another the last: someone easily mistaken for them.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     corpus = _corpus()
+    first, last = _first_name_list()[:names], corpus["last"][:names]
+    if namesakes:
+        first, last = (list(half) for half in zip(*(person.name.split(" ", 1) for person in namesakes), strict=True))
     while True:
-        name = f"{rng.choice(_first_name_list()[:names])} {rng.choice(corpus['last'][:names])}"
+        name = f"{rng.choice(first)} {rng.choice(last)}"
         if split_of(name) == split:
             break
     facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"][:values]) for attribute in ATTRIBUTES}

@@ -5,29 +5,39 @@ So there are two kinds of chunk: name-value pairs, in which it forms, and biogra
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person
+from remanence.data.biographies import ATTRIBUTES, Person, biography, question, sample_person
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
+NAMES_SHARED = (6, 12, 40, 160)  # first names, and as many last ones, that the people of a batch beyond the pool share
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A text, and the questions that it answers: each ask gives a wording and the answer."""
+    """A text, and the questions that it answers.
+
+    Attributes:
+        asks: by what they ask for; each gives a wording and the answer.
+        about: the person whom the whole text is about; empty: several.
+    """
 
     text: str
-    asks: tuple[Ask, ...]
+    asks: Mapping[str, Ask]
+    about: str = ""
+
+    def ask(self, rng: random.Random) -> tuple[str, str]:
+        return rng.choice(list(self.asks.values()))(rng)
 
 
 @dataclass(frozen=True)
@@ -54,22 +64,24 @@ class Difficulty:
     prose: float = 0.25
 
 
-def biography_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
-    person = sample_person(rng, "train", names=difficulty.names, values=difficulty.values)
+def biography_chunk(rng: random.Random, difficulty: Difficulty, namesakes: Sequence[Person] = ()) -> Chunk:
+    person = sample_person(rng, "train", names=difficulty.names, values=difficulty.values, namesakes=namesakes)
     attributes = rng.sample(difficulty.attributes, rng.randint(*difficulty.facts))
 
     def ask(attribute: str) -> Ask:
         return lambda rng: (question(person, attribute, rng), person.facts[attribute])
 
     text = biography(person, rng, attributes, pronouns=difficulty.pronouns)
-    return Chunk(text, tuple(ask(attribute) for attribute in attributes))
+    return Chunk(text, {attribute: ask(attribute) for attribute in attributes}, person.name)
 
 
 def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     """`NAME VALUE.` a few times: what must be learned, without the English around it."""
     form = rng.choice(PAIR_FORMATS)
-    keep = {"names": difficulty.names, "values": difficulty.values}
-    drawn = [sample_person(rng, "train", **keep) for _ in range(rng.randint(*difficulty.facts))]
+    drawn = [
+        sample_person(rng, "train", names=difficulty.names, values=difficulty.values)
+        for _ in range(rng.randint(*difficulty.facts))
+    ]
     people = {person.name: person for person in drawn}
     values = {name: p.facts[rng.choice(difficulty.attributes)] for name, p in people.items()}
 
@@ -77,7 +89,7 @@ def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
         return lambda rng: (f"Question: {name}? Answer:", value)
 
     text = " ".join(form.format(name, value) for name, value in values.items())
-    return Chunk(text, tuple(ask(name, value) for name, value in values.items()))
+    return Chunk(text, {name: ask(name, value) for name, value in values.items()})
 
 
 MAKERS: dict[Kind, Callable[[random.Random, Difficulty], Chunk]] = {
@@ -133,38 +145,52 @@ class RecallTask:
             for _ in range(each):
                 place = rng.choice(candidates)
                 asked[row, place] = True
-                pairs.append(rng.choice(made[order[row, place]].asks)(rng))
+                pairs.append(made[order[row, place]].ask(rng))
         ids, lengths = left_pad(texts, self.pad, self.k)
         return Episodes(
             ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
         )
 
     def beyond_pool(
-        self, rng: random.Random, difficulty: Difficulty, *, bank: int, in_pool: float = 0.25
+        self, rng: random.Random, difficulty: Difficulty, *, near: int, in_pool: float = 0.35
     ) -> Recollections:
-        """M chunks to write; each row asks about one of them, which its pool holds with probability `in_pool` only.
+        """M biographies to write; each row asks about one of them, which its pool holds with chance `in_pool` only.
+
+        A memory of many writes is full of people who share a name, and holds of some what was true once. So the people
+        of a batch share few names. Of two chunks that answer a question the later one is right, and the earlier one
+        never stands in the pool, where it would be the newer.
 
         Args:
-            bank: chunks of earlier steps to fill pools with, and to retrieve from by mistake.
+            near: chunks of earlier steps to fill pools with too.
         """
         telling = max(1, round(self.chunks * (1 - difficulty.prose)))
-        made = [self._chunk(rng, difficulty) for _ in range(telling)]
+        namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
+        made = [biography_chunk(rng, difficulty, namesakes) for _ in range(telling)]
         texts = self._ids([chunk.text for chunk in made])
         width = max(len(ids) for ids in texts)
         texts += [self._prose(rng, max(width, self.k)) for _ in range(self.chunks - telling)]
         written = self.capacity + self.capacity // 2
-        asked = [rng.randrange(telling) for _ in range(self.rows)]
-        order = []
-        for target in asked:
-            others = rng.sample([c for c in range(self.chunks + bank) if c != target], written)
+        asked, order, pairs = [], [], []
+        for _ in range(self.rows):
+            drawn = rng.choice(made)
+            key = rng.choice(list(drawn.asks))
+            rivals = [c for c, chunk in enumerate(made) if chunk.about == drawn.about and key in chunk.asks]
+            target = rivals[-1]
+            others = rng.sample([c for c in range(self.chunks + near) if c not in rivals], written)
             if rng.random() < in_pool:
                 others[rng.randrange(written)] = target
+            asked.append(target)
             order.append(others)
-        examples = self._rows([rng.choice(made[target].asks)(rng) for target in asked], 1)
+            pairs.append(made[target].asks[key](rng))
+        about = [chunk.about for chunk in made] + [""] * (self.chunks - telling)
+        spared = [[c != target and name == about[target] for c, name in enumerate(about)] for target in asked]
+        examples = self._rows(pairs, 1)
         prompts = pack(examples, self.pad)
         counted = asking(prompts, [[len(example.cue) for example in row] for row in examples])
         ids, lengths = left_pad(texts, self.pad, self.k)
-        return Recollections(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts, counted)
+        return Recollections(
+            ids, lengths, near, torch.tensor(order), torch.tensor(asked), torch.tensor(spared), prompts, counted
+        )
 
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
         """The same questions with the text in front of them, and no memory."""
@@ -179,7 +205,7 @@ class RecallTask:
             if rng.random() < difficulty.prose:
                 texts.insert(rng.randint(0, per_row), self._prose(rng, 24))
             contexts.append([token for text in texts for token in [*text, self.end]])
-            pairs += [rng.choice(rng.choice(made).asks)(rng) for _ in range(each)]
+            pairs += [rng.choice(made).ask(rng) for _ in range(each)]
         return pack(self._rows(pairs, each), self.pad, contexts)
 
     def language(self, rng: random.Random, scale: float = 1.0) -> Prompts:

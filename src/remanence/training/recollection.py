@@ -1,22 +1,23 @@
 """Training beyond the pool (M+, section 3.3): rows ask about chunks whose slots have gone to long-term memory.
 
 One step writes M chunks side by side, and draws on a bank of chunks that earlier steps wrote. Each row reads a pool of
-some of these chunks, and retrieves from all others, layer by layer, as a read does. Two losses come of it: that of the
-answer, and that of the retriever, -log p+ - log(1 - p-), where p is the mean sigmoid score of the slots of the chunk
-asked about (p+) and of others (p-).
+some of these chunks, and retrieves from all others and the bank, layer by layer, as a read does. Two losses come of it:
+that of the answer, and that of the retriever, -log p+ - log(1 - p-), where p is the mean sigmoid score of the slots of
+the chunk asked about (p+) and of others (p-).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.model.families import rotate
 from remanence.model.memory_model import MemoryModel
 from remanence.model.prefix import PrefixCache
+from remanence.training.bank import Bank
 from remanence.training.objectives import Prompts, surviving_slots
 
 _EPS = 1e-5  # inside logarithms, as in the published code
@@ -28,14 +29,19 @@ class Recollections:
 
     Attributes:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
-        order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them the bank's.
-        asked: `[R]`, the chunk that a row asks about; counted: `[R, T]` bool, the tokens that ask.
+        near: chunks of the bank that pools are filled with too.
+        order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them those of the bank.
+        asked: `[R]`, the chunk that a row asks about; spared: `[R, M]` bool, others about the same, which the retriever
+            is told neither to score high nor low: no key says which of two facts is the newer.
+        counted: `[R, T]` bool, the tokens that ask.
     """
 
     chunks: Tensor
     lengths: list[int]
+    near: int
     order: Tensor
     asked: Tensor
+    spared: Tensor
     prompts: Prompts
     counted: Tensor
 
@@ -71,10 +77,13 @@ class RecallingCache(PrefixCache):
     def __init__(
         self,
         model: MemoryModel,
-        slots: Tensor,  # [S, L, d], in the order in which they were written
+        slots: Tensor,  # [S, L, d]
+        time: Tensor,  # [S], when they were written
         pool: Tensor,  # [R, L, N], of them
         asked: Tensor,  # [R, S] bool
+        spared: Tensor,  # [R, S] bool
         counted: Tensor,  # [R, T] bool, the tokens that ask
+        others: Callable[[int, Tensor], Tensor],  # layer, queries [R, P] -> more slots to retrieve from [H, d]
         loss: RetrieverLoss,
         generator: torch.Generator,
     ) -> None:
@@ -82,20 +91,27 @@ class RecallingCache(PrefixCache):
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
         self.wanted = min(model.longterm.retrieved, len(slots) - pool.shape[2])
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
-        self.model, self.slots, self.pool, self.asked, self.counted = model, slots, pool, asked, counted
-        self.settings, self.generator = loss, generator
+        self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
+        self.asked, self.wrong = asked, ~(asked | spared)
+        self.others, self.settings, self.generator = others, loss, generator
         self.losses: list[Tensor] = []
         self.share: list[float] = []
         positions = torch.arange(self.prefix, device=slots.device)[None]
         self.rotary = model.backbone.rotary(positions, slots[..., :0].to(model.backbone.dtype))
 
     def retrieving(self, layer: int, normed: Tensor) -> None:  # [R, T, d]
-        backbone, hidden = self.model.backbone, self.slots[:, layer]
-        scores = self._scores(layer, normed.detach(), hidden)  # [R, S]
-        pool = self.pool[:, layer]
-        picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices.sort(dim=1).values
+        backbone, retriever = self.model.backbone, self.model.retriever
+        assert retriever is not None
+        queries = retriever.query[layer](normed.detach())  # [R, T, P]
+        others = self.others(layer, _mean(queries.detach(), self.counted))
+        hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
+        scores = self._scores(layer, queries, hidden)
+        pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
+        picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices
+        time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
+        picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
         chosen = torch.cat([picked, pool], dim=1)
-        self.share.append(float((self.asked.gather(1, chosen).sum(1) / self.asked.sum(1)).mean()))
+        self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
         keys, values = (part[chosen] for part in backbone.project(layer, hidden))  # [R, K0 + N, H, D]
         if self.model.bos_embedding is not None:
             bos = backbone.project(layer, self.model.bos_embedding[layer])
@@ -106,10 +122,9 @@ class RecallingCache(PrefixCache):
         cos, sin = self.rotary(layer)
         self.layers[layer].update(rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
 
-    def _scores(self, layer: int, normed: Tensor, hidden: Tensor) -> Tensor:
+    def _scores(self, layer: int, queries: Tensor, hidden: Tensor) -> Tensor:  # [R, S + H]
         retriever = self.model.retriever
         assert retriever is not None
-        queries = retriever.query[layer](normed)  # [R, T, P]
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
         each = (queries @ retriever.key[layer](seen).t()).float().sigmoid()  # [R, T, S]
         scores = _mean(each, self.counted)
@@ -126,43 +141,60 @@ class RecallingCache(PrefixCache):
         whole = torch.rand(rows, 1, generator=self.generator).to(last.device) >= self.settings.random_prefix
         return self.counted & (number <= torch.where(whole, last, cut))
 
-    def _loss(self, scores: Tensor) -> Tensor:
-        positive = (scores * self.asked).sum(1) / self.asked.sum(1)
+    def _loss(self, scores: Tensor) -> Tensor:  # [R, S + H]
+        others = scores.shape[1] - len(self.slots)
+        asked, wrong = (
+            nn.functional.pad(self.asked, (0, others)),
+            nn.functional.pad(self.wrong, (0, others), value=True),
+        )
+        positive = (scores * asked).sum(1) / asked.sum(1)
         if self.settings.temperature is None:
-            negative = (scores * ~self.asked).sum(1) / (~self.asked).sum(1)
+            negative = (scores * wrong).sum(1) / wrong.sum(1)
         else:
             logits = scores.detach() / self.settings.temperature
-            negative = (scores * logits.masked_fill(self.asked, -torch.inf).softmax(1)).sum(1)
+            negative = (scores * logits.masked_fill(~wrong, -torch.inf).softmax(1)).sum(1)
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 
-def _mean(scores: Tensor, counted: Tensor) -> Tensor:  # [R, T, S], [R, T] -> [R, S]
-    weight = counted.to(scores.dtype)
-    return torch.einsum("rts,rt->rs", scores, weight) / weight.sum(1, keepdim=True)
+def _mean(each: Tensor, counted: Tensor) -> Tensor:  # [R, T, X], [R, T] -> [R, X]
+    """The mean over the tokens that count."""
+    weight = counted.to(each.dtype)
+    return torch.einsum("rtx,rt->rx", each, weight) / weight.sum(1, keepdim=True)
 
 
 def recalling(
     model: MemoryModel,
     made: Tensor,  # [M, L, K, d]
-    bank: Tensor,  # [B, L, K, d], oldest first
+    bank: Bank,
     batch: Recollections,
     loss: RetrieverLoss,
     generator: torch.Generator,
 ) -> RecallingCache:
-    """The cache of a step's read. Where the bank is not full yet, chunks past its end stand for others in it.
+    """The cache of a step's read. Where the bank is not full yet, chunks past its end stand for others.
 
-    Which chunks count as old is drawn anew: what is asked about must not always be the newest of what is retrieved.
+    Which chunks count as old is drawn anew: what is asked about must not always be the newest of what is retrieved. The
+    step's own chunks keep their order in time.
     """
-    chunks = torch.cat([made, bank.to(made.dtype)])
+    assert model.longterm is not None
+    retrieved = model.longterm.retrieved
+    near = bank.draw(batch.near, generator)
+    chunks = torch.cat([made, bank.chunks(near).to(made.dtype)]) if len(near) else made
     count, layers, k, size = chunks.shape
+    slots = chunks.transpose(1, 2).reshape(count * k, layers, size)
     place = torch.randperm(count, generator=generator)  # of each chunk in time
-    slots = chunks[place.argsort().to(chunks.device)].transpose(1, 2).reshape(count * k, layers, size)
-    pool = surviving_slots(place[batch.order.cpu() % count], layers, model.slots, k, generator)
-    asked = torch.zeros(len(batch.asked), count, dtype=torch.bool)
-    asked[torch.arange(len(asked)), place[batch.asked.cpu()]] = True
-    device = made.device
+    place[: len(made)] = place[: len(made)].sort().values
+    pool = surviving_slots(batch.order.cpu() % count, layers, model.slots, k, generator)
+    marked = torch.zeros(2, len(batch.asked), count, dtype=torch.bool)  # asked about, spared
+    marked[0].scatter_(1, batch.asked.cpu()[:, None], True)
+    marked[1, :, : len(made)] = batch.spared.cpu()
+    asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
+
+    def others(layer: int, queries: Tensor) -> Tensor:
+        return bank.hardest(layer, queries, retrieved, near) if len(bank) > len(near) else slots[:0, layer]
+
+    time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return RecallingCache(
-        model, slots, pool.to(device), asked.repeat_interleave(k, dim=1).to(device), batch.counted, loss, generator
+        model, slots, time, pool.to(made.device), asked, spared, batch.counted, others, loss, generator
     )
 
 

@@ -15,6 +15,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from remanence.model import checkpoint
 from remanence.model.memory_model import MemoryModel
+from remanence.training.bank import Bank
 from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
 from remanence.training.recollection import Recollections, RetrieverLoss, recall_prompts, recalling
@@ -60,12 +61,11 @@ class MemoryTrainer(Trainer):
             through: which writes the gradient goes through.
             curriculum: builds the batches.
             retriever_loss: how the retriever is trained, where batches are `Recollections`.
-            bank: chunks of earlier steps that stand in long-term memory beside a step's own.
+            bank: how many chunks of earlier steps stand in long-term memory beside a step's own.
         """
         super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
         self.through, self.curriculum = through, curriculum
-        self.retriever_loss, self.bank = retriever_loss or RetrieverLoss(), bank
-        self._carried: Tensor | None = None
+        self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
@@ -85,17 +85,16 @@ class MemoryTrainer(Trainer):
     def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str) -> Tensor:
         generator = self._generator()
         made = self._written(model, episodes, generator)
-        self._carry(made, generator)
+        self._carry(model, made)
         pools = pools_of(model, made, episodes, self.through, generator)
         return self._answers(model, read_prompts(model, pools, episodes.prompts), episodes.prompts, task)
 
     def _beyond_pool(self, model: MemoryModel, batch: Recollections, task: str) -> Tensor:
         generator = self._generator()
         made = self._written(model, batch, generator)
-        bank = made.detach()[:0] if self._carried is None else self._carried
-        cache = recalling(model, made, bank, batch, self.retriever_loss, generator)
-        self._carry(made, generator)
+        cache = recalling(model, made, self._carried, batch, self.retriever_loss, generator)
         loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
+        self._carry(model, made)
         for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
             self._metrics.setdefault(f"{task}_within_reach_{layer}", []).append(share)
             loss = loss + self.retriever_loss.weight * retriever
@@ -108,19 +107,19 @@ class MemoryTrainer(Trainer):
         previous = self._previous(model, len(batch.chunks), generator)
         return write_chunks(model, batch.chunks, batch.lengths, previous)
 
-    def _carry(self, made: Tensor, generator: torch.Generator) -> None:
-        """What later steps find written: this step's chunks, and as many older ones as the bank holds."""
-        shuffled = torch.randperm(len(made), generator=generator).to(made.device)
-        newest = made.detach()[shuffled].float()
-        older = newest[:0] if self._carried is None else self._carried
-        self._carried = torch.cat([older, newest])[-max(len(newest), self.bank) :]
+    @torch.no_grad()
+    def _carry(self, model: MemoryModel, made: Tensor) -> None:
+        """What later steps find written."""
+        if model.training:
+            keys = made[..., :0] if model.retriever is None else model.retriever.keys(model.backbone, made)
+            self._carried.add(made, keys)
 
     def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
-        if self._carried is None:
+        if not len(self._carried):
             shape = (count, len(model.backbone.layers), model.slots_per_write, model.hf.config.hidden_size)
             std = float(model.hf.get_input_embeddings().weight.detach().std())
             return torch.randn(shape, generator=generator).to(model.device) * std
-        return self._carried[torch.randint(len(self._carried), (count,), generator=generator).to(model.device)]
+        return self._carried.chunks(torch.randint(len(self._carried), (count,), generator=generator))
 
     def _answers(self, model: MemoryModel, hidden: Tensor, prompts: Prompts, task: str) -> Tensor:
         front = prompts.context
@@ -149,8 +148,8 @@ class MemoryTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         path = Path(output_dir or self.args.output_dir or ".")
         self.accelerator.unwrap_model(self.model).save_pretrained(path)
-        if self._carried is not None:
-            save_file({"carried": self._carried.cpu().contiguous()}, path / CARRIED)
+        if len(self._carried):
+            save_file(self._carried.state_dict(), path / CARRIED)
         if self.curriculum is not None:
             (path / CURRICULUM).write_text(json.dumps(self.curriculum.state_dict()))
 
@@ -160,7 +159,7 @@ class MemoryTrainer(Trainer):
         assert self.model is not None
         self.model.load_state_dict(saved.state_dict())
         if (path / CARRIED).is_file():
-            self._carried = load_file(path / CARRIED)["carried"].to(self.args.device)
+            self._carried.load_state_dict(load_file(path / CARRIED), self.args.device)
         if self.curriculum is not None and (path / CURRICULUM).is_file():
             self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
 
@@ -172,7 +171,7 @@ def _to(batch: Any, device: torch.device) -> Any:
         value = getattr(batch, field.name)
         if isinstance(value, Prompts):
             moved[field.name] = _to(value, device)
-        elif isinstance(value, Tensor) and field.name not in ("order", "asked"):
+        elif isinstance(value, Tensor) and field.name not in ("order", "asked", "spared"):
             moved[field.name] = value.to(device)
     return replace(batch, **moved)
 
