@@ -21,6 +21,7 @@ from remanence.model.families import Backbone
 from remanence.model.fingerprint import Fingerprint
 from remanence.model.generation import generate, prefix_for, require_finite
 from remanence.model.inputs import Content, left_padded, padding_id
+from remanence.model.last_layer import narrow_last_layer
 from remanence.model.linear import use_onednn
 from remanence.model.prefix import (
     mask_each_step,
@@ -87,6 +88,7 @@ class MemoryModel(nn.Module):
         install_retrieval(self.backbone)
         mask_each_step(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)
+        narrow_last_layer(self.backbone)
 
     @classmethod
     def attach(cls, hf_model: PreTrainedModel, tokenizer: Any = None, **settings: Any) -> Self:

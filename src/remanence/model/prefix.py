@@ -126,6 +126,7 @@ class PrefixCache(Cache):
         prefix_mask: `[B, prefix]` bool, False where a row has fewer entries than the longest; None if none has.
         mask: `[B, prefix + T]` bool of prefix and first text, set by `follow_text`; None if nothing is masked.
         retrieval: what is retrieved from long-term memory as the layers run; None where there is none.
+        last_only: of the call that runs, only the last token's output is wanted.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class PrefixCache(Cache):
     ) -> None:
         super().__init__(layers=layers)
         self.prefix, self.prefix_mask, self.retrieval = prefix, prefix_mask, retrieval
-        self.follows = False
+        self.follows = self.last_only = False
         self.mask: Tensor | None = None
 
     def retrieving(self, layer: int, normed: Tensor) -> None:  # [rows, T, d], what attention sees at this layer
