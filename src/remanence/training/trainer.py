@@ -85,7 +85,7 @@ class MemoryTrainer(Trainer):
     def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str) -> Tensor:
         generator = self._generator()
         made = self._written(model, episodes, generator)
-        self._carry(made, generator)
+        self._carry(model, made, generator)
         pools = pools_of(model, made, episodes, self.through, generator)
         return self._answers(model, read_prompts(model, pools, episodes.prompts), episodes.prompts, task)
 
@@ -94,7 +94,7 @@ class MemoryTrainer(Trainer):
         made = self._written(model, batch, generator)
         bank = made.detach()[:0] if self._carried is None else self._carried
         cache = recalling(model, made, bank, batch, self.retriever_loss, generator)
-        self._carry(made, generator)
+        self._carry(model, made, generator)
         loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
         for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
             self._metrics.setdefault(f"{task}_within_reach_{layer}", []).append(share)
@@ -108,8 +108,10 @@ class MemoryTrainer(Trainer):
         previous = self._previous(model, len(batch.chunks), generator)
         return write_chunks(model, batch.chunks, batch.lengths, previous)
 
-    def _carry(self, made: Tensor, generator: torch.Generator) -> None:
+    def _carry(self, model: MemoryModel, made: Tensor, generator: torch.Generator) -> None:
         """What later steps find written: this step's chunks, and as many older ones as the bank holds."""
+        if not model.training:  # an evaluation leaves no trace
+            return
         shuffled = torch.randperm(len(made), generator=generator).to(made.device)
         newest = made.detach()[shuffled].float()
         older = newest[:0] if self._carried is None else self._carried
