@@ -45,6 +45,12 @@ def require_own(model: "MemoryModel", memory: Memory) -> None:
         )
 
 
+def require_integer(name: str, value: Any) -> None:
+    """Raise unless it is an int; a bool in the place of a count is a slip."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"{name} must be an integer, got {value!r}")
+
+
 def require_slots(model: "MemoryModel", slots: Tensor | Sequence[Tensor]) -> Tensor:  # [L, q, d]
     """Slots in hidden form, several joined in their order."""
     slots = slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1)
