@@ -9,6 +9,7 @@ from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryMismatchError
+from remanence.memory import LongTermRules
 from tests import tiny
 from tests.tiny import SLOTS, VOCABULARY, K, decoder, ids, with_memory
 
@@ -127,6 +128,10 @@ BAD_CONTENT = [
     pytest.param(torch.ones(4, dtype=torch.long, device="meta"), "on meta, the model on cpu", id="other device"),
     pytest.param(None, "expected text", id="nothing"),
     pytest.param(7, "expected text", id="a number"),
+    pytest.param(
+        ["one text", "another"], r"one text or one row.*model\.write\(\[first, second\]", id="texts in a list"
+    ),
+    pytest.param([[3, 4], [5, 6]], "one text or one row of ids, got a list of them", id="rows in a list"),
 ]
 
 
@@ -248,6 +253,31 @@ def test_sizes_that_do_not_fit_are_refused_before_anything_is_hooked(slots: int,
     with pytest.raises(InvalidInputError, match=says):
         MemoryModel.attach(hf, slots=slots, slots_per_write=k)
     assert not any(layer._forward_pre_hooks for layer in hf.base_model.layers)
+
+
+@pytest.mark.parametrize("name", ["slots", "slots_per_write", "retrieval_size"])
+def test_a_size_that_is_no_integer_is_named_before_anything_is_hooked(name: str) -> None:
+    hf = decoder()
+    for wrong in ("6", 6.0, True):
+        sizes = {"slots": SLOTS, "slots_per_write": K, "longterm": LongTermRules(retrieved=4), name: wrong}
+        with pytest.raises(InvalidInputError, match=f"^{name} must be an integer, got {wrong!r}"):
+            MemoryModel.attach(hf, **sizes)
+    assert not any(layer._forward_pre_hooks for layer in hf.base_model.layers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"seed": "3"}, "seed must be an integer, got '3'"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"capacity": 600.0}, "capacity must be an integer"),
+        ({"storage": "disk"}, r"such as Storage\('disk'\), got 'disk'"),
+    ],
+)
+def test_what_a_new_memory_cannot_be_made_with_is_named(settings: dict[str, Any], says: str) -> None:
+    model = with_memory(longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    with pytest.raises(InvalidInputError, match=says):
+        model.new_memory(**settings)
 
 
 def test_an_unknown_way_to_evict_is_refused() -> None:

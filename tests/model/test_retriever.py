@@ -104,6 +104,35 @@ def test_rows_with_different_long_term_memories_equal_single_calls(attention: st
             assert one is None or other is None or one.positions.tolist() == other.positions.tolist()
 
 
+def test_pending_slots_stand_behind_what_is_retrieved_and_sampled() -> None:
+    model = model_of()
+    memory, prompt = written(model), ids(7, seed=5)
+    assert memory.longterm is not None
+    made, ranks = model.encode(memory, ids(9)), torch.arange(tiny.SLOTS).repeat(tiny.LAYERS, 1)
+    updated = memory.pool_only().fork()
+    model.update(updated, made, evict=ranks[:, : tiny.K])
+    without = model.read(updated, prompt).logits
+    updated.longterm = memory.longterm
+    expected, out = (
+        model.read(updated, prompt),
+        model.read(memory, prompt, pending=made, sampled=ranks[:, tiny.K :]),
+    )
+    torch.testing.assert_close(out.logits, expected.logits, **CLOSE)
+    assert not torch.allclose(out.logits, without, atol=1e-3)
+    for one, other in zip(found_in(out), found_in(expected), strict=True):
+        assert one[0] is not None and other[0] is not None
+        assert one[0].positions.tolist() == other[0].positions.tolist()
+
+
+def test_pending_slots_that_are_read_alone_retrieve_nothing() -> None:
+    model = model_of()
+    memory, prompt = written(model), ids(7, seed=5)
+    made = model.encode(memory, ids(9))
+    out = model.read(memory, prompt, pending=made)
+    assert not found_in(out)
+    assert torch.equal(out.logits, model.read(memory.pool_only(), prompt, pending=made).logits)
+
+
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
 def test_generation_retrieves_at_the_prompt_only(options: dict[str, Any]) -> None:
     model = model_of()

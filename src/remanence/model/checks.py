@@ -1,6 +1,7 @@
 """What a `MemoryModel` is handed, checked against it before anything happens."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,13 @@ def require_own(model: "MemoryModel", memory: Memory) -> None:
             f"the memory is on {memory.pool.keys.device}, the model on {model.device}; "
             f"move it with memory.to({str(model.device)!r})"
         )
+
+
+def integer(name: str, value: Any) -> int:
+    """A number as an int, NumPy's too. A bool in the place of a count is a slip."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise InvalidInputError(f"{name} must be an integer, got {value!r}")
+    return int(value)
 
 
 def require_slots(model: "MemoryModel", slots: Tensor | Sequence[Tensor]) -> Tensor:  # [L, q, d]

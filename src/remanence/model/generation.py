@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, Memory, Pool
@@ -71,12 +71,17 @@ def generate(
         raise InvalidInputError(
             "what a prompt retrieves hangs on all of it, so it cannot be read in parts; leave out prefill_chunk_size"
         )
+    sequences = _option(model, kwargs, "num_return_sequences") or 1
+    if retrieve_every is not None and sequences > 1 and _apart(model, kwargs):
+        memories = [memory for memory in memories for _ in range(sequences)]
+        ids, mask = (part.repeat_interleave(sequences, dim=0) for part in (ids, mask))
+        kwargs["num_return_sequences"] = 1
     with model.role("read"):
         cache = prefix_for(
             model,
             [memory.pool_or_none for memory in memories],
             [memory.longterm for memory in memories],
-            room=ids.shape[1] + _new_tokens(model.hf, kwargs),
+            room=ids.shape[1] + _new_tokens(model, kwargs),
             retrieve_every=retrieve_every,
         )
         kept = memories[0].pool_or_none if len(memories) == 1 and model.device.type == "cpu" else None
@@ -100,10 +105,19 @@ def generate(
     return out
 
 
-def _new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
+def _option(model: "MemoryModel", kwargs: dict[str, Any], name: str) -> Any:
+    """An option of `generate` as transformers will find it; None where nobody set it."""
+    given = kwargs.get(name)
+    for config in (kwargs.get("generation_config"), model.hf.generation_config):
+        given = getattr(config, name, None) if given is None else given
+    return given
+
+
+def _apart(model: "MemoryModel", kwargs: dict[str, Any]) -> bool:
+    """Whether the sequences of one prompt are drawn one by one. Beams take over each other's text instead."""
+    return bool(_option(model, kwargs, "do_sample")) and (_option(model, kwargs, "num_beams") or 1) == 1
+
+
+def _new_tokens(model: "MemoryModel", kwargs: dict[str, Any]) -> int:
     """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
-    config = kwargs.get("generation_config") or hf.generation_config
-    for holder in (kwargs.get("max_new_tokens"), getattr(config, "max_new_tokens", None)):
-        if holder is not None:
-            return int(holder)
-    return int(kwargs.get("max_length") or getattr(config, "max_length", None) or 20)
+    return int(_option(model, kwargs, "max_new_tokens") or _option(model, kwargs, "max_length") or 20)

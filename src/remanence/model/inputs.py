@@ -33,6 +33,11 @@ def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.d
             raise InvalidInputError(f"token ids must be integers, got {content.dtype}; convert them with ids.long()")
         ids = content.long()
     else:
+        if isinstance(content, Sequence) and any(isinstance(part, Sequence | Tensor) for part in content):
+            raise InvalidInputError(
+                "one memory takes one text or one row of ids, got a list of them; for a batch, give as many memories: "
+                'model.write([first, second], ["one text", "another"])'
+            )
         if not isinstance(content, Sequence) or not all(isinstance(token, int) for token in content):
             raise InvalidInputError("expected text, or a sequence of integer token ids")
         ids = torch.tensor(content, dtype=torch.long, device=device)

@@ -15,7 +15,7 @@ from remanence.errors import InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Memory, MemorySpec, Receipt, Storage
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
-from remanence.model.checks import require_own, require_slots, rows_of
+from remanence.model.checks import integer, require_own, require_slots, rows_of
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
 from remanence.model.fingerprint import Fingerprint
@@ -64,7 +64,7 @@ class MemoryModel(nn.Module):
         super().__init__()
         self.hf, self.tokenizer = hf, tokenizer
         self.backbone = Backbone(hf)
-        self.slots, self.slots_per_write = slots, slots_per_write
+        self.slots, self.slots_per_write = integer("slots", slots), integer("slots_per_write", slots_per_write)
         if eviction not in ("per_layer", "shared"):
             raise InvalidInputError(f"eviction must be 'per_layer' or 'shared', got {eviction!r}")
         self.eviction, self.keep_hidden, self.adapters = eviction, keep_hidden, adapters
@@ -108,9 +108,11 @@ class MemoryModel(nn.Module):
 
         Raises:
             UnsupportedModelError: the family is unknown; says what adding it takes.
-            InvalidInputError: K > N, or N is not a multiple of K.
+            InvalidInputError: K > N, N is not a multiple of K, or a size is no integer.
         """
         size, lora = settings.pop("retrieval_size", None), settings.pop("lora", None)
+        if size is not None:
+            size = integer("retrieval_size", size)
         if settings.get("longterm") is not None:
             settings["retriever"] = new_retriever(hf_model, size)
         if lora is not None:
@@ -249,8 +251,12 @@ class MemoryModel(nn.Module):
             longterm: keep what the pool evicts, where the model has a retriever.
             capacity: M, the most long-term slots per layer; None: as the model says.
             storage: where long-term slots lie, and whether as int8; None: in host memory, as they are.
+
+        Raises:
+            InvalidInputError: `seed` or `capacity` is no integer, the capacity too small, `storage` no `Storage`.
         """
-        kept = new_longterm(self, capacity, storage or Storage()) if longterm else None
+        seed = integer("seed", seed)
+        kept = new_longterm(self, capacity, Storage() if storage is None else storage) if longterm else None
         if self.shipped_pool is None:
             return Memory(self.spec, seed=seed, keep_hidden=self.keep_hidden, longterm=kept)
         return self.memory_from_slots(self.shipped_pool, seed, longterm=kept)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from remanence.errors import InvalidInputError
 from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, Pool, Storage
-from remanence.model.checks import require_slots
+from remanence.model.checks import integer, require_slots
 from remanence.model.writing import projected
 
 if TYPE_CHECKING:
@@ -37,8 +37,12 @@ def new_longterm(model: "MemoryModel", capacity: int | None, storage: Storage) -
     """None for a model without a retriever.
 
     Raises:
-        InvalidInputError: the capacity does not hold what one write evicts.
+        InvalidInputError: the capacity is no integer or does not hold what one write evicts; `storage` is no `Storage`.
     """
+    if capacity is not None:
+        capacity = integer("capacity", capacity)
+    if not isinstance(storage, Storage):
+        raise InvalidInputError(f"storage takes a Storage, such as Storage('disk'), got {storage!r}")
     if model.longterm is None:
         return None
     rules = model.longterm if capacity is None else replace(model.longterm, capacity=capacity)

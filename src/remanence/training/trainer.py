@@ -61,7 +61,8 @@ class MemoryTrainer(Trainer):
             through: which writes the gradient goes through.
             curriculum: builds the batches.
             retriever_loss: how the retriever is trained, where batches are `Recollections`.
-            bank: how many chunks of earlier steps stand in long-term memory beside a step's own.
+            bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
+                last step do.
         """
         super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
         self.through, self.curriculum = through, curriculum
@@ -109,7 +110,7 @@ class MemoryTrainer(Trainer):
 
     @torch.no_grad()
     def _carry(self, model: MemoryModel, made: Tensor) -> None:
-        """What later steps find written."""
+        """What later steps find written. An evaluation leaves no trace."""
         if model.training:
             keys = made[..., :0] if model.retriever is None else model.retriever.keys(model.backbone, made)
             self._carried.add(made, keys)
