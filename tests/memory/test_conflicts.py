@@ -85,13 +85,15 @@ def test_one_line_of_saves_is_no_conflict(target: Path) -> None:
     again.save(target)
 
 
-def test_a_fork_and_its_original_do_not_undo_each_other(target: Path) -> None:
+@pytest.mark.parametrize("fork_first", [True, False])
+def test_a_fork_and_its_original_do_not_undo_each_other(target: Path, fork_first: bool) -> None:
     memory = changed(target, 20)
     fork = memory.fork()
     write(fork, 21)
-    fork.save(target)
+    first, second = (fork, memory) if fork_first else (memory, fork)
+    first.save(target)
     with pytest.raises(MemoryConflictError):
-        memory.save(target)
+        second.save(target)
 
 
 def test_where_the_file_was_deleted_there_is_nothing_to_undo(target: Path) -> None:

@@ -115,9 +115,13 @@ def test_a_record_of_long_term_memory_that_does_not_fit_is_refused(target: Path,
     refused(target, "damaged.*older copy")
 
 
-def test_a_number_too_large_to_be_one_is_refused(target: Path) -> None:
-    damage(target, lambda about: None, old='"decay": 1.0', new='"decay": 1e999')
-    refused(target, "1e999")
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [('"decay": 1.0', '"decay": 1e999', "the number 1e999"), ('"kv_heads": 2', '"kv_heads": 0', "damaged")],
+)
+def test_a_number_that_none_of_ours_can_be_is_refused(target: Path, old: str, new: str, says: str) -> None:
+    damage(target, lambda about: None, old=old, new=new)
+    refused(target, says)
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 1), (0, 2), (1, 3)])

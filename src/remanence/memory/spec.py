@@ -37,15 +37,8 @@ class MemorySpec:
 
     def __post_init__(self) -> None:
         n, k = self.slots, self.slots_per_write
-        dtype = getattr(torch, self.dtype, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise InvalidInputError(
-                f"dtype {self.dtype!r} is none of torch's floating-point dtypes, such as 'bfloat16'"
-            )
-        if min(self.layers, self.hidden_size, self.kv_heads, self.head_dim) < 1 or self.retrieval_size < 0:
-            raise InvalidInputError(
-                "layers, hidden_size, kv_heads and head_dim must be positive, retrieval_size not less"
-            )
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InvalidInputError(f"{self.dtype!r} is no dtype of torch; take one such as 'bfloat16'")
         if not 0 < k <= n:
             raise InvalidInputError(f"slots_per_write K={k} must be between 1 and slots N={n}")
         if n % k:
