@@ -17,6 +17,10 @@ class MemoryFileError(RemanenceError, ValueError):
     """The file is truncated, damaged or not a memory."""
 
 
+class MemoryConflictError(RemanenceError):
+    """The file was saved again since the memory was loaded from it; nothing was changed."""
+
+
 class CorruptMemoryError(RemanenceError, ValueError):
     """The memory holds numbers that are not finite."""
 

@@ -1,5 +1,7 @@
 """Long-term memory: what comes back, what is dropped, and what an undone write leaves."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules
+from remanence.memory.saving import save_longterm
 from remanence.memory.tiers import MemoryRows
 from tests.longterms import ROWS, RULES, SPEC, append, everything, joined, longterm, random, use_small_blocks
 
@@ -263,7 +266,26 @@ def test_on_another_device_the_slots_stay_in_host_memory() -> None:
     assert everything(held) == before and held.to(torch.device("cpu")) is held
 
 
-@pytest.mark.parametrize("wrong", [{"policy": "newest"}, {"retrieved": 0}, {"capacity": -1}, {"merge_after": 0}])
+def test_a_full_block_that_lies_in_a_file_still_lies_there_when_its_keys_have_moved(tmp_path: Path) -> None:
+    held = longterm()
+    append(held, 300)
+    save_longterm(held, tmp_path / "m.longterm")
+    for before, after in zip(held.layers, held.to(torch.device("meta")).layers, strict=True):
+        assert [block.saved for block in after.blocks.values()] == [before.blocks[0].saved, None]
+        assert before.blocks[0].saved is not None
+
+
+WRONG_RULES = [
+    {"policy": "newest"},
+    {"retrieved": 0},
+    {"capacity": -1},
+    {"merge_after": 0},
+    {"initial_frequency": math.inf},
+    {"decay": math.nan},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_RULES)
 def test_rules_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
         LongTermRules(**{"retrieved": 4, **wrong})

@@ -2,11 +2,14 @@
 
 import errno
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -243,15 +246,31 @@ DAMAGED = [
     pytest.param("about", "spec", {"layers": 2}, id="a part of the spec"),
     pytest.param("about", "spec", {**SPEC.to_json(), "dtype": "number"}, id="an unknown dtype"),
     pytest.param("about", "spec", {**SPEC.to_json(), "slots": 13}, id="a size that does not divide"),
+    pytest.param("tensors", "pool.serial", torch.zeros(2, 12).long(), id="slots without an order"),
+    pytest.param("about", "spec", {**SPEC.to_json(), "dtype": "nn"}, id="a dtype that is none"),
+    pytest.param("about", "spec", {**SPEC.to_json(), "dtype": "int64"}, id="another dtype than the slots have"),
+    pytest.param("about", "spec", {**SPEC.to_json(), "slots": 24}, id="fewer slots than there should be"),
+    pytest.param("about", "spec", {**SPEC.to_json(), "kv_heads": 0}, id="no heads"),
+    pytest.param("about", "spec", {**SPEC.to_json(), "layers": 2.0}, id="a fraction of a layer"),
     pytest.param("about", "writes", [{"id": 3}], id="a part of a record"),
+    pytest.param("about", "writes", [vars(WriteRecord(1, 9, 12, 3)), vars(WriteRecord(0, 9, 0, 12))], id="disorder"),
+    pytest.param("about", "writes", [vars(WriteRecord(0, 9, 10**30, 3))], id="a slot that was never made"),
+    pytest.param(
+        "about", "writes", [{**vars(WriteRecord(0, 9, 0, 3)), "tokens": math.nan}], id="tokens without number"
+    ),
     pytest.param("about", "write_count", None, id="no count"),
+    pytest.param("about", "write_count", math.inf, id="infinitely many writes"),
+    pytest.param("about", "write_count", "4", id="a count in letters"),
+    pytest.param("about", "write_count", 2, id="fewer writes than are listed"),
+    pytest.param("about", "next_serial", 20, id="a serial number that was given already"),
+    pytest.param("about", "keep_hidden", "no", id="an answer that is neither yes nor no"),
 ]
 
 
 @pytest.mark.parametrize(("where", "name", "value"), DAMAGED)
 def test_a_damaged_file_is_refused(saved: Path, where: str, name: str, value: Any) -> None:
     tensors = load_file(saved)
-    with module.safe_open(saved, framework="pt") as file:
+    with safe_open(saved, framework="pt") as file:
         metadata = file.metadata()
     holder: dict[str, Any] = tensors if where == "tensors" else json.loads(metadata["memory"])
     if value is None:
@@ -261,14 +280,16 @@ def test_a_damaged_file_is_refused(saved: Path, where: str, name: str, value: An
     if where == "about":
         metadata["memory"] = json.dumps(holder)
     save_file(tensors, saved, metadata=metadata)
-    with pytest.raises(MemoryFileError, match="damaged"):
+    before = saved.read_bytes()
+    with pytest.raises(MemoryFileError, match=f"{saved} is .*damaged.*older copy"):
         Memory.load(saved)
+    assert saved.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["pool.keys", "pool.values", "newest"])
 def test_numbers_in_a_file_must_be_finite(saved: Path, name: str) -> None:
     tensors = load_file(saved)
-    with module.safe_open(saved, framework="pt") as file:
+    with safe_open(saved, framework="pt") as file:
         metadata = file.metadata()
     tensors[name].view(-1)[5] = float("nan")
     save_file(tensors, saved, metadata=metadata)
@@ -290,6 +311,38 @@ def test_a_full_disk_leaves_the_old_file(saved: Path, monkeypatch: pytest.Monkey
         written(5).save(saved)
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o660)])
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        written(1).save(tmp_path / "m")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_saved_again_keeps_its_permissions(saved: Path) -> None:
+    saved.chmod(0o640)
+    written(5).save(saved)
+    assert saved.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("keep_hidden", [False, True])
+def test_the_bytes_of_a_memory_are_those_of_its_tensors(keep_hidden: bool) -> None:
+    pool, newest = 2 * 12 * (4 + 4 + 8 * keep_hidden), 2 * 3 * 8
+    assert written(3, keep_hidden=keep_hidden).nbytes == 4 * (pool + newest) + 8 * 2 * 12
+
+
+@pytest.mark.parametrize("writes", [0, 3])
+def test_a_memory_moves_in_place(writes: int) -> None:
+    memory = written(writes)
+    assert memory.devices == ({torch.device("cpu")} if writes else set())
+    assert memory.to("meta") is memory
+    held = [*memory.pool.tensors.values(), memory.newest] if writes else []
+    assert all(tensor is not None and tensor.is_meta for tensor in held)
+    assert memory.devices == ({torch.device("meta")} if writes else set()) and memory.write_count == writes
 
 
 def test_who_has_the_old_file_open_goes_on_reading_it(saved: Path) -> None:

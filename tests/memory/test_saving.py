@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from remanence import Memory
 from remanence.errors import MemoryFileError
@@ -206,6 +207,128 @@ def test_an_interrupted_save_leaves_the_old_memory(
     assert state(Memory.load(target)) == state(memory) and len(files(target)) == 6
 
 
+@pytest.mark.parametrize("storage", [Storage("host"), DISK])
+@pytest.mark.parametrize("saved_before", [False, True])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_a_save_that_fails_leaves_no_files_of_its_own(
+    target: Path, monkeypatch: pytest.MonkeyPatch, storage: Storage, saved_before: bool, after: int
+) -> None:
+    memory = written(WRITES, storage=storage)
+    if saved_before:
+        memory.save(target)
+    for number in range(4):
+        write(memory, WRITES + number)
+    before, held, turns = sorted(target.parent.rglob("*")), state(memory), iter(range(after))
+
+    def full(*args: Any, **settings: Any) -> None:
+        if next(turns, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(*args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "save_file", full)
+        with pytest.raises(MemoryFileError, match="No space left"):
+            memory.save(target)
+    assert sorted(target.parent.rglob("*")) == before and state(memory) == held
+    memory.save(target)
+    assert state(Memory.load(target)) == held
+
+
+def test_a_save_cut_off_at_its_very_end_is_whole(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, real = written(WRITES), os.replace
+    memory.save(target)
+    write(memory, WRITES)
+
+    def interrupted(partial: Path, final: Path) -> None:
+        real(partial, final)
+        if final == target:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            memory.save(target)
+    assert state(Memory.load(target)) == state(memory)
+
+
+def test_files_of_blocks_have_the_permissions_of_any_other(target: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        written(WRITES).save(target)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (target, *files(target))} == {0o640}
+
+
+def rows_of(memory: Memory) -> list[dict[str, bytes]]:
+    """What lies in the blocks, as it lies there."""
+    used = (WRITES - 1) * 64 - 256
+    return [
+        {name: bits(part.first(256 if number == 0 else used)) for name, part in block.rows.items()}
+        for layer in longterm_of(memory).layers
+        for number, block in layer.blocks.items()
+    ]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("storage", [None, *(Storage(tier) for tier in TIERS)])
+def test_slots_are_kept_as_they_were_saved_unless_asked_otherwise(
+    target: Path, storage: Storage | None, int8: bool
+) -> None:
+    memory = written(WRITES, storage=Storage("disk", int8))
+    memory.save(target)
+    loaded = Memory.load(target, storage=storage)
+    assert longterm_of(loaded).layout.storage.int8 == int8
+    assert rows_of(loaded) == rows_of(memory)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_working_files_go_where_they_went_if_that_is_still_there(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    memory = written(WRITES, storage=Storage("disk", int8=True, folder=Path("work")))
+    memory.save(target)
+    if not there:
+        folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = Memory.load(target)
+    assert longterm_of(loaded).layout.storage == Storage("disk", int8=True, folder=folder if there else None)
+    for number in range(WRITES, WRITES + 3):  # more blocks than were saved
+        write(loaded, number)
+
+
+def test_a_memory_moves_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = written(WRITES)
+    before = state(memory)
+
+    def full(self: LongTerm, device: torch.device) -> LongTerm:
+        raise torch.OutOfMemoryError(f"no room on {device}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LongTerm, "to", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            memory.to("meta")
+    assert memory.devices == {torch.device("cpu")} and state(memory) == before
+    assert memory.to("meta").devices == {torch.device("meta")}
+
+
+def test_a_memory_that_a_device_has_no_room_for_is_not_called_damaged(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(WRITES).save(target)
+
+    def full(*args: Any, **settings: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(tiers_module.Block, "empty", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Memory.load(target)
+
+
 def test_a_file_where_the_folder_should_be_is_named(target: Path) -> None:
     module.folder_of(target).touch()
     with pytest.raises(MemoryFileError, match=r"cannot make .*longterm"):
@@ -234,7 +357,7 @@ def test_a_memory_outlives_the_files_that_it_was_loaded_from(target: Path) -> No
         write(other, 50 + number)
     other.save(target)
     assert state(loaded) == state(memory) == before != state(Memory.load(target))
-    loaded.save(target)
+    loaded.save(target, overwrite=True)
     assert state(Memory.load(target)) == before
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
-from remanence.memory import LongTermRules, Retrieved, Storage
+from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
 from remanence.model.adapters import LoraSettings
 from tests import tiny
 from tests.tiny import ids
@@ -184,6 +184,28 @@ def test_retrieval_can_follow_the_generated_text(options: dict[str, Any]) -> Non
         assert all(torch.equal(row, found.values) for row in held)
     with pytest.raises(InvalidInputError, match="retrieve_every"):
         model.generate(memory, prompt, retrieve_every=0, **generate)
+
+
+def test_each_retrieval_is_asked_by_what_was_written_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    memory, real = written(model, writes=20), LongTerm.retrieve
+    tokens: list[list[int]] = [[] for _ in range(tiny.LAYERS)]
+
+    def counting(self: LongTerm, layer: int, queries: Tensor, wanted: int | None = None) -> Retrieved:
+        tokens[layer].append(len(queries))
+        return real(self, layer, queries, wanted)
+
+    monkeypatch.setattr(LongTerm, "retrieve", counting)
+    model.generate(memory, ids(3), retrieve_every=2, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert tokens == [[3, 2, 2, 2]] * tiny.LAYERS
+
+
+def test_long_term_memory_that_lies_elsewhere_is_refused_before_the_first_write() -> None:
+    model = model_of()
+    memory = model.new_memory().to("meta")
+    with pytest.raises(InvalidInputError, match=r"memory is on meta, the model on cpu; move it with"):
+        model.write(memory, ids(9))
+    model.write(memory.to("cpu"), ids(9))
 
 
 def test_a_second_prompt_on_an_unchanged_memory_answers_like_the_first() -> None:

@@ -7,6 +7,7 @@ a slot's age is the clock less the clock at which it was born, so that nothing h
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import Literal
 
 import torch
@@ -48,6 +49,8 @@ class LongTermRules:
             raise InvalidInputError(f"policy is 'oldest' or 'recall_frequency', not {self.policy!r}")
         if self.retrieved < 1 or self.capacity < 0 or self.merge_after < 1:
             raise InvalidInputError("long-term memory needs retrieved > 0, capacity >= 0 and merge_after > 0")
+        if not (isfinite(self.initial_frequency) and isfinite(self.decay)):
+            raise InvalidInputError("initial_frequency and decay must be finite; a decay of 0 keeps every slot")
 
 
 @dataclass(frozen=True)

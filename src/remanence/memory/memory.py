@@ -16,7 +16,7 @@ from remanence.memory.eviction import check_evicted, draw_evicted
 from remanence.memory.longterm import Evicted, LongTerm
 from remanence.memory.pool import Pool
 from remanence.memory.spec import MemorySpec
-from remanence.memory.tiers import Storage
+from remanence.memory.tiers import Storage, exact
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Memory:
         self._records: list[WriteRecord] = []
         self._most_records = 64 + 8 * spec.slots // spec.slots_per_write
         self._generator = torch.Generator().manual_seed(seed)
+        self._files: dict[Path, tuple[int, int, int] | None] = {}  # as they were when it was loaded or saved there
 
     @property
     def written(self) -> bool:
@@ -116,6 +117,12 @@ class Memory:
         newest = 0 if self.newest is None else self.newest.numel() * self.newest.element_size()
         longterm = 0 if self.longterm is None else sum(self.longterm.nbytes.values())
         return newest + longterm + (0 if self.pool_or_none is None else self.pool_or_none.nbytes)
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where its pool and its long-term memory belong: one device, or none if it holds nothing yet."""
+        held = set() if self.pool_or_none is None else {self.pool_or_none.keys.device}
+        return held if self.longterm is None else held | {self.longterm.layout.device}
 
     def provenance(self) -> Tensor:  # [L, N], id of the write that made each slot, oldest first; -1: not by a write
         return self.written_by(self.pool.serial.gather(1, self.pool.order))
@@ -272,14 +279,16 @@ class Memory:
         twin._restore(self._bookkeeping())
         twin._most_records = self._most_records
         twin._generator.set_state(self._generator.get_state())
+        twin._files = dict(self._files)
         return twin
 
     def to(self, device: torch.device | str) -> "Memory":
-        """Move the tensors, in place."""
-        if self.pool_or_none is not None and self.newest is not None:
-            self.pool_or_none, self.newest = self.pool_or_none.to(device), self.newest.to(device)
-        if self.longterm is not None:
-            self.longterm = self.longterm.to(torch.device(device))
+        """Move the tensors, all or, if there is no room for them, none; the memory stays the same object."""
+        device = exact(device)
+        pool = None if self.pool_or_none is None else self.pool_or_none.to(device)
+        newest = None if self.newest is None else self.newest.to(device)
+        longterm = None if self.longterm is None else self.longterm.to(device)
+        self.pool_or_none, self.newest, self.longterm = pool, newest, longterm
         return self
 
     def _bookkeeping(self) -> dict[str, Any]:
@@ -293,18 +302,23 @@ class Memory:
         self.write_count, self._next_serial = int(kept["write_count"]), int(kept["next_serial"])
         self._records = [WriteRecord(**record) for record in kept["writes"]]
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write one safetensors file, whole or not at all: a full disk or Ctrl-C leaves what was there.
 
         Long-term slots go into files of their own, in a folder beside it that is named like it, with `.longterm`
         behind. Those that are there already stay as they are, so that saving again costs what is new.
 
+        Args:
+            overwrite: take the place of whatever was saved there since this memory, or the one that it is a fork of,
+                was loaded from the file or saved to it.
+
         Raises:
             MemoryFileError: the file could not be written.
+            MemoryConflictError: another save came in between, which this one would undo.
         """
         from remanence.memory.saving import save
 
-        save(self, Path(path))
+        save(self, Path(path), overwrite)
 
     @classmethod
     def load(
@@ -313,16 +327,18 @@ class Memory:
         """Read a file that `save` made.
 
         Args:
-            storage: where long-term slots are to lie; None: in the tier in which they lay.
+            storage: where long-term slots are to lie; None: in the tier in which they lay, and where that is the disk,
+                with working files in the folder of then, if this machine has it. They stay int8, or as they are,
+                unless `storage.int8` says otherwise.
 
         Raises:
             FileNotFoundError: there is no such file.
             MemoryFileError: the file, or one that holds long-term slots, is missing, truncated, damaged or foreign.
             CorruptMemoryError: a slot is not finite.
         """
-        from remanence.memory.saving import load
+        from remanence.memory.loading import load
 
-        return load(Path(path), torch.device(device), storage)
+        return load(Path(path), device, storage)
 
     def __repr__(self) -> str:
         spec = self.spec

@@ -37,6 +37,8 @@ class MemorySpec:
 
     def __post_init__(self) -> None:
         n, k = self.slots, self.slots_per_write
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise InvalidInputError(f"{self.dtype!r} is no dtype of torch; take one such as 'bfloat16'")
         if not 0 < k <= n:
             raise InvalidInputError(f"slots_per_write K={k} must be between 1 and slots N={n}")
         if n % k:

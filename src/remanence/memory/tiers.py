@@ -29,12 +29,13 @@ class Storage:
 
     Attributes:
         tier: "device": with the model; "host": in host memory, pinned where there is CUDA; "disk": in mapped files.
-        int8: slots as int8 with one scale for the key and one for the value of each slot.
+        int8: slots as int8 with one scale for the key and one for the value of each slot. None: a new memory keeps them
+            as they are, and a loaded one as they were saved.
         folder: for working files of the disk tier; None: the system's temporary folder, which may lie in memory.
     """
 
     tier: Tier = "host"
-    int8: bool = False
+    int8: bool | None = None
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -75,17 +76,25 @@ class Layout:
     def slots_shape(self) -> tuple[int, ...]:
         return (self.block_rows, 2, self.heads, self.head_dim)
 
+    @property
+    def parts(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of one row of each part of a block."""
+        return {
+            "slots": (self.slots_shape[1:], self.slot_dtype),
+            "keys": ((self.key_size,), self.dtype),
+            "born": ((), torch.int64),
+            "serial": ((), torch.int64),
+        } | ({"scales": ((2,), torch.float32)} if self.storage.int8 else {})
+
+    @property
+    def with_model(self) -> set[str]:
+        """The parts that lie on the model's device."""
+        return {"keys", "slots", "scales"} if self.storage.tier == "device" else {"keys"}
+
     def rows_of(self, name: str, rows: Tensor | None = None, *, whole: bool = False) -> "MemoryRows":
         """Room in memory for one part of a block, with rows in it if they are given."""
-        cpu = torch.device("cpu")
-        where = self.device if self.storage.tier == "device" else cpu
-        shape, dtype, device = {
-            "slots": (self.slots_shape[1:], self.slot_dtype, where),
-            "scales": ((2,), torch.float32, where),
-            "keys": ((self.key_size,), self.dtype, self.device),
-            "born": ((), torch.int64, cpu),
-            "serial": ((), torch.int64, cpu),
-        }[name]
+        shape, dtype = self.parts[name]
+        device = self.device if name in self.with_model else torch.device("cpu")
         room = MemoryRows(self.block_rows, shape, dtype, device, whole=whole)
         if rows is not None:
             room.write(0, rows)
@@ -212,9 +221,10 @@ class Block:
         """Room for a block. A memory's first starts small; where others came before it will be filled, so that growing
         it step by step would leave the allocator with pieces that it cannot give back."""
         storage = layout.storage
-        names = ["slots", "keys", "born", "serial", *(["scales"] if storage.int8 else [])]
         rows: dict[str, Rows] = {
-            name: layout.rows_of(name, whole=whole) for name in names if name != "slots" or storage.tier != "disk"
+            name: layout.rows_of(name, whole=whole)
+            for name in layout.parts
+            if name != "slots" or storage.tier != "disk"
         }
         if storage.tier == "disk":
             rows["slots"] = DiskRows.create(storage.folder, layout.slots_shape, layout.slot_dtype)
@@ -245,12 +255,18 @@ class Block:
 
     def moved(self, layout: Layout, used: int) -> "Block":
         """A block with the same rows on another device; those that do not depend on it are shared."""
-        here = {"keys"} | ({"slots", "scales"} if layout.storage.tier == "device" else set())
         rows = {
-            name: layout.rows_of(name, part.first(used).to(layout.device)) if name in here else part
+            name: layout.rows_of(name, part.first(used).to(layout.device)) if name in layout.with_model else part
             for name, part in self.rows.items()
         }
-        return Block(layout, rows)
+        block = Block(layout, rows)
+        block.saved = self.saved
+        return block
+
+
+def exact(device: torch.device | str) -> torch.device:
+    """A device as tensors on it name it: "cuda" with its number."""
+    return torch.empty(0, device=device).device
 
 
 def quantised(slots: Tensor) -> tuple[Tensor, Tensor]:  # [n, 2, H, D] -> int8 of that shape, scales [n, 2]

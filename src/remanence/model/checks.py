@@ -39,10 +39,9 @@ def require_own(model: "MemoryModel", memory: Memory) -> None:
     if not isinstance(memory, Memory):
         raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
     model.spec.require(memory.spec)
-    if memory.written and memory.pool.keys.device != model.device:
+    for device in memory.devices - {model.device}:
         raise InvalidInputError(
-            f"the memory is on {memory.pool.keys.device}, the model on {model.device}; "
-            f"move it with memory.to({str(model.device)!r})"
+            f"the memory is on {device}, the model on {model.device}; move it with memory.to({str(model.device)!r})"
         )
 
 
