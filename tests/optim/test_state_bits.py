@@ -77,6 +77,20 @@ def test_steps_are_nearly_those_with_moments_in_float32(on_refresh: Any) -> None
 
 
 @pytest.mark.parametrize("on_refresh", ["reset", "keep"])
+def test_a_selection_leaves_the_moments_that_it_leaves_in_float32(on_refresh: Any) -> None:
+    optimizers = []
+    for bits in (32, 8):
+        model, optimizer = fresh(bits, on_refresh=on_refresh)
+        run(model, optimizer, range(GAP + 1))
+        optimizers.append(optimizer)
+    one, other = (optimizer.state[optimizer.param_groups[0]["params"][0]] for optimizer in optimizers)
+    assert torch.equal(one["rows"], other["rows"])
+    assert bool(one["exp_avg"].any()) == (on_refresh == "keep")
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert float((other[name].dequantize() - one[name]).norm()) <= 0.05 * float(one[name].norm())
+
+
+@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
 @pytest.mark.parametrize("stop", [1, GAP + 2])
 def test_a_resumed_run_is_bit_for_bit_the_same(on_refresh: Any, stop: int) -> None:
     model, whole = fresh(on_refresh=on_refresh)
