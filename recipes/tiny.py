@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.optimizer import MuonAdamW, split_parameters
+from remanence.training.optimizer import MuonAdamW, choose, split_parameters
 from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
@@ -176,7 +176,9 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
     model.shipped_pool = memory.pool.slots()
 
 
-def train(output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4000) -> Path:
+def train(
+    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4000, optimizer: str = "default"
+) -> Path:
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
@@ -196,6 +198,10 @@ def train(output: Path, *, resume: bool = False, minutes: float | None = None, s
     model = build_model(tokenizer)
     model.hf.set_attn_implementation("sdpa_float32")
     matrices, others = split_parameters(model, model.backbone.layers)
+
+    def muon() -> MuonAdamW:
+        return MuonAdamW(matrices, others, muon_lr=0.01, adamw_lr=0.004)
+
     trainer = MemoryTrainer(
         model,
         through="all",
@@ -206,7 +212,7 @@ def train(output: Path, *, resume: bool = False, minutes: float | None = None, s
             steps=steps,
             threshold=THRESHOLDS,
         ),
-        optimizers=(MuonAdamW(matrices, others, muon_lr=0.01, adamw_lr=0.004), None),
+        optimizers=(choose(optimizer, model, lr=0.004, rank=32, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
     trainer.train(resume_from_checkpoint=resume)

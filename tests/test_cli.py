@@ -232,6 +232,15 @@ def test_train_runs_a_recipe_with_its_settings() -> None:
     assert Path("elsewhere/made").read_text() == "False None 5"
 
 
+def test_train_passes_an_optimizer_on_to_recipes_that_leave_the_choice() -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "the recipe does not take 'optimizer=grass'" in refused("train", "mine.py", "--optimizer", "grass")
+    done("train", "mine.py", "--optimizer", "default")
+    Path("free.py").write_text(RECIPE.replace("steps", "optimizer"))
+    done("train", "free.py", "--optimizer", "grass")
+    assert Path("runs/free/made").read_text() == "False None 'grass'"
+
+
 def test_train_lists_the_recipes_there_are() -> None:
     Path("recipes").mkdir()
     Path("recipes/tiny.py").write_text(RECIPE)

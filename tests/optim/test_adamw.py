@@ -181,6 +181,32 @@ def test_a_step_with_a_gradient_that_is_no_number_is_skipped_and_counted() -> No
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("stop", [0, 1, GAP])
+def test_a_batch_without_a_finite_gradient_leaves_no_trace_not_even_where_rows_are_selected(stop: int) -> None:
+    models = [model_of(), model_of()]
+    optimizers = [GrassAdamW(groups_of(model), lr=0.01) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        run(model, optimizer, range(stop))
+    models[1](torch.full((8, 10), torch.nan)).sum().backward()
+    optimizers[1].step()
+    optimizers[1].zero_grad()
+    assert [optimizer.skipped_steps for optimizer in optimizers] == [0, 1]
+    rest = [run(model, one, range(stop, 3 * GAP)) for model, one in zip(models, optimizers, strict=True)]
+    assert rest[0] == rest[1]
+
+
+def test_layer_by_layer_a_gradient_that_is_not_finite_changes_no_parameter_and_is_counted() -> None:
+    model = model_of()
+    optimizer = GrassAdamW(groups_of(model), lr=0.01, layerwise=True)
+    run(model, optimizer, range(1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model(torch.full((8, 10), torch.nan)).sum().backward()
+    optimizer.step()
+    assert optimizer.skipped_steps == 4  # all but the last bias, whose gradient is 1
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == ["3.bias"]
+
+
 def test_clipping_inside_is_clipping_outside() -> None:
     models = [model_of(), model_of()]
     inside = GrassAdamW(groups_of(models[0]), lr=0.01, max_grad_norm=0.1)
@@ -250,6 +276,22 @@ def test_a_state_of_another_model_is_refused() -> None:
         optimizer.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match=r"rank is 3 there and\s+2 here"):
         optimizer.load_state_dict(GrassAdamW(groups_of(model_of(), rank=3)).state_dict())
+
+
+def test_a_state_of_a_wider_model_is_refused_before_anything_is_changed() -> None:
+    wider = nn.Sequential(nn.Linear(12, 6), nn.Tanh(), nn.Linear(6, 10, bias=False), nn.LayerNorm(10))
+    other = GrassAdamW(groups_of(wider))
+    wider(torch.randn(8, 12)).square().sum().backward()
+    other.step()
+    model = model_of()
+    optimizer = GrassAdamW(groups_of(model))
+    run(model, optimizer, range(2))
+    before = {name: value.clone() for name, value in optimizer.state[optimizer.param_groups[0]["params"][0]].items()}
+    with pytest.raises(ValueError, match=r"the shape of a moment is \[2, 12\] there and \[2, 10\] here"):
+        optimizer.load_state_dict(other.state_dict())
+    after = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert optimizer.param_groups[0]["step"] == 2
 
 
 def test_a_parameter_in_two_groups_is_refused() -> None:

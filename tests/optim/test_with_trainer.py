@@ -1,55 +1,20 @@
 """`transformers.Trainer` drives the optimizer unchanged: it accumulates, clips, schedules, saves and resumes."""
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
-from transformers.trainer_utils import set_seed
+from transformers import LlamaForCausalLM, Trainer
 
-from remanence.optim import GrassAdamW, grass_param_groups
-
-
-class Counting(Dataset[dict[str, Tensor]]):
-    """Sequences that count up: a decoder learns them in a few steps."""
-
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        ids = (torch.arange(12) + index) % 32
-        return {"input_ids": ids, "labels": ids}
-
-
-def trainer(output: Path, steps: int, batch: int = 8, accumulate: int = 1, **settings: Any) -> Trainer:
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-    )
-    model = LlamaForCausalLM(config)
-    optimizer = GrassAdamW(grass_param_groups(model, rank=8, update_proj_gap=4, scale=1.0), lr=5e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 4))
-    arguments = TrainingArguments(
-        output_dir=str(output),
-        max_steps=steps,
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=accumulate,
-        use_cpu=True,
-        logging_steps=1,
-        save_steps=6,
-        report_to="none",
-        disable_tqdm=True,
-        **settings,
-    )
-    return Trainer(model=model, args=arguments, train_dataset=Counting(), optimizers=(optimizer, scheduler))
+from tests.optim.counting import GAP, killed_after, killed_while_saving, trainer
 
 
 def losses(run: Trainer) -> list[float]:
@@ -105,3 +70,58 @@ def test_a_saved_model_is_a_stock_one(tmp_path: Path) -> None:
     for name, value in loaded.state_dict().items():
         assert isinstance(run.model, torch.nn.Module)
         assert torch.equal(value, run.model.state_dict()[name]), name
+
+
+def killed(target: Callable[[int, Path], None], step: int, output: Path) -> None:
+    """Runs to its end by SIGKILL in a process of its own, forked from one that has everything imported."""
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.optim.counting"])
+    process = context.Process(target=target, args=(step, output))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("step", [2, GAP, GAP + 1, GAP + 2])
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(step: int, tmp_path: Path) -> None:
+    # Rows are selected within steps 1 and GAP + 1: this is before such a step, within it, and after it.
+    whole = trainer(tmp_path / "whole", 2 * GAP)
+    whole.train()
+    killed(killed_after, step, tmp_path / "cut")
+    assert not (tmp_path / "cut" / f"checkpoint-{step}").exists()
+    resumed = trainer(tmp_path / "cut", 2 * GAP)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_a_checkpoint_that_was_cut_while_saving_is_refused_and_the_one_before_it_goes_on(tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", 2 * GAP)
+    whole.train()
+    killed(killed_while_saving, 3, tmp_path / "cut")
+    assert (tmp_path / "cut" / "checkpoint-3" / "model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-3.trainer_state\.json"):
+        trainer(tmp_path / "cut", 2 * GAP).train(resume_from_checkpoint=True)
+    resumed = trainer(tmp_path / "cut", 2 * GAP)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_two_processes_of_torchrun_do_what_one_does_with_the_joined_batch(tmp_path: Path) -> None:
+    steps = GAP + 2
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "-m", "tests.optim.counting", str(tmp_path), str(steps)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = trainer(tmp_path / "alone", steps)
+    alone.train()
+    assert isinstance(alone.model, torch.nn.Module)
+    for name, value in alone.model.state_dict().items():
+        assert torch.equal(found[0]["model"][name], found[1]["model"][name])
+        torch.testing.assert_close(found[0]["model"][name], value, atol=1e-5, rtol=1e-5)
+    assert [one["world"] for one in found] == [2, 2]

@@ -64,6 +64,16 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
 
 
+def test_resuming_passes_over_a_checkpoint_that_was_cut_while_saving(tmp_path: Path) -> None:
+    whole = trainer(tmp_path, 10)
+    whole.train()
+    for name in ("trainer_state.json", "optimizer.pt", "remanence.json"):
+        (tmp_path / "checkpoint-10" / name).unlink()
+    resumed = trainer(tmp_path, 10)
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
+
+
 def test_every_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:
     run = trainer(tmp_path, 5)
     run.train()

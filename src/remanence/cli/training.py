@@ -14,6 +14,7 @@ app = typer.Typer()
     epilog=examples(
         "remanence train recipes/tiny.py",
         "remanence train recipes/tiny.py --output runs/tiny --resume --minutes 30",
+        "remanence train recipes/tiny.py --optimizer grass",
         "remanence train recipes/tiny.py -- steps=200",
     )
 )
@@ -24,13 +25,17 @@ def train(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for checkpoints. Default: runs/RECIPE.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    optimizer: Annotated[
+        str, typer.Option(help="adamw or grass, where a recipe leaves the choice; default: the recipe's own.")
+    ] = "default",
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long, with a checkpoint.")] = None,
 ) -> None:
     """Train a checkpoint by a recipe."""
     from remanence.training.recipes import load_recipe, settings_of
 
     run = load_recipe(recipe)
-    settings = settings_of(run, extra or [])
+    chosen = [] if optimizer == "default" else [f"optimizer={optimizer}"]
+    settings = settings_of(run, [*(extra or []), *chosen])
     result = run(output or Path("runs") / recipe.stem, resume=resume, minutes=minutes, **settings)
     if result is not None:
         out.print(f"trained: {result}", markup=False, soft_wrap=True)

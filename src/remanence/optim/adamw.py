@@ -1,7 +1,7 @@
 """AdamW that keeps moments for, and updates, the selected rows only (Grass, algorithm 1)."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
+from remanence.optim import moments
 from remanence.optim.projection import Projection
 from remanence.optim.rounding import round_stochastically
 from remanence.optim.selection import Rule
@@ -36,6 +37,8 @@ class GrassAdamW(Optimizer):
         layerwise: update each parameter within the backward pass, as soon as its gradient is there, and let go of it.
             Gradients then take the room of one layer; what has to see all of them is refused: clipping, accumulation
             over micro-batches, several processes. Where a gradient is not finite, that parameter alone is skipped.
+        state_bits: 32, or 8: moments in 8 bits through torchao, a quarter of the room. Float32 stay those of parameters
+            that are sharded or have fewer than 4,096 values. A state that was saved with the other is converted.
         process_group: over which sketches are added up, where gradients are reduced over several processes.
 
     Attributes:
@@ -44,6 +47,7 @@ class GrassAdamW(Optimizer):
 
     Raises:
         ValueError: an argument is out of range or does not go with another, or a parameter is in two groups.
+        ImportError: state_bits=8 without torchao.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class GrassAdamW(Optimizer):
         max_grad_norm: float | None = None,
         rounding: Rounding = "stochastic",
         layerwise: bool = False,
+        state_bits: Literal[8, 32] = 32,
         process_group: Any = None,
     ) -> None:
         if lr < 0 or eps < 0 or weight_decay < 0 or not all(0 <= beta < 1 for beta in betas):
@@ -67,9 +72,15 @@ class GrassAdamW(Optimizer):
             raise ValueError(f"max_grad_norm is above 0, or None, not {max_grad_norm}")
         if layerwise and max_grad_norm is not None:
             raise ValueError("clipping needs all gradients at once; leave out max_grad_norm, or layerwise")
+        if state_bits not in (8, 32):
+            raise ValueError(f"state_bits is 8 or 32, not {state_bits}")
+        if state_bits == 8:
+            moments.require_torchao()
         self.max_grad_norm, self.rounding, self.process_group = max_grad_norm, rounding, process_group
         self.grad_norm, self.skipped_steps, self.layerwise = 0.0, 0, layerwise
+        self.state_bits = state_bits
         self._projections: dict[int, Projection] = {}
+        self._blanks: dict[torch.device, Tensor] = {}
         self._done: dict[int, float] = {}  # parameters updated since the last step, and their squared gradient norms
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
@@ -121,30 +132,46 @@ class GrassAdamW(Optimizer):
             return loss
         else:
             shrink = clipped
+        if self._is_rehearsal():
+            return loss
+        for parameter, number, group, projection in self._each():
+            if parameter.grad is not None:
+                gradient = parameter.grad if shrink == 1 else parameter.grad * shrink
+                self._apply(parameter, gradient, number, group)
+            if projection is not None:
+                self._refresh(projection, number, group)
+        for group in self.param_groups:
+            group["step"] += 1
+        for _, number, group, projection in self._each():
+            if projection is not None:
+                self._prepare(projection, number, group)
+        return loss
+
+    def _each(self) -> Iterator[tuple[Tensor, int, dict[str, Any], Projection | None]]:
+        """All parameters, with their places in their groups, and what is projected of those that are proxies."""
         for group in self.param_groups:
             for number, parameter in enumerate(group["params"]):
-                if not self.layerwise and parameter.grad is not None:
-                    gradient = parameter.grad if shrink == 1 else parameter.grad * shrink
-                    self._apply(parameter, gradient, number, group)
-                if (projection := self._projections.get(id(parameter))) is not None:
-                    self._refresh(projection, number, group)
-            group["step"] += 1
-            for number, parameter in enumerate(group["params"]):
-                if (projection := self._projections.get(id(parameter))) is not None:
-                    self._prepare(projection, number, group)
-        return loss
+                yield parameter, number, group, self._projections.get(id(parameter))
+
+    def _is_rehearsal(self) -> bool:
+        """A first step with nothing but zeros, by which `torch.distributed.checkpoint` learns what a state consists of:
+        it makes the state, and counts for nothing."""
+        if self.grad_norm or self.state or any(group["step"] for group in self.param_groups):
+            return False
+        for parameter, *_ in self._each():
+            if parameter.grad is not None:
+                self._state(parameter)
+        return True
 
     def _reduce(self) -> None:
         """Gradients of the rows of sharded weights, which nobody else reduces."""
-        for group in self.param_groups:
-            for proxy in group["params"]:
-                projection = self._projections.get(id(proxy))
-                if projection is not None and proxy.grad is not None and is_sharded(projection.weight):
-                    mean_over(projection.weight, proxy.grad)
+        for proxy, _, _, projection in self._each():
+            if projection is not None and proxy.grad is not None and is_sharded(projection.weight):
+                mean_over(projection.weight, proxy.grad)
 
     def _clip(self) -> float | None:
         """What to multiply gradients by; None where they are not finite."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [parameter.grad for parameter, *_ in self._each() if parameter.grad is not None]
         if not gradients:
             self.grad_norm = 0.0
             return 1.0
@@ -163,11 +190,8 @@ class GrassAdamW(Optimizer):
             self._update_rows(projection, gradient, number, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
-        state = self.state[parameter]
-        if not state:
-            zeros = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-            state.update(steps=torch.zeros(()), exp_avg=zeros, exp_avg_sq=zeros.clone())
-        delta = _adam(state, gradient, group, state["steps"])
+        state = self._state(parameter)
+        delta = moments.adam(state, gradient, group, state["steps"])
         if group["weight_decay"]:
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
         if parameter.dtype == torch.float32:
@@ -177,8 +201,8 @@ class GrassAdamW(Optimizer):
             local(parameter).copy_(self._rounded(moved, parameter.dtype, number, group))
 
     def _update_rows(self, projection: Projection, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
-        state = self._state(projection)
-        delta = _adam(state, gradient, group, projection.along(state["steps"]))
+        state = self._state(projection.proxy)
+        delta = moments.adam(state, gradient, group, projection.along(state["steps"]))
         rows, dim = projection.rows, 0 if projection.by_row else 1
         delta.mul_(group["lr"] * group["scale"] * _rewarmed(group))
         if projection.rho is not None:
@@ -206,15 +230,26 @@ class GrassAdamW(Optimizer):
         seed = _seed(group.get("seed", 0), number, group["step"], 2)
         return round_stochastically(values, torch.Generator(values.device).manual_seed(seed))
 
-    def _state(self, projection: Projection) -> dict[str, Any]:
-        """The moments of selected rows; the first stands where the proxy's values are, which nothing else needs."""
-        state: dict[str, Any] = self.state[projection.proxy]
-        if "steps" not in state:
-            proxy = projection.proxy
-            state.update(steps=proxy.new_zeros(projection.rank), exp_avg=proxy.data.zero_())
-            state.update(exp_avg_sq=torch.zeros_like(proxy.data))
-            _note_selection(state, projection)
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            projection = self._projections.get(id(parameter))
+            state["steps"] = torch.zeros(()) if projection is None else parameter.new_zeros(projection.rank)
+            state.update((name, moments.zeros(parameter, name, self.state_bits)) for name in moments.MOMENTS)
+            if projection is not None:
+                _note_selection(state, projection)
+                self._settle(parameter, state)
         return state
+
+    def _settle(self, proxy: Tensor, state: dict[str, Any]) -> None:
+        """Nothing reads a proxy's values: a first moment in float32 stands there, or else all proxies share zeros."""
+        if not moments.in_eight_bits(state["exp_avg"]):
+            proxy.data = state["exp_avg"]
+            return
+        if proxy.device not in self._blanks:
+            most = max(projection.proxy.numel() for projection in self._projections.values())
+            self._blanks[proxy.device] = proxy.data.new_zeros(most)
+        proxy.data = self._blanks[proxy.device][: proxy.numel()].view(proxy.shape)
 
     def _refresh(self, projection: Projection, number: int, group: dict[str, Any]) -> None:
         """Select anew, if this step's gradient was there to go by."""
@@ -226,8 +261,11 @@ class GrassAdamW(Optimizer):
             return
         before = projection.rows
         self._select(projection, number, group, norms)
-        state = self._state(projection)
-        _carry(state, projection, before, keep=group["on_refresh"] == "keep")
+        state = self._state(projection.proxy)
+        if group["on_refresh"] == "keep":
+            _carry(state, projection, before)
+        else:
+            moments.reset(state)
         _note_selection(state, projection)
 
     def _norms(self, projection: Projection) -> Tensor | None:  # [m]; None where there was no gradient
@@ -264,45 +302,51 @@ class GrassAdamW(Optimizer):
         Raises:
             ValueError: of another model, or of other groups.
         """
+        self._require_own(state_dict)
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for saved, (parameter, number, group, projection) in zip(numbers, self._each(), strict=True):
+            if held := state_dict["state"].get(saved):
+                self.state[parameter] = self._copied(held, parameter)
+            if projection is not None:
+                self._adopt(projection)
+                self._prepare(projection, number, group)
+
+    def _require_own(self, state_dict: dict[str, Any]) -> None:
+        """Before anything is changed."""
+
+        def refuse(what: str, there: Any, here: Any) -> None:
+            raise ValueError(
+                f"this state is of another model or of other groups: {what} is {there} there and {here} here; "
+                "make the groups as they were made then"
+            )
+
         for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
             for key in ("names", "rank"):
                 if mine.get(key) != saved.get(key):
-                    raise ValueError(
-                        f"this state is of another model or of other groups: {key} is {saved.get(key)} there and "
-                        f"{mine.get(key)} here; make the groups as they were made then"
-                    )
-        super().load_state_dict(state_dict)
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            if saved := state_dict["state"].get(number):
-                # torch casts a state to its parameter's dtype; ours is float32, and rows are integers.
-                self.state[parameter] = {name: value.to(parameter.device, copy=True) for name, value in saved.items()}
-        for group in self.param_groups:
-            for number, parameter in enumerate(group["params"]):
-                if (projection := self._projections.get(id(parameter))) is not None:
-                    self._adopt(projection)
-                    self._prepare(projection, number, group)
+                    refuse(key, saved.get(key), mine.get(key))
+            for parameter, number in zip(mine["params"], saved["params"], strict=False):
+                held = state_dict["state"].get(number)
+                if held and held["exp_avg"].shape != parameter.shape:
+                    refuse("the shape of a moment", list(held["exp_avg"].shape), list(parameter.shape))
+
+    def _copied(self, saved: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+        """torch casts a state to its parameter's dtype; ours is float32 or in 8 bits, and rows are integers."""
+        copied = {}
+        for name, value in saved.items():
+            if name in moments.MOMENTS:
+                copied[name] = moments.zeros(parameter, name, self.state_bits).copy_(value)
+            else:
+                copied[name] = value.to(parameter.device, copy=True)
+        return copied
 
     def _adopt(self, projection: Projection) -> None:
         """Go on with the rows and moments of a state that was loaded."""
-        state, proxy = self.state.get(projection.proxy), projection.proxy
+        state = self.state.get(projection.proxy)
         projection.end_sketch()
         if state:
             projection.select(state["rows"], state.get("rho"))
-            proxy.data.copy_(state["exp_avg"])
-            state["exp_avg"] = proxy.data
-
-
-def _adam(state: dict[str, Any], gradient: Tensor, group: dict[str, Any], steps: Tensor) -> Tensor:
-    """The direction of a step, after taking its gradient in; `steps`: a view of the state's that fits the gradient."""
-    first, second = group["betas"]
-    state["steps"] += 1
-    state["exp_avg"].lerp_(gradient, 1 - first)
-    state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    steps = steps.to(gradient.device)
-    spread = (state["exp_avg_sq"] / (1 - second**steps)).sqrt_().add_(group["eps"])
-    return (state["exp_avg"] / (1 - first**steps)).div_(spread)
+            self._settle(projection.proxy, state)
 
 
 def _note_selection(state: dict[str, Any], projection: Projection) -> None:
@@ -311,20 +355,12 @@ def _note_selection(state: dict[str, Any], projection: Projection) -> None:
         state["rho"] = projection.rho
 
 
-def _carry(state: dict[str, Any], projection: Projection, before: Tensor, *, keep: bool) -> None:
-    """Moments after a selection: of rows that stay, if they are kept, and else zero."""
-    if not keep:
-        for name in ("steps", "exp_avg", "exp_avg_sq"):
-            state[name].zero_()
-        return
+def _carry(state: dict[str, Any], projection: Projection, before: Tensor) -> None:
+    """Moments of rows that stay selected go on; all others are zero."""
     place = torch.full((projection.candidates,), -1, device=before.device)
     place[before] = torch.arange(len(before), device=before.device)
     source = place[projection.rows]
-    stays, dim = source >= 0, 0 if projection.by_row else 1
-    state["steps"].copy_(state["steps"][source.clamp(min=0)] * stays)
-    for name in ("exp_avg", "exp_avg_sq"):
-        kept = state[name].index_select(dim, source.clamp(min=0))
-        state[name].copy_(kept.mul_(projection.along(stays)))
+    moments.carry(state, source.clamp(min=0), source >= 0, 0 if projection.by_row else 1)
 
 
 def _rewarmed(group: dict[str, Any]) -> float:

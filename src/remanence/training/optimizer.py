@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for the rest, behind one optimizer."""
+"""Muon for matrices, AdamW for the rest, behind one optimizer; and a choice of others."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+
+from remanence.errors import InvalidInputError
+from remanence.optim import GrassAdamW, grass_param_groups
 
 
 class MuonAdamW(Optimizer):
@@ -56,3 +59,24 @@ def split_parameters(model: nn.Module, part: nn.Module) -> tuple[list[nn.Paramet
     inside = {id(p) for p in part.parameters() if p.dim() == 2}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]
+
+
+def choose(name: str, model: nn.Module, *, lr: float, rank: int, default: Callable[[], Optimizer]) -> Optimizer:
+    """The optimizer that `remanence train --optimizer` names.
+
+    Args:
+        name: "default": the recipe's own; "adamw": AdamW; "grass": Grass on the linear layers of decoder layers, and
+            AdamW on the rest.
+        rank: for Grass.
+
+    Raises:
+        InvalidInputError: another name.
+    """
+    if name == "default":
+        return default()
+    settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.98), "weight_decay": 0.0}
+    if name == "adamw":
+        return AdamW([p for p in model.parameters() if p.requires_grad], **settings)
+    if name == "grass":
+        return GrassAdamW(grass_param_groups(model, rank, scale=1.0, target_modules=["layers."]), **settings)
+    raise InvalidInputError(f"there is no optimizer {name!r}; take default, adamw or grass")

@@ -69,6 +69,12 @@ class MemoryTrainer(Trainer):
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **settings: Any) -> Any:
+        """As the Trainer's; but `True` passes over a checkpoint that was cut off while it was saved."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = _last_whole(Path(self.args.output_dir or ".")) or True
+        return super().train(resume_from_checkpoint, *rest, **settings)
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         batch, task = inputs["batch"], inputs["task"]
         memory_model: MemoryModel = self.accelerator.unwrap_model(model)
@@ -163,6 +169,12 @@ class MemoryTrainer(Trainer):
             self._carried.load_state_dict(load_file(path / CARRIED), self.args.device)
         if self.curriculum is not None and (path / CURRICULUM).is_file():
             self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
+
+
+def _last_whole(folder: Path) -> str | None:
+    # The Trainer writes this file after all others.
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def _to(batch: Any, device: torch.device) -> Any:
