@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 BUNDLED = Path(__file__).parents[2] / "src/remanence/checkpoints/tiny"  # its tokenizer: byte-level BPE, 5,120 tokens
-HELD_OUT = 32_768  # tokens of validation, and of test
+PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def documents(paths: list[Path]) -> Iterator[str]:
                 yield from re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
 
 
-def read(paths: list[Path], train: int, held_out: int = HELD_OUT, tokenizer: str | Path = BUNDLED) -> Corpus:
+def read(paths: list[Path], train: int, held_out: int, tokenizer: str | Path = BUNDLED) -> Corpus:
     """So many tokens of each part, of documents in an order that is random and always the same.
 
     Raises:
@@ -60,7 +60,7 @@ def read(paths: list[Path], train: int, held_out: int = HELD_OUT, tokenizer: str
     return Corpus(**made, vocabulary=len(tokens))
 
 
-def corpus(file: Path, paths: list[Path], train: int, held_out: int = HELD_OUT) -> Corpus:
+def corpus(file: Path, paths: list[Path], train: int, held_out: int) -> Corpus:
     """The tokens in a file, which is made from text where it is not there.
 
     Raises:
@@ -77,6 +77,3 @@ def corpus(file: Path, paths: list[Path], train: int, held_out: int = HELD_OUT) 
     if len(there.train) < train:
         raise ValueError(f"{file} has {len(there.train):,} tokens to train on, and {train:,} are wanted; remove it")
     return there
-
-
-PARTS = ("train", "validation", "test")

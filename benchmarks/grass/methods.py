@@ -32,7 +32,8 @@ Maker = Callable[[nn.Module, Projecting, float], Optimizer]
 
 
 def adamw(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=trained[0].is_cuda)
 
 
 def grass(model: nn.Module, by: Projecting, lr: float, **settings: Any) -> Optimizer:
@@ -76,7 +77,7 @@ def lora(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("base_layer" not in name)
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    return adamw(model, by, lr)
 
 
 METHODS: dict[str, Maker] = {

@@ -1,7 +1,8 @@
-"""Loss at equal tokens: AdamW, GaLore, APOLLO, LoRA and Grass, each at its own best learning rate.
+r"""Loss at equal tokens: AdamW, GaLore, APOLLO, LoRA and Grass, each at its own best learning rate.
 
     pip install galore-torch apollo-torch bitsandbytes
-    python benchmarks/grass/quality.py --text PATH... --output runs/quality --json benchmarks/grass/quality.json
+    python benchmarks/grass/quality.py --text PATH... --output runs/quality --jobs 2 \
+        --json benchmarks/grass/quality.json
 
 The same random Llama (d 256, 4 layers), real text, tokens and schedule for all. A run with one method, learning rate
 and seed is a cell; it is stored as soon as it is done, and not run again. Step 1, seed 0: learning rates of powers of
@@ -15,19 +16,19 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from grass.corpus import HELD_OUT, corpus
+from grass.corpus import corpus
 from grass.methods import METHODS
 from grass.training import Setup, train
-from measure import Figures, circumstances, write_down
+from measure import Figures, circumstances, now, write_down
 
 SETUP = Setup(4, 256, 688, 4, rank=64, gap=25, steps=250, batch=8, length=128)
 BASE = 1e-3  # learning rates are this times a power of two
@@ -98,7 +99,9 @@ def summary(method: str, cells: Cells, seeds: int) -> Figures | None:
 
 def run(cell: Cell, setup: Setup, folder: Path) -> Figures:
     """Train, and store the figures under the cell's name, whole or not at all."""
-    figures = train(setup, cell.method, cell.lr, cell.seed, corpus(folder / "tokens.pt", [], setup.tokens))
+    figures = train(
+        setup, cell.method, cell.lr, cell.seed, corpus(folder / "tokens.pt", [], setup.tokens, setup.held_out)
+    )
     partial = folder / f"{cell.name}.partial"
     partial.write_text(json.dumps(figures))
     os.replace(partial, folder / cell.name)
@@ -114,16 +117,28 @@ def finished(folder: Path, methods: Iterable[str]) -> Cells:
     return cells
 
 
-def sweep(methods: list[str], seeds: int, setup: Setup, folder: Path, jobs: int) -> Iterator[Cells]:
-    """Run what is wanted until nothing is; gives all that is finished, again with every cell."""
+class InThisProcess(Executor):
+    """Runs what is submitted at once."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **named))
+        return future
+
+
+def sweep(
+    methods: list[str], seeds: int, setup: Setup, folder: Path, jobs: int, end: float = math.inf
+) -> Iterator[Cells]:
+    """Run what is wanted until nothing is, or it is too late; gives all that is finished, again with every cell."""
     cells = finished(folder, methods)
     yield cells
     running: dict[Future[Figures], Cell] = {}
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else InThisProcess()
+    with pool:
         while True:
             open_cells = (cell for method in methods for cell in wanted(method, cells, seeds))
             for cell in open_cells:
-                if len(running) < jobs and cell not in running.values():
+                if len(running) < jobs and cell not in running.values() and now() < end:
                     running[pool.submit(run, cell, setup, folder)] = cell
             if not running:
                 return
@@ -138,7 +153,7 @@ def sweep(methods: list[str], seeds: int, setup: Setup, folder: Path, jobs: int)
 def figures_of(methods: list[str], cells: Cells, seeds: int, setup: Setup) -> Figures:
     ended = {method: made for method in methods if (made := summary(method, cells, seeds)) is not None}
     return {
-        "setup": {**asdict(setup), "tokens": setup.tokens, "held_out_tokens": HELD_OUT, "seeds": seeds},
+        "setup": {**asdict(setup), "tokens": setup.tokens, "seeds": seeds},
         "methods": ended,
         "cells": [
             {"method": cell.method, "lr": cell.lr, "seed": cell.seed}
@@ -161,23 +176,33 @@ def same_setup(setup: Setup, folder: Path) -> None:
     file.write_text(json.dumps(mine))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="WikiExtractor or .jsonl files, or folders")
-    parser.add_argument("--output", type=Path, required=True, help="folder of finished cells, and of the tokens")
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go, renewed with every cell")
-    parser.add_argument("--jobs", type=int, default=2, help="cells at a time, with one thread each")
-    parser.add_argument("--steps", type=int, default=SETUP.steps)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    options = parser.parse_args(arguments)
-    setup = Setup(**{**asdict(SETUP), "steps": options.steps})
+def parser(about: str | None, methods: Sequence[str]) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--text", type=Path, nargs="+", default=[], help="WikiExtractor or .jsonl files, or folders")
+    made.add_argument("--output", type=Path, required=True, help="folder of finished cells, and of the tokens")
+    made.add_argument("--json", type=Path, required=True, help="where the figures go, renewed with every cell")
+    made.add_argument("--jobs", type=int, default=1, help="cells at a time; one: in this process")
+    made.add_argument("--steps", type=int, help="of each run, in the place of what is usual here")
+    made.add_argument("--seeds", type=int, default=3)
+    made.add_argument("--methods", nargs="+", choices=METHODS, default=list(methods))
+    made.add_argument("--minutes", type=float, default=math.inf, help="begin no cell later than this")
+    return made
+
+
+def compare(options: argparse.Namespace, setup: Setup) -> None:
+    """Run what is not finished yet, and write down what is."""
+    end = now() + 60 * options.minutes
+    setup = replace(setup, steps=options.steps or setup.steps)
     same_setup(setup, options.output)
-    corpus(options.output / "tokens.pt", options.text, setup.tokens)
-    about = circumstances()
-    about["machine"] |= {"threads": setup.threads, "jobs": options.jobs}
-    for cells in sweep(options.methods, options.seeds, setup, options.output, options.jobs):
-        write_down({**about, **figures_of(options.methods, cells, options.seeds, setup)}, options.json)
+    corpus(options.output / "tokens.pt", options.text, setup.tokens, setup.held_out)
+    heading = circumstances(setup.device)
+    heading["machine"] |= {"threads": setup.threads, "jobs": options.jobs}
+    for cells in sweep(options.methods, options.seeds, setup, options.output, options.jobs, end):
+        write_down({**heading, **figures_of(options.methods, cells, options.seeds, setup)}, options.json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    compare(parser(__doc__, list(METHODS)).parse_args(arguments), SETUP)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Setup:
     steps: int
     batch: int
     length: int
+    held_out: int = 32_768  # tokens of validation, and of test
     threads: int = 1
     device: str = "cpu"
     autocast: str | None = None  # a dtype; weights are float32 in any case

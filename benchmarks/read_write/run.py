@@ -205,8 +205,8 @@ def batch(on: Setting, repeats: int) -> Figures:
     }
 
 
-def main() -> None:
-    options = parser(__doc__).parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    options = parser(__doc__).parse_args(arguments)
     repeats, long = options.repeats, max(5, options.repeats // 3)
     on = setting(options)
     parts: dict[str, Callable[[], Figures]] = {

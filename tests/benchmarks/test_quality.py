@@ -13,7 +13,7 @@ from grass.methods import METHODS
 from grass.quality import Cell, Cells, best, finished, summary, wanted
 from grass.training import Setup, train
 
-TINY = Setup(2, 16, 24, 2, rank=4, gap=2, steps=6, batch=2, length=16)
+TINY = Setup(2, 16, 24, 2, rank=4, gap=2, steps=6, batch=2, length=16, held_out=64)
 TEXTS = [f"Document {number} tells of {number * 7} things. " * 20 for number in range(200)]
 
 
@@ -54,13 +54,13 @@ def test_too_little_text_is_refused(text: list[Path]) -> None:
 def test_tokens_come_back_from_their_file(text: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "made" / "tokens.pt"
     made = corpus(file, text, 2000, 500)
-    again = corpus(file, [], 1000)
+    again = corpus(file, [], 1000, 500)
     assert torch.equal(made.train, again.train) and torch.equal(made.test, again.test)
     assert again.vocabulary == made.vocabulary > int(made.train.max())
     with pytest.raises(ValueError, match="are wanted"):
-        corpus(file, [], 3000)
+        corpus(file, [], 3000, 500)
     with pytest.raises(ValueError, match="--text"):
-        corpus(tmp_path / "none.pt", [], 10)
+        corpus(tmp_path / "none.pt", [], 10, 10)
 
 
 def test_the_search_goes_on_until_both_neighbours_are_worse() -> None:
