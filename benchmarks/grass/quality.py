@@ -16,7 +16,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from multiprocessing import get_context
@@ -108,9 +108,9 @@ def run(cell: Cell, setup: Setup, folder: Path) -> Figures:
     return figures
 
 
-def finished(folder: Path, methods: Iterable[str]) -> Cells:
+def finished(folder: Path) -> Cells:
     cells = {}
-    for method in methods:
+    for method in METHODS:
         for file in folder.glob(f"{method}_lr*_seed*.json"):
             power, seed = file.stem.removeprefix(f"{method}_lr").split("_seed")
             cells[Cell(method, int(power), int(seed))] = json.loads(file.read_text())
@@ -130,7 +130,7 @@ def sweep(
     methods: list[str], seeds: int, setup: Setup, folder: Path, jobs: int, end: float = math.inf
 ) -> Iterator[Cells]:
     """Run what is wanted until nothing is, or it is too late; gives all that is finished, again with every cell."""
-    cells = finished(folder, methods)
+    cells = finished(folder)
     yield cells
     running: dict[Future[Figures], Cell] = {}
     pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else InThisProcess()
@@ -150,8 +150,8 @@ def sweep(
                 yield cells
 
 
-def figures_of(methods: list[str], cells: Cells, seeds: int, setup: Setup) -> Figures:
-    ended = {method: made for method in methods if (made := summary(method, cells, seeds)) is not None}
+def figures_of(cells: Cells, seeds: int, setup: Setup) -> Figures:
+    ended = {method: made for method in METHODS if (made := summary(method, cells, seeds)) is not None}
     return {
         "setup": {**asdict(setup), "tokens": setup.tokens, "seeds": seeds},
         "methods": ended,
@@ -198,7 +198,7 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
     heading = circumstances(setup.device)
     heading["machine"] |= {"threads": setup.threads, "jobs": options.jobs}
     for cells in sweep(options.methods, options.seeds, setup, options.output, options.jobs, end):
-        write_down({**heading, **figures_of(options.methods, cells, options.seeds, setup)}, options.json)
+        write_down({**heading, **figures_of(cells, options.seeds, setup)}, options.json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -53,6 +53,9 @@ def quality(figures: dict[str, Any]) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for method, one in methods.items():
+        if "diverged" in one:
+            lines.append(f"| {name_of(method)} | diverged with {one['diverged']} of {setup['seeds']} seeds | | | | |")
+            continue
         cells = [
             f"{one['test']:.4f} ± {one['stderr']:.4f}",
             f"{100 * (one['test'] / methods['adamw']['test'] - 1):+.1f} %",

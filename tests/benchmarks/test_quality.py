@@ -91,7 +91,7 @@ def test_a_finished_cell_is_found_again_and_other_setups_are_refused(
     monkeypatch.setattr(quality, "corpus", lambda *_: random_corpus())
     cell = Cell("grass-uniform-keep", -1, 2)
     made = quality.run(cell, TINY, tmp_path)
-    assert finished(tmp_path, METHODS) == {cell: made}
+    assert finished(tmp_path) == {cell: made}
     quality.same_setup(TINY, tmp_path)
     quality.same_setup(TINY, tmp_path)
     with pytest.raises(ValueError, match="another setup"):
@@ -125,6 +125,7 @@ def test_the_table_compares_with_adamw() -> None:
     one: dict[str, Any] = {"test": 5.0, "stderr": 0.01, "lr": 0.004, "gradient_bytes": 2**20, "state_bytes": 2**21}
     machine = {"cpu": "one", "torch": "2", "transformers": "5"}
     setup = {**vars(TINY), "tokens": TINY.tokens, "seeds": 3}
-    methods = {"adamw": one, "grass-top-keep-scale1": {**one, "test": 5.05}}
+    methods = {"adamw": one, "grass-top-keep-scale1": {**one, "test": 5.05}, "lora": {"lr": 1.0, "diverged": 1}}
     made = table.quality({"methods": methods, "setup": setup, "machine": machine, "date": "today"})
     assert "| Grass, `top`, `keep`, scale 1 | 5.0500 ± 0.0100 | +1.0 % |" in made
+    assert "| LoRA | diverged with 1 of 3 seeds |" in made
