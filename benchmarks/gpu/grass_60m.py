@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -22,7 +23,7 @@ from grass.training import Setup
 from remanence.data.prose import paragraphs
 
 SETUP = Setup(8, 512, 1376, 8, rank=128, gap=100, steps=600, batch=64, length=256, device="cuda", autocast="bfloat16")
-TINY = {"layers": 1, "size": 32, "intermediate": 48, "heads": 4, "rank": 4}
+TINY: dict[str, Any] = {"layers": 1, "size": 32, "intermediate": 48, "heads": 4, "rank": 4}
 SMOKE = replace(SETUP, **TINY, gap=2, steps=3, batch=2, length=16, held_out=64, device="cpu")
 METHODS = ("adamw", "galore", "grass-top-reset", "grass-multinomial_norm-keep")
 

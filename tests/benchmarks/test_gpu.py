@@ -67,7 +67,8 @@ def test_reading_and_writing_are_measured_at_any_shape(file: Path) -> None:
 
 
 def test_longterm_memory_is_measured_at_any_shape(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(longterm, "resident", lambda *_: {})  # in a process of its own, and slow to start
+    for slow in ("append", "resident"):
+        monkeypatch.setattr(longterm, slow, lambda *_: {})
     made = figures(longterm, file, "--shape", "tiny", "--repeats", "2", "--scale", "0.001", "--folder", str(tmp_path))
     assert made["gather"]["same_bits"] and made["scoring"]["by_slots"]
 
