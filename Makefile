@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench grass retention integrity clean
+.PHONY: help install demo test lint bench grass quality retention integrity clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the
 grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
 	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 bitsandbytes==0.50.2
 	$(BIN)/python benchmarks/grass/step.py --json benchmarks/grass/step.json
+	$(BIN)/python benchmarks/grass/table.py
+
+quality: $(STAMP)  ## compare losses at equal tokens, an hour on two cores: make quality TEXT="paths of real text"
+	@test -n "$(TEXT)" || { echo 'name WikiExtractor or .jsonl files, or folders of them: make quality TEXT="..."'; exit 1; }
+	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 apollo-torch==1.0.3 bitsandbytes==0.50.2
+	$(BIN)/python benchmarks/grass/quality.py --text $(TEXT) --output runs/quality --json benchmarks/grass/quality.json
 	$(BIN)/python benchmarks/grass/table.py
 
 retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew pictures and tables in the README

@@ -65,7 +65,8 @@ class Setting:
         return MemoryModel.attach(self.decoder(), slots=slots, slots_per_write=self.slots_per_write, **settings)
 
     def random(self, *shape: int, seed: int = 0) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device, self.dtype)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, device=self.device, dtype=self.dtype)
 
     def prompt(self, seed: int = 0, tokens: int = PROMPT) -> Tensor:
         ids = torch.randint(3, self.vocabulary, (tokens,), generator=torch.Generator().manual_seed(seed))
@@ -79,6 +80,7 @@ class Setting:
 
 
 SETTINGS = {
+    "tiny": Setting(2, 32, 48, 4, 2, slots=48, slots_per_write=12, vocabulary=64),
     "small": Setting(8, 512, 1376, 8, 2, slots=1920, slots_per_write=60),
     "8b": Setting(32, 4096, 14336, 32, 8, slots=12800, slots_per_write=256, vocabulary=128256),
 }

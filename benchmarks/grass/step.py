@@ -10,7 +10,6 @@ in turns. What a refresh costs more than another step is measured apart, and spr
 
 import argparse
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,17 +19,14 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
-from remanence.optim import GrassAdamW, grass_param_groups
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from grass.methods import METHODS, Projecting, gradient_bytes, state_bytes
 from measure import THREADS, Figures, circumstances, now, summary, write_down
 
-RANK, GAP, SCALE = 128, 200, 0.25
-METHODS = ("adamw", "grass", "galore")
+RANK, GAP = 128, 200
+COMPARED = {"adamw": "adamw", "grass": "grass-top-reset", "galore": "galore"}
 BATCH, LENGTH, SIZE = 4, 256, 1024
-
-Optimizer = torch.optim.Optimizer
 
 
 def blocks() -> nn.Module:
@@ -46,58 +42,22 @@ def blocks() -> nn.Module:
     return LlamaModel(config)
 
 
-def adamw(model: nn.Module, gap: int) -> Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-
-
-def grass(model: nn.Module, gap: int) -> Optimizer:
-    groups = grass_param_groups(model, rank=RANK, update_proj_gap=gap, scale=SCALE, selection="top")
-    return GrassAdamW(groups, lr=1e-4)
-
-
-def galore(model: nn.Module, gap: int) -> Optimizer:
-    from galore_torch import GaLoreAdamW
-
-    projected = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    known = {id(weight) for weight in projected}
-    settings = {"rank": RANK, "update_proj_gap": gap, "scale": SCALE, "proj_type": "std"}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    made: Optimizer = GaLoreAdamW(
-        [{"params": rest}, {"params": projected, **settings}], lr=1e-4, no_deprecation_warning=True
-    )
-    return made
-
-
-MAKERS: dict[str, Callable[[nn.Module, int], Optimizer]] = {"adamw": adamw, "grass": grass, "galore": galore}
-
-
 def timed(method: str, gap: int, steps: int, skip: int) -> dict[str, Any]:
     """Seconds of steps, after `skip` that are not counted; bytes of gradients and of state."""
     torch.set_num_threads(THREADS)
     model = blocks()
-    optimizer = MAKERS[method](model, gap)
+    optimizer = METHODS[COMPARED[method]](model, Projecting(RANK, gap), 1e-4)
     x = torch.randn(BATCH, LENGTH, SIZE, generator=torch.Generator().manual_seed(1))
     seconds, gradients = [], 0
     for step in range(skip + steps):
         start = now()
         model(inputs_embeds=x, use_cache=False).last_hidden_state.square().mean().backward()
         optimizer.step()
-        gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+        gradients = gradient_bytes(model)
         optimizer.zero_grad()
         if step >= skip:
             seconds.append(now() - start)
     return {"seconds": seconds, "gradient_bytes": gradients, "state_bytes": state_bytes(optimizer)}
-
-
-def state_bytes(optimizer: Optimizer) -> int:
-    """Of all tensors in the state, and of those that a projector keeps there."""
-    held = {}
-    for state in optimizer.state.values():
-        for value in state.values():
-            for part in (value, getattr(value, "ortho_matrix", None)):
-                if isinstance(part, torch.Tensor):
-                    held[part.untyped_storage().data_ptr()] = part.nbytes
-    return sum(held.values())
 
 
 def apart(*work: Any) -> dict[str, Any]:
@@ -132,7 +92,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="timed in each round")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=COMPARED, default=list(COMPARED))
     options = parser.parse_args()
     measured = figures_of(options.methods, options.rounds, options.steps)
     model = {"layers": 4, "size": SIZE, "intermediate": 2752, "tokens": BATCH * LENGTH, "dtype": "float32"}

@@ -1,4 +1,4 @@
-"""Renew the table of training steps in the README from the committed figures: python benchmarks/grass/table.py"""
+"""Renew the tables of steps and of losses in the README from the committed figures: python benchmarks/grass/table.py"""
 
 import json
 import sys
@@ -38,5 +38,43 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join([*lines, "", about])
 
 
+def name_of(method: str) -> str:
+    if not method.startswith("grass-"):
+        return {"adamw": "AdamW", "galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA"}[method]
+    _, selection, on_refresh, *more = method.split("-")
+    changed = "".join(f", {part.replace('scale', 'scale ')}" for part in more)
+    return f"Grass, `{selection}`, `{on_refresh}`{changed}"
+
+
+def quality(figures: dict[str, Any]) -> str:
+    methods, setup = figures["methods"], figures["setup"]
+    lines = [
+        "| | test loss | against AdamW | best learning rate | gradients | optimizer state |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for method, one in methods.items():
+        if "diverged" in one:
+            lines.append(f"| {name_of(method)} | diverged with {one['diverged']} of {setup['seeds']} seeds | | | | |")
+            continue
+        cells = [
+            f"{one['test']:.4f} ± {one['stderr']:.4f}",
+            f"{100 * (one['test'] / methods['adamw']['test'] - 1):+.1f} %",
+            f"{one['lr']:g}",
+            f"{one['gradient_bytes'] / 2**20:,.1f} MiB",
+            f"{one['state_bytes'] / 2**20:,.1f} MiB",
+        ]
+        lines.append(f"| {name_of(method)} | {' | '.join(cells)} |")
+    machine = figures["machine"]
+    about = (
+        f"A random Llama, d {setup['size']:,}, {setup['layers']} layers, trained from scratch on {setup['tokens']:,} "
+        f"tokens of Wikipedia and C4, {setup['steps']} steps, the same for all; rank {setup['rank']}, a refresh every "
+        f"{setup['gap']} steps. Learning rates were chosen on validation, from powers of two; means over "
+        f"{setup['seeds']} seeds with one standard error, on documents of which no other part has any. "
+        f"{figures['date']}, {machine['cpu']}, torch {machine['torch']}, transformers {machine['transformers']}."
+    )
+    return "\n".join([*lines, "", about])
+
+
 if __name__ == "__main__":
     renew("bench:grass", table(json.loads((HERE / "step.json").read_text())))
+    renew("bench:quality", quality(json.loads((HERE / "quality.json").read_text())))

@@ -171,12 +171,11 @@ def gather(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
     }
 
 
-def first_token(on: Setting, size: Size, repeats: int) -> Figures:
+def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     """From prompt to first token, with full pool and full long-term memory, prefix included.
 
     "remanence" prompts two memories in turns, so that it finds no prefix of the prompt before; "again" finds one.
     """
-    slots, count = size(20_000), size(480)
     rules = LongTermRules(retrieved=count, capacity=slots)
     model, stock = on.model(longterm=rules, retrieval_size=KEY), on.decoder()
     retriever, bos = model.retriever, model.bos_embedding
@@ -273,11 +272,11 @@ def resident_in_process(slots: int, count: int, folder: Path) -> Figures:
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     named = parser(__doc__)
     named.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="of the disk tier")
     named.add_argument("--scale", type=float, default=1.0, help="scale all numbers of long-term slots, to try this out")
-    options = named.parse_args()
+    options = named.parse_args(arguments)
     on, repeats, folder = setting(options), options.repeats, options.folder
 
     def size(slots: int) -> int:
@@ -287,7 +286,7 @@ def main() -> None:
         "scoring": lambda: scoring(on, size, repeats),
         "append": lambda: append(on, size, repeats, folder),
         "gather": lambda: gather(on, size, repeats, folder),
-        "first_token": lambda: first_token(on, size, repeats),
+        "first_token": lambda: first_token(on, size(20_000), size(480), repeats),
         "resident": lambda: resident(size, folder),
     }
     report(on, parts, options.json)

@@ -205,9 +205,10 @@ def batch(on: Setting, repeats: int) -> Figures:
     }
 
 
-def main() -> None:
-    options = parser(__doc__).parse_args()
-    repeats, long = options.repeats, max(5, options.repeats // 3)
+def main(arguments: list[str] | None = None) -> None:
+    options = parser(__doc__).parse_args(arguments)
+    repeats = options.repeats
+    long = min(repeats, max(5, repeats // 3))
     on = setting(options)
     parts: dict[str, Callable[[], Figures]] = {
         "first_token": lambda: first_token(on, repeats),

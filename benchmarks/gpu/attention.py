@@ -1,0 +1,56 @@
+"""Do flash-attention, sdpa and eager attention agree when they read a memory?
+
+    python benchmarks/gpu/attention.py --json benchmarks/gpu/attention.json
+
+The same memory and the same prompt, on a random Llama in bfloat16, against the same weights in float32 with eager
+attention. Two implementations agree if each is as far from float32 as the other: what is left is rounding.
+Flash-attention is left out where `flash-attn` is not installed.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gpu.common import device_of, parser
+from measure import PROMPT, SETTINGS, Figures, Setting, report
+from remanence import MemoryModel
+
+
+def logits(on: Setting, implementation: str, dtype: torch.dtype) -> Tensor:  # [tokens, vocabulary]
+    """Of a prompt behind a full pool, whose slots are the same in every dtype."""
+    decoder = on.decoder().to(dtype)
+    decoder.set_attn_implementation(implementation)
+    model = MemoryModel.attach(decoder, slots=on.slots, slots_per_write=on.slots_per_write)
+    memory = model.memory_from_slots(on.random(on.layers, on.slots, on.size).to(dtype))
+    with torch.no_grad():
+        return model.read(memory, on.prompt()).logits[0].float()
+
+
+def agreement(on: Setting) -> Figures:
+    truth = logits(on, "eager", torch.float32)
+    implementations = ["eager", "sdpa", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
+    made = {name: logits(on, name, torch.bfloat16) for name in implementations}
+    return {
+        "prompt_tokens": PROMPT,
+        "largest_logit": float(truth.abs().max()),
+        "mean_difference_from_float32": {name: float((out - truth).abs().mean()) for name, out in made.items()},
+        "largest_difference_from_float32": {name: float((out - truth).abs().max()) for name, out in made.items()},
+        "largest_difference_from_eager": {name: float((out - made["eager"]).abs().max()) for name, out in made.items()},
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parser(__doc__).parse_args(arguments)
+    device = device_of(options)
+    on = replace(SETTINGS["tiny" if options.smoke else "small"], device=device, dtype=torch.bfloat16)
+    report(on, {"agreement": lambda: agreement(on)}, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Loss at the shape of a Llama of 60M: AdamW, GaLore and Grass, each at its own best learning rate.
+
+    pip install galore-torch bitsandbytes
+    python benchmarks/gpu/grass_60m.py --text PATH... --output runs/60m --minutes 6 --json benchmarks/gpu/grass_60m.json
+
+`benchmarks/grass/quality.py` with a larger model and more text, a cell at a time: weights in float32, products in
+bfloat16, about 10 million tokens in each run. Give it the same command again until it has nothing left to do. The
+tokenizer is that of the bundled checkpoint, so that embeddings are smaller than in Llamas that were trained on 32,000
+tokens. Once --output has the tokens, no text is needed.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from gpu.common import device_of, smoking
+from grass import quality
+from grass.training import Setup
+from remanence.data.prose import paragraphs
+
+SETUP = Setup(8, 512, 1376, 8, rank=128, gap=100, steps=600, batch=64, length=256, device="cuda", autocast="bfloat16")
+TINY: dict[str, Any] = {"layers": 1, "size": 32, "intermediate": 48, "heads": 4, "rank": 4}
+SMOKE = replace(SETUP, **TINY, gap=2, steps=3, batch=2, length=16, held_out=64, device="cpu")
+METHODS = ("adamw", "galore", "grass-top-reset", "grass-multinomial_norm-keep")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    named = smoking(quality.parser(__doc__, METHODS))
+    options = named.parse_args(arguments)
+    device_of(options)
+    if options.smoke and not options.text:
+        options.text = [options.output / "bundled.jsonl"]
+        options.output.mkdir(parents=True, exist_ok=True)
+        options.text[0].write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs()[:200]))
+    quality.compare(options, SMOKE if options.smoke else SETUP)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What waits for a GPU runs through on a CPU, at tiny shapes, and writes down what it promises."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu import attention, grass_13b, grass_60m, grass_throughput, longterm_ttft
+from longterm import run as longterm
+from read_write import run as read_write
+
+
+def figures(script: Any, file: Path, *arguments: str) -> dict[str, Any]:
+    script.main([*arguments, "--json", str(file)])
+    made: dict[str, Any] = json.loads(file.read_text())
+    assert made["date"] and made["machine"]["torch"] and made["machine"]["python"]
+    return made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "figures.json"
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_grass_at_13b_trains_and_names_what_was_planned(file: Path, layerwise: bool) -> None:
+    made = figures(grass_13b, file, "--smoke", *(["--layerwise"] if layerwise else []))
+    assert made["finite"] and made["layerwise"] is layerwise
+    assert made["planned"]["total"] > made["planned"]["weights"] == 2 * made["parameters"]
+    assert made["measured"]["usual_step"] is None  # no GPU here
+
+
+def test_throughput_is_told_for_every_method(file: Path) -> None:
+    made = figures(grass_throughput, file, "--smoke", "--steps", "2", "--batch", "2")["shapes"]["tiny"]
+    assert {"adamw", "grass"} <= made.keys()
+    assert made["grass"]["tokens_per_second"] <= made["grass"]["tokens_per_second_without_refreshes"]
+    assert "adamw" in made["grass_is_faster_by"]
+
+
+def test_losses_at_60m_go_on_where_they_stopped(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--smoke", "--output", str(tmp_path / "cells"), "--methods", "adamw", "--seeds", "2"]
+    assert not figures(grass_60m, file, *command, "--minutes", "0")["cells"]
+    made = figures(grass_60m, file, *command)
+    assert made["methods"]["adamw"]["test"] > 0 and len(made["cells"]) >= 4
+    assert made["setup"]["size"] == 32
+    capfd.readouterr()
+    assert figures(grass_60m, file, *command)["cells"] == made["cells"]
+    assert "adamw lr" not in capfd.readouterr().err  # nothing was run again
+
+
+def test_the_first_token_is_the_plain_paths_with_longterm_memory(file: Path) -> None:
+    made = figures(longterm_ttft, file, "--smoke", "--repeats", "2")["first_token"]
+    assert made["longterm_slots"] == 64 and made["remanence"]["samples"] == 2
+    assert made["max_logit_difference"] < 0.1
+
+
+def test_implementations_of_attention_are_compared_with_float32(file: Path) -> None:
+    made = figures(attention, file, "--smoke")["agreement"]
+    assert {"eager", "sdpa"} <= made["mean_difference_from_float32"].keys()
+    assert 0 < made["largest_difference_from_float32"]["sdpa"] < 0.05 * made["largest_logit"]
+
+
+def test_reading_and_writing_are_measured_at_any_shape(file: Path) -> None:
+    made = figures(read_write, file, "--shape", "tiny", "--repeats", "2")
+    assert made["batch"]["same_tokens"] and made["decode"]["slots"] == 48
+
+
+def test_longterm_memory_is_measured_at_any_shape(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for slow in ("append", "resident"):
+        monkeypatch.setattr(longterm, slow, lambda *_: {})
+    made = figures(longterm, file, "--shape", "tiny", "--repeats", "2", "--scale", "0.001", "--folder", str(tmp_path))
+    assert made["gather"]["same_bits"] and made["scoring"]["by_slots"]
+
+
+def test_without_a_gpu_it_says_so(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="--smoke"):
+        attention.main([])
