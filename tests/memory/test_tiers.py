@@ -106,7 +106,7 @@ def test_memory_is_taken_as_slots_come() -> None:
 def test_storage_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="tier"):
         Storage(**wrong)
-    with pytest.raises(InvalidInputError, match="int8 is True or False, not 'no'"):
+    with pytest.raises(InvalidInputError, match="int8 is True, False or None, not 'no'"):
         Storage(int8="no")  # type: ignore[arg-type]
 
 

@@ -41,8 +41,8 @@ class Storage:
     def __post_init__(self) -> None:
         if self.tier not in TIERS:
             raise InvalidInputError(f"tier is one of {', '.join(TIERS)}, not {self.tier!r}")
-        if not isinstance(self.int8, bool):
-            raise InvalidInputError(f"int8 is True or False, not {self.int8!r}")
+        if not isinstance(self.int8, bool | None):
+            raise InvalidInputError(f"int8 is True, False or None, not {self.int8!r}")
         if self.folder is not None and self.tier != "disk":
             raise InvalidInputError(f"folder= belongs to the disk tier, not to {self.tier!r}")
 
