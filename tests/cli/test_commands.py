@@ -346,6 +346,8 @@ def test_demo_teaches_the_form_of_questions(content: str) -> None:
     [
         (["ask", "none.mem", "Who?"], "remanence write none.mem"),
         (["show", "none.mem"], "remanence write none.mem"),
+        (["show", "."], "it is no file"),
+        (["ask", "none.mem", " "], "there is no question"),
         (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
         (["chat", "nowhere/notes.mem"], "no folder nowhere"),
         (["eval", "retrieval", "--json", "."], "is a folder"),

@@ -160,6 +160,8 @@ def ask(
     from remanence.terminal import answer_from
     from remanence.texts import prompt_of
 
+    if not question.strip():
+        raise InvalidInputError("there is no question; put it in quotes behind the memory")
     held = load_memory(memory)
     engine = load_model(model)
     require_model(engine, held, memory)

@@ -89,6 +89,8 @@ def storage_of(keeper: "MemoryModel | Memory", tier: Tier | None, int8: bool) ->
 def load_memory(path: Path) -> "Memory":
     from remanence import Memory
 
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path} is not a memory: it is no file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no memory at {path}; make one with: remanence write {path} FILE")
     return Memory.load(path)
