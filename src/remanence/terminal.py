@@ -14,6 +14,7 @@ from remanence.evaluation.demonstration import Round, distances_up_to, report, r
 from remanence.evaluation.plots import retention_plot
 from remanence.evaluation.retention import Condition
 from remanence.memory import Memory
+from remanence.memory.saving import folder_of
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import Question, first_line, prompt_of
 
@@ -28,23 +29,22 @@ def answer_from(model: MemoryModel, memory: Memory, question: str, max_new_token
     return first_line(text)
 
 
-def describe(memory: Memory, model: MemoryModel) -> dict[str, Any]:
-    """Slots, writes and sizes, and whether this model wrote the memory."""
+def describe(memory: Memory, model: MemoryModel, path: Path) -> dict[str, Any]:
+    """Slots, writes and sizes, here and at `path` if it was saved, and whether this model wrote the memory."""
+    files = [file for file in (path, *folder_of(path).glob("*")) if file.is_file()]
     spec, longterm = memory.spec, memory.longterm
     alive = set(memory.provenance().flatten().tolist()) if memory.written else set()
     if longterm is not None:
         alive |= set(memory.written_by(longterm.alive()).tolist())
-    about = (
-        {}
-        if longterm is None
-        else {
+    about = {"file": str(path), "file_bytes": sum(file.stat().st_size for file in files)}
+    if longterm is not None:
+        about |= {
             "longterm": [size + waiting for size, waiting in zip(longterm.sizes(), longterm.buffered(), strict=True)],
             "longterm_capacity": longterm.rules.capacity,
             "longterm_tier": longterm.layout.storage.tier + (", int8" if longterm.layout.storage.int8 else ""),
             "longterm_slot_bytes": longterm.nbytes["slots"],
             "longterm_key_bytes": longterm.nbytes["keys"],
         }
-    )
     return about | {
         "layers": spec.layers,
         "slots": spec.slots,
@@ -80,7 +80,11 @@ def details_table(details: dict[str, Any]) -> Table:
     for name, label in labels.items():
         if name in details:
             table.add_row(label, Text(_shown(details[name]), overflow="fold"))
-    readable = Text("yes", style="green") if details["readable"] else Text("no, it was written by another", style="red")
+    checkpoint = details.get("checkpoint")
+    wrote = f"{checkpoint}: use --model {checkpoint}" if checkpoint else "another"
+    readable = (
+        Text("yes", style="green") if details["readable"] else Text(f"no, it was written by {wrote}", style="red")
+    )
     table.add_row("readable by this model", readable)
     return table
 
@@ -149,7 +153,7 @@ def show_rounds(
     distances = distances_up_to(unrelated, model.slots // model.slots_per_write)
     asked: list[Round] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=out, transient=True) as progress:
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
         task = progress.add_task("unrelated paragraphs", total=unrelated)
         for one in rounds(
             model,
@@ -199,7 +203,7 @@ def _summary(one: Round) -> str:
 def answer_questions(out: Console, model: MemoryModel, memory: Memory) -> None:
     """Ask until an empty line."""
     try:
-        while question := out.input("Ask about the text (empty line to leave): ").strip():
+        while question := _line(out, "Ask about the text (empty line to leave): ").strip():
             out.print(answer_from(model, memory, question), markup=False)
     except (EOFError, KeyboardInterrupt):
         out.print()
@@ -211,7 +215,7 @@ def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> N
     saved = memory.write_count
     try:
         while True:
-            command, _, rest = _command(out.input("> "))
+            command, _, rest = _command(_line(out, "> "))
             if command == "/quit":
                 break
             if command == "/save":
@@ -238,6 +242,14 @@ def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> N
     out.print(f"saved to {path}", markup=False)
 
 
+def _line(out: Console, prompt: str) -> str:
+    try:
+        return out.input(prompt)
+    except UnicodeDecodeError as error:
+        out.print(f"error: standard input is not text in {error.encoding}, so it is not read on", markup=False)
+        raise EOFError from error
+
+
 def _command(line: str) -> tuple[str, str, str]:
     line = line.strip()
     return line.partition(" ") if line.startswith("/") else ("/ask", " ", line)
@@ -251,8 +263,7 @@ def _respond(out: Console, model: MemoryModel, memory: Memory, path: Path, comma
             receipt = model.write(memory, rest)
             out.print(f"written: {receipt.tokens} tokens", markup=False)
         elif command == "/show":
-            size = path.stat().st_size if path.exists() else 0
-            out.print(details_table({"file": str(path), "file_bytes": size} | describe(memory, model)))
+            out.print(details_table(describe(memory, model, path)))
         elif rest or command != "/ask":
             out.print(_CHAT_HELP, markup=False)
     except RemanenceError as error:

@@ -19,16 +19,30 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        InvalidInputError: a folder, or not UTF-8.
+        InvalidInputError: a folder, or not text in UTF-8.
     """
-    if str(path) == "-":
-        return sys.stdin.read()
+    name = "standard input" if str(path) == "-" else str(path)
     try:
-        return path.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"there is no file {path}") from error
-    except (UnicodeDecodeError, OSError) as error:
-        raise InvalidInputError(f"{path} is not a text file in UTF-8: {error}") from error
+        raise FileNotFoundError(f"there is no file {name}") from error
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {name}: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(_not_text(name, content, error.start)) from error
+    if "\0" in text:
+        raise InvalidInputError(_not_text(name, content, content.index(0)))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_text(name: str, content: bytes, at: int) -> str:
+    likely = "UTF-16" if b"\0" in content else "LATIN1"
+    return (
+        f"{name} is not text in UTF-8: byte {at:,} is 0x{content[at]:02x}. If it is text in another encoding, convert "
+        f"it first, e.g. with: iconv -f {likely} -t UTF-8"
+    )
 
 
 def paragraphs_of(text: str) -> list[str]:

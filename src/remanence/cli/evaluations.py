@@ -4,23 +4,22 @@ import json
 import platform
 import shlex
 from datetime import UTC, datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from remanence.cli.places import require_output_folder, require_writable
 from remanence.cli.shared import (
     Int8Flag,
     ModelOption,
     OneLineErrors,
     TierOption,
-    Where,
     examples,
+    interruptible,
     load_model,
     out,
     progress_bar,
-    require_folder,
     storage_of,
 )
 from remanence.data.episodes import FACTS
@@ -30,14 +29,9 @@ from remanence.evaluation.distances import DISTANCES
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from remanence.evaluation.retention import Condition
+
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
-
-
-class Curve(StrEnum):
-    NONE = "none"
-    POOL = "pool"
-    LONGTERM = "longterm"
-    CONTEXT = "context"
 
 
 def made_by(words: list[str], model: str | None) -> dict[str, Any]:
@@ -77,11 +71,12 @@ def retention(
         str, typer.Option(help="In writes: 0,5,10; 2p is 2·N/K; 0..20 counts by one; 0,5,…,20p by five.")
     ] = DISTANCES,
     memory: Annotated[
-        list[Curve] | None, typer.Option(help="Which curves; repeatable. Default: all there are.")
+        list[str] | None,
+        typer.Option(help="A curve: pool, longterm, none or context; repeatable. Default: all there are."),
     ] = None,
     model: ModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
-    tier: TierOption = Where.HOST,
+    tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
@@ -93,24 +88,25 @@ def retention(
 
     for path in (json_file, plot):
         if path is not None:
-            require_folder(path)
+            require_writable(path)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
     engine = load_model(model)
+    storage = storage_of(engine, tier, int8)
     with progress_bar("measuring") as progress:
         report = measure(
             engine,
             distances=distances,
             samples=samples,
-            conditions=[curve.value for curve in memory] if memory else None,
-            storage=storage_of(tier, int8),
+            conditions=cast("list[Condition] | None", memory),
+            storage=storage,
             seed=seed,
             attributes_per_biography=facts,
             progress=progress,
         )
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
     words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
-    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
+    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
     report |= made_by(words, model)
     publish(report, retention_table(report), json_file)
     if plot is not None:
@@ -141,11 +137,12 @@ def integrity(
     from remanence.terminal import integrity_table
 
     if json_file is not None:
-        require_folder(json_file)
+        require_writable(json_file)
     if state is not None:
-        require_folder(state, file=False)
+        require_output_folder(state)
     engine = load_model(model)
-    with progress_bar("writing") as progress:
+    left = "nothing was kept" if state is None else f"finished windows are kept in {state}; the same command goes on"
+    with interruptible(left), progress_bar("writing") as progress:
         report = measure(
             engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
         )
@@ -165,7 +162,7 @@ def retrieval(
     samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
     distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
     model: ModelOption = None,
-    tier: TierOption = Where.HOST,
+    tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
@@ -175,18 +172,19 @@ def retrieval(
     from remanence.terminal import retrieval_table
 
     if json_file is not None:
-        require_folder(json_file)
+        require_writable(json_file)
     engine = load_model(model)
+    storage = storage_of(engine, tier, int8)
     with progress_bar("measuring") as progress:
         report = measure(
             engine,
             distances=distances,
             samples=samples,
             seed=seed,
-            storage=storage_of(tier, int8),
+            storage=storage,
             progress=progress,
         )
     words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
-    words += [f"--tier={tier}"] * (tier is not Where.HOST) + ["--int8"] * int8
+    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
     report |= made_by(words, model)
     publish(report, retrieval_table(report), json_file)

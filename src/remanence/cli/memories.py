@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from remanence.cli.places import require_memory_place, require_writable
 from remanence.cli.shared import (
     Int8Flag,
     JsonFlag,
     MemoryArgument,
     ModelOption,
     TierOption,
-    Where,
+    checkpoint_of,
+    err,
     examples,
+    interruptible,
     load_memory,
     load_model,
     out,
     progress_bar,
-    require_folder,
+    require_model,
     storage_of,
 )
 from remanence.errors import InvalidInputError
@@ -55,7 +58,7 @@ def demo(
     texts = paragraphs_of(read_text(file))
     asked = None if questions is None else read_questions(questions)
     plot = output / "remanence-demo.png"
-    require_folder(plot)
+    require_writable(plot)
     engine = load_model(model)
     memory = engine.new_memory()
     write_all(engine, memory, texts)
@@ -68,19 +71,29 @@ def demo(
         out.print('To ask about it, give --questions with lines "question<TAB>answer", or run this in a terminal.')
 
 
-def write_all(model: "MemoryModel", memory: "Memory", texts: list[str]) -> None:
+def write_all(model: "MemoryModel", memory: "Memory", texts: list[str]) -> int:
+    """How many of the texts were shorter than a chunk should be."""
+    from remanence.model.inputs import MIN_CHUNK
+
     if not texts:
         raise InvalidInputError("there is no text to write")
-    with progress_bar("writing") as progress:
-        for done, text in enumerate(texts, start=1):
-            model.write(memory, text)
-            progress(done, len(texts))
+    sizes = [len(text.encode()) for text in texts]
+    total, done, short = sum(sizes), 0, 0
+    with progress_bar("writing", in_bytes=True) as progress:
+        for text, size in zip(texts, sizes, strict=True):
+
+            def moved(chunk: int, chunks: int, done: int = done, size: int = size) -> None:
+                progress(done + size * chunk // chunks, total)
+
+            short += model.write(memory, text, progress=moved).tokens < MIN_CHUNK
+            done += size
+    return short
 
 
 @app.command(
     epilog=examples(
         "remanence write notes.mem notes.txt more.txt",
-        'echo "Alice Brown was born in Oslo." | remanence write notes.mem -',
+        'echo "Alice Brown was born in Oslo. She works as a surveyor and lives in Rome." | remanence write notes.mem -',
         "remanence write book.mem book.txt --whole",
     )
 )
@@ -91,25 +104,44 @@ def write(
     whole: Annotated[
         bool, typer.Option("--whole", help="Cut each file into chunks of 512 tokens, not into its paragraphs.")
     ] = False,
-    tier: TierOption = Where.HOST,
+    tier: TierOption = None,
     int8: Int8Flag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write text files into a memory, which is made if it is not there.
 
-    Each paragraph is one write. The memory file changes only when everything was written.
+    Each paragraph is one write. The memory file changes only when everything was written; Ctrl-C before that leaves it
+    as it was. With --tier or --int8, the long-term slots of a memory that is there already move.
     """
+    from remanence.memory import Memory
+    from remanence.model.inputs import MIN_CHUNK
     from remanence.texts import paragraphs_of, read_text
 
-    require_folder(memory)
+    require_memory_place(memory)
     contents = [read_text(file) for file in files]
-    texts = contents if whole else [paragraph for content in contents for paragraph in paragraphs_of(content)]
+    texts = [content for content in contents if content.strip()]
+    if not whole:
+        texts = [paragraph for content in texts for paragraph in paragraphs_of(content)]
     held = load_memory(memory) if memory.exists() else None
     engine = load_model(model)
-    held = engine.new_memory(storage=storage_of(tier, int8)) if held is None else held
+    if held is None:
+        held, unsaved = engine.new_memory(storage=storage_of(engine, tier, int8)), "was not made"
+    else:
+        require_model(engine, held, memory)
+        storage, unsaved = storage_of(held, tier, int8), "is as it was"
+        held = held if storage is None else Memory.load(memory, storage=storage)
     before = held.write_count
-    write_all(engine, held, texts)
-    held.save(memory)
+    with interruptible(f"nothing was saved: {memory} {unsaved}"):
+        short = write_all(engine, held, texts)
+    with interruptible(f"{memory} has either everything or nothing of this; see: remanence show {memory}"):
+        held.save(memory)
+    if short:
+        err.print(
+            f"note: {short} of {len(texts)} texts had fewer than {MIN_CHUNK} tokens. So short a text is poorly "
+            "remembered, and disturbs the memory more than it adds to it; join short notes into paragraphs.",
+            highlight=False,
+            soft_wrap=True,
+        )
     done = {"memory": str(memory), "written": held.write_count - before, "writes": held.write_count}
     typer.echo(json.dumps(done) if as_json else "{memory}: {written} written, {writes} writes in all".format(**done))
 
@@ -121,15 +153,19 @@ def ask(
     memory: MemoryArgument,
     question: Annotated[str, typer.Argument(help="In plain words.")],
     model: ModelOption = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 32,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a memory one question. It is not changed."""
     from remanence.terminal import answer_from
     from remanence.texts import prompt_of
 
+    if not question.strip():
+        raise InvalidInputError("there is no question; put it in quotes behind the memory")
     held = load_memory(memory)
-    answer = answer_from(load_model(model), held, question, max_new_tokens)
+    engine = load_model(model)
+    require_model(engine, held, memory)
+    answer = answer_from(engine, held, question, max_new_tokens)
     if as_json:
         typer.echo(json.dumps({"question": question, "prompt": prompt_of(question), "answer": answer}))
     else:
@@ -141,9 +177,11 @@ def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
     """Ask and write, line by line. The memory is saved when you leave."""
     from remanence.terminal import chat_loop
 
-    require_folder(memory)
+    require_memory_place(memory)
     held = load_memory(memory) if memory.exists() else None
     engine = load_model(model)
+    if held is not None:
+        require_model(engine, held, memory)
     chat_loop(out, engine, engine.new_memory() if held is None else held, memory)
 
 
@@ -153,7 +191,9 @@ def show(memory: MemoryArgument, model: ModelOption = None, as_json: JsonFlag = 
     from remanence.terminal import describe, details_table
 
     held = load_memory(memory)
-    details = {"file": str(memory), "file_bytes": memory.stat().st_size} | describe(held, load_model(model))
+    details = describe(held, load_model(model), memory)
+    if not details["readable"] and (name := checkpoint_of(held)):
+        details["checkpoint"] = name
     if as_json:
         typer.echo(json.dumps(details))
     else:

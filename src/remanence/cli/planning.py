@@ -1,6 +1,7 @@
 """`remanence plan`."""
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,16 +13,9 @@ from remanence.errors import InvalidInputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from remanence.optim.plan import Plan
+    from remanence.optim.plan import Method, Plan
 
 app = typer.Typer()
-
-
-class Method(StrEnum):
-    ADAMW = "adamw"
-    GALORE = "galore"
-    LORA = "lora"
-    GRASS = "grass"
 
 
 class Number(StrEnum):
@@ -42,7 +36,9 @@ def plan(
     rank: Annotated[int, typer.Option(min=1, help="Rows of Grass, rank of GaLore and LoRA.")] = 128,
     tokens: Annotated[int, typer.Option(min=1, help="In each sequence.")] = 256,
     batch: Annotated[int, typer.Option(min=1, help="Sequences per micro-batch.")] = 1,
-    method: Annotated[list[Method] | None, typer.Option(help="Repeatable. Default: all.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="adamw, galore, lora or grass; repeatable. Default: all.")
+    ] = None,
     dtype: Annotated[Number, typer.Option(help="Of weights and activations.")] = Number.BFLOAT16,
     checkpointing: Annotated[
         bool, typer.Option("--checkpointing", help="Keep the inputs of layers only for the backward pass.")
@@ -53,24 +49,27 @@ def plan(
     """Tell what memory a training step will take, by method, before anything is allocated."""
     import torch
 
-    from remanence.optim.plan import configuration
+    from remanence.optim.plan import METHODS, configuration
     from remanence.optim.plan import plan as make_plan
 
+    if unknown := set(method or ()) - set(METHODS):
+        raise InvalidInputError(f"--method is one of {', '.join(METHODS)}, not {unknown.pop()!r}")
     try:
         config = configuration(model)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
     plans = {
-        one.value: make_plan(
+        one: make_plan(
             config,
-            one.value,
+            one,
             rank=rank,
             tokens=tokens,
             batch=batch,
             dtype=getattr(torch, dtype.value),
             checkpointing=checkpointing,
         )
-        for one in method or Method
+        for one in METHODS
+        if not method or one in method
     }
     if as_json:
         typer.echo(json.dumps({name: {**vars(made), "total": made.total} for name, made in plans.items()}))
@@ -79,7 +78,7 @@ def plan(
         out.print(table_of(title, plans, room))
 
 
-def table_of(title: str, plans: "dict[str, Plan]", room: float | None) -> "Table":
+def table_of(title: str, plans: "Mapping[Method, Plan]", room: float | None) -> "Table":
     from rich.table import Table
 
     table = Table(title=title)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +9,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from remanence.errors import InvalidInputError, RemanenceError
+from remanence.choices import Tier
+from remanence.errors import InvalidInputError, MemoryMismatchError, RemanenceError
 
 if TYPE_CHECKING:
     from remanence.memory import Memory, Storage
@@ -26,23 +26,19 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (RemanenceError, FileNotFoundError) as error:
+        except BrokenPipeError:
+            raise
+        except (RemanenceError, OSError) as error:
             complain(error)
             raise typer.Exit(2) from None
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception | str) -> None:
     err.print("error: " + " ".join(str(error).split()), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
-
-
-class Where(StrEnum):
-    DEVICE = "device"
-    HOST = "host"
-    DISK = "disk"
 
 
 ModelOption = Annotated[
@@ -54,8 +50,10 @@ ModelOption = Annotated[
     ),
 ]
 MemoryArgument = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory file.")]
-TierOption = Annotated[Where, typer.Option("--tier", help="Where the long-term slots of a new memory lie.")]
-Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep the long-term slots of a new memory as int8.")]
+TierOption = Annotated[
+    Tier | None, typer.Option("--tier", help="Where long-term slots lie. Default: host, for new ones.")
+]
+Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep long-term slots as int8.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -71,33 +69,72 @@ def load_model(name: str | None) -> "MemoryModel":
     return MemoryModel.from_pretrained(bundled(name) if name in names() else name)
 
 
-def storage_of(tier: Where, int8: bool) -> "Storage":
-    from remanence.memory import Storage
+def storage_of(keeper: "MemoryModel | Memory", tier: Tier | None, int8: bool) -> "Storage | None":
+    """Where the long-term slots of a memory, or of a model's new ones, are to lie; None: where they would anyway.
 
-    return Storage(tier.value, int8)
+    Raises:
+        InvalidInputError: there are no long-term slots.
+    """
+    from remanence.memory import Memory, Storage
+
+    if tier is None and not int8:
+        return None
+    if keeper.longterm is None:
+        what = "memory" if isinstance(keeper, Memory) else "model"
+        raise InvalidInputError(f"this {what} has no long-term slots; leave --tier and --int8 out")
+    kept = keeper.longterm.layout.storage if isinstance(keeper, Memory) else Storage()
+    return Storage(tier or kept.tier, int8 or kept.int8)
 
 
 def load_memory(path: Path) -> "Memory":
     from remanence import Memory
 
+    if path.exists() and not path.is_file():
+        raise InvalidInputError(f"{path} is not a memory: it is no file")
     if not path.is_file():
         raise FileNotFoundError(f"there is no memory at {path}; make one with: remanence write {path} FILE")
     return Memory.load(path)
 
 
-def require_folder(path: Path, *, file: bool = True) -> None:
-    if file and path.is_dir():
-        raise InvalidInputError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to put {path.name} into")
+def checkpoint_of(memory: "Memory") -> str | None:
+    """The bundled checkpoint that wrote a memory."""
+    from remanence import MemoryModel
+    from remanence.checkpoints import bundled, names
+
+    wrote = (name for name in names() if MemoryModel.from_pretrained(bundled(name)).spec == memory.spec)
+    return next(wrote, None)
+
+
+def require_model(model: "MemoryModel", memory: "Memory", path: Path) -> None:
+    """Raise `MemoryMismatchError`, with the model to name if it is a bundled one, where another wrote the memory."""
+    try:
+        model.spec.require(memory.spec)
+    except MemoryMismatchError as error:
+        name = checkpoint_of(memory)
+        if name is None:
+            raise MemoryMismatchError(f"{path}: {error}. Name the model that wrote it with --model") from error
+        raise MemoryMismatchError(
+            f"{path} was written by another model, the bundled checkpoint {name}: use --model {name}"
+        ) from error
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, moved by calls with (done, in all)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def interruptible(state: str) -> Iterator[None]:
+    """Ctrl-C says what has become of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain(f"interrupted; {state}")
+        raise typer.Exit(130) from None
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
+
+@contextmanager
+def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by calls with (done, in all)."""
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from remanence.cli.places import require_output_folder
 from remanence.cli.shared import examples, out
 
 app = typer.Typer()
@@ -36,6 +37,8 @@ def train(
     run = load_recipe(recipe)
     chosen = [] if optimizer == "default" else [f"optimizer={optimizer}"]
     settings = settings_of(run, [*(extra or []), *chosen])
-    result = run(output or Path("runs") / recipe.stem, resume=resume, minutes=minutes, **settings)
+    output = output or Path("runs") / recipe.stem
+    require_output_folder(output)
+    result = run(output, resume=resume, minutes=minutes, **settings)
     if result is not None:
         out.print(f"trained: {result}", markup=False, soft_wrap=True)

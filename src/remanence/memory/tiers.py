@@ -10,15 +10,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 
+from remanence.choices import Tier
 from remanence.errors import InvalidInputError, MemoryFileError
 
-Tier = Literal["device", "host", "disk"]
-TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+TIERS: tuple[Tier, ...] = get_args(Tier)
 _BLOCK_BYTES = 32 * 2**20  # of slots: ten million in each of 32 layers stay under the limit of mappings per process
 _FEWEST_ROWS = 256
 

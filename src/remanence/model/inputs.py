@@ -23,6 +23,12 @@ def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.d
     if isinstance(content, str):
         if tokenizer is None:
             raise InvalidInputError("this model has no tokenizer, so it takes token ids; attach it with a tokenizer")
+        try:
+            content.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInputError(
+                f"the text holds {content[error.start]!a}, which is no character; it was not decoded as it is encoded"
+            ) from error
         content = cast(Sequence[int], tokenizer(content, add_special_tokens=False)["input_ids"])
     if isinstance(content, Tensor):
         if content.device != device:

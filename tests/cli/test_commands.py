@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
-from remanence.cli import app
 from remanence.errors import CorruptMemoryError, MemoryFileError
-from remanence.memory import LongTermRules
+from tests.cli.running import a_memory, done, refused
 from tests.tiny import decoder, tokenizer, with_memory
 
 COMMANDS = [
@@ -34,47 +32,6 @@ def train(output, *, resume=False, minutes=None, steps=5):
     (output / "made").write_text(f"{resume} {minutes} {steps!r}")
     return output
 """
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("checkpoint")
-    hf = decoder(vocab_size=300, num_hidden_layers=1)
-    with_memory(hf, tokenizer=tokenizer()).save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REMANENCE_MODEL", checkpoint)
-    monkeypatch.setenv("COLUMNS", "200")
-    return tmp_path
-
-
-def run(*words: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(words), input=stdin)
-
-
-def done(*words: str, stdin: str | None = None) -> str:
-    result = run(*words, stdin=stdin)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*words: str, stdin: str | None = None) -> str:
-    result = run(*words, stdin=stdin)
-    assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.output
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-def a_memory() -> Path:
-    Path("notes.txt").write_text("Alice Brown was born in Oslo.\n\nShe works as a baker\nin Bergen.\n")
-    done("write", "notes.mem", "notes.txt")
-    return Path("notes.mem")
 
 
 def test_help_does_not_wait_for_torch() -> None:
@@ -299,14 +256,6 @@ def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> 
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
 
 
-@pytest.fixture(scope="module")
-def longterm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("longterm")
-    hf = decoder(vocab_size=300, num_hidden_layers=1)
-    with_memory(hf, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=8), retrieval_size=8).save_pretrained(path)
-    return str(path)
-
-
 def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:
     words = [
         "--samples",
@@ -406,6 +355,8 @@ def test_demo_teaches_the_form_of_questions(content: str) -> None:
     [
         (["ask", "none.mem", "Who?"], "remanence write none.mem"),
         (["show", "none.mem"], "remanence write none.mem"),
+        (["show", "."], "it is no file"),
+        (["ask", "none.mem", " "], "there is no question"),
         (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
         (["chat", "nowhere/notes.mem"], "no folder nowhere"),
         (["eval", "retrieval", "--json", "."], "is a folder"),
