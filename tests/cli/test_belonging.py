@@ -27,9 +27,9 @@ def with_longterm(longterm_checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.usefixtures("with_longterm")
 def test_a_memory_moves_to_the_tier_that_a_write_names_and_stays_there() -> None:
     done("write", "long.mem", "notes.txt")
-    assert storage_of("long.mem") == Storage("host")
+    assert storage_of("long.mem") == Storage("host", int8=False)
     done("write", "long.mem", "notes.txt", "--tier", "disk")
-    assert storage_of("long.mem") == Storage("disk")
+    assert storage_of("long.mem") == Storage("disk", int8=False)
     done("write", "long.mem", "notes.txt", "--int8")
     assert storage_of("long.mem") == Storage("disk", int8=True)
     done("write", "long.mem", "notes.txt")
