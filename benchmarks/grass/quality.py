@@ -196,6 +196,8 @@ def compare(options: argparse.Namespace, setup: Setup) -> None:
     same_setup(setup, options.output)
     corpus(options.output / "tokens.pt", options.text, setup.tokens, setup.held_out)
     heading = circumstances(setup.device)
+    for path in (*options.text, options.output, options.json):  # which folders they lie in is of no interest
+        heading["command"] = heading["command"].replace(f" {path}", f" {path.name}")
     heading["machine"] |= {"threads": setup.threads, "jobs": options.jobs}
     for cells in sweep(options.methods, options.seeds, setup, options.output, options.jobs, end):
         write_down({**heading, **figures_of(cells, options.seeds, setup)}, options.json)

@@ -67,7 +67,7 @@ def quality(figures: dict[str, Any]) -> str:
     machine = figures["machine"]
     about = (
         f"A random Llama, d {setup['size']:,}, {setup['layers']} layers, trained from scratch on {setup['tokens']:,} "
-        f"tokens of Wikipedia and C4, {setup['steps']} steps, the same for all; rank {setup['rank']}, a refresh every "
+        f"tokens of Wikipedia, {setup['steps']} steps, the same for all; rank {setup['rank']}, a refresh every "
         f"{setup['gap']} steps. Learning rates were chosen on validation, from powers of two; means over "
         f"{setup['seeds']} seeds with one standard error, on documents of which no other part has any. "
         f"{figures['date']}, {machine['cpu']}, torch {machine['torch']}, transformers {machine['transformers']}."

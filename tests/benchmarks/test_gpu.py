@@ -38,10 +38,14 @@ def test_throughput_is_told_for_every_method(file: Path) -> None:
     assert "adamw" in made["grass_is_faster_by"]
 
 
-def test_losses_at_60m_go_on_where_they_stopped(file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_losses_at_60m_go_on_where_they_stopped(
+    file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["--smoke", "--output", str(tmp_path / "cells"), "--methods", "adamw", "--seeds", "2"]
     assert not figures(grass_60m, file, *command, "--minutes", "0")["cells"]
+    monkeypatch.setattr("sys.argv", ["grass_60m.py", *command])
     made = figures(grass_60m, file, *command)
+    assert made["command"] == "python grass_60m.py --smoke --output cells --methods adamw --seeds 2"
     assert made["methods"]["adamw"]["test"] > 0 and len(made["cells"]) >= 4
     assert made["setup"]["size"] == 32
     capfd.readouterr()
