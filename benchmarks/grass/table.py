@@ -40,7 +40,8 @@ def table(figures: dict[str, Any]) -> str:
 
 def name_of(method: str) -> str:
     if not method.startswith("grass-"):
-        return {"adamw": "AdamW", "galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA"}[method]
+        others = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}
+        return {**others, "adamw-quarter": "AdamW, linear layers at a quarter of the rate"}[method]
     _, selection, on_refresh, *more = method.split("-")
     changed = "".join(f", {part.replace('scale', 'scale ')}" for part in more)
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
