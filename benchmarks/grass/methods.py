@@ -101,6 +101,7 @@ METHODS: dict[str, Maker] = {
     "grass-multinomial_norm-keep": partial(grass, selection="multinomial_norm", on_refresh="keep"),
     "grass-uniform-reset": partial(grass, selection="uniform"),
     "grass-uniform-keep": partial(grass, selection="uniform", on_refresh="keep"),
+    "grass-multinomial_norm-keep-rank128": partial(grass, selection="multinomial_norm", on_refresh="keep", rank=128),
     "grass-multinomial_norm-keep-scale1": partial(grass, selection="multinomial_norm", on_refresh="keep", scale=1.0),
 }
 

@@ -43,7 +43,7 @@ def name_of(method: str) -> str:
         others = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}
         return {**others, "adamw-quarter": "AdamW, linear layers at a quarter of the rate"}[method]
     _, selection, on_refresh, *more = method.split("-")
-    changed = "".join(f", {part.replace('scale', 'scale ')}" for part in more)
+    changed = "".join(f", {part.replace('scale', 'scale ').replace('rank', 'rank ')}" for part in more)
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
 
 
