@@ -36,12 +36,12 @@ def adamw(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
     return torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=trained[0].is_cuda)
 
 
-def adamw_quarter(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
-    """The layers that others project learn at a quarter of the rate, as the scale of 0.25 has it there.
+def adamw_scaled(model: nn.Module, by: Projecting, lr: float, scale: float) -> Optimizer:
+    """The layers that others project learn at a part of the rate, as their scale has it there.
 
     Without it a comparison shows what embeddings gain from a rate of their own, and not what projecting costs.
     """
-    rest, linear = two_groups(model, {"lr": 0.25 * lr})
+    rest, linear = two_groups(model, {"lr": scale * lr})
     return torch.optim.AdamW([rest, linear], lr=lr, weight_decay=0.0, fused=linear["params"][0].is_cuda)
 
 
@@ -91,7 +91,8 @@ def lora(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
 
 METHODS: dict[str, Maker] = {
     "adamw": adamw,
-    "adamw-quarter": adamw_quarter,
+    "adamw-scale0.25": partial(adamw_scaled, scale=0.25),
+    "adamw-scale0.0625": partial(adamw_scaled, scale=0.0625),
     "galore": galore,
     "apollo": apollo,
     "lora": lora,
@@ -102,6 +103,9 @@ METHODS: dict[str, Maker] = {
     "grass-uniform-reset": partial(grass, selection="uniform"),
     "grass-uniform-keep": partial(grass, selection="uniform", on_refresh="keep"),
     "grass-multinomial_norm-keep-rank128": partial(grass, selection="multinomial_norm", on_refresh="keep", rank=128),
+    "grass-multinomial_norm-keep-scale0.0625": partial(
+        grass, selection="multinomial_norm", on_refresh="keep", scale=0.0625
+    ),
     "grass-multinomial_norm-keep-scale1": partial(grass, selection="multinomial_norm", on_refresh="keep", scale=1.0),
 }
 

@@ -40,8 +40,9 @@ def table(figures: dict[str, Any]) -> str:
 
 def name_of(method: str) -> str:
     if not method.startswith("grass-"):
-        others = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}
-        return {**others, "adamw-quarter": "AdamW, linear layers at a quarter of the rate"}[method]
+        name, *scale = method.split("-scale")
+        known = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}[name]
+        return known + "".join(f", linear layers at {part} of the rate" for part in scale)
     _, selection, on_refresh, *more = method.split("-")
     changed = "".join(f", {part.replace('scale', 'scale ').replace('rank', 'rank ')}" for part in more)
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
