@@ -50,10 +50,10 @@ def grass(model: nn.Module, by: Projecting, lr: float, **settings: Any) -> Optim
     return GrassAdamW(grass_param_groups(model, **{**shared, "scale": 0.25, **settings}), lr=lr)
 
 
-def galore(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
+def galore(model: nn.Module, by: Projecting, lr: float, scale: float = 0.25) -> Optimizer:
     from galore_torch import GaLoreAdamW
 
-    settings = {"rank": by.rank, "update_proj_gap": by.gap, "scale": 0.25, "proj_type": "std"}
+    settings = {"rank": by.rank, "update_proj_gap": by.gap, "scale": scale, "proj_type": "std"}
     made: Optimizer = GaLoreAdamW(two_groups(model, settings), lr=lr, no_deprecation_warning=True)
     return made
 
@@ -94,6 +94,7 @@ METHODS: dict[str, Maker] = {
     "adamw-scale0.25": partial(adamw_scaled, scale=0.25),
     "adamw-scale0.0625": partial(adamw_scaled, scale=0.0625),
     "galore": galore,
+    "galore-scale0.0625": partial(galore, scale=0.0625),
     "apollo": apollo,
     "lora": lora,
     "grass-top-reset": grass,  # as published

@@ -42,7 +42,7 @@ def name_of(method: str) -> str:
     if not method.startswith("grass-"):
         name, *scale = method.split("-scale")
         known = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}[name]
-        return known + "".join(f", linear layers at {part} of the rate" for part in scale)
+        return known + "".join(f", {part} of the rate for linear layers" for part in scale)
     _, selection, on_refresh, *more = method.split("-")
     changed = "".join(f", {part.replace('scale', 'scale ').replace('rank', 'rank ')}" for part in more)
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
