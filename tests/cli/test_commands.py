@@ -1,6 +1,7 @@
 """Every command works from end to end, on a tiny random model; what goes wrong is one line and exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_help_teaches_by_example(command: list[str]) -> None:
     text = done(*command, "--help")
     assert "Examples:" in text
     assert " ".join(["remanence", *command]) in text.partition("Examples:")[2]
+
+
+def test_kernels_that_torch_keeps_are_few_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    a_memory()
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "64")
 
 
 def test_version_is_the_packages() -> None:

@@ -1,5 +1,6 @@
 """What the commands have in common: options, errors on one line, progress bars, and loading what they work on."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs
 
 
 def load_model(name: str | None) -> "MemoryModel":
+    for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        # By default a kernel is kept for each of the last 1,024 shapes, hundreds of MiB; with 64, nothing gets slower.
+        os.environ.setdefault(capacity, "64")
     import transformers
 
     from remanence import MemoryModel
