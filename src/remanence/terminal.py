@@ -97,8 +97,10 @@ def _shown(value: Any) -> str:
 
 def retention_table(report: dict[str, Any]) -> Table:
     curves, survival = report["curves"], {p["distance"]: p["line"] for p in report["survival"]}
-    people = f"{report['samples']} held-out people"
-    table = Table(title=f"Exact match, {people} (N = {report['n']}, K = {report['k']})")
+    score = report.get("score", "exact_match")
+    asked = f"questions of {report['data']}" if "data" in report else "held-out people"
+    name = score.replace("_", " ").capitalize()
+    table = Table(title=f"{name}, {report['samples']} {asked} (N = {report['n']}, K = {report['k']})")
     table.add_column("distance", justify="right")
     for condition in curves:
         table.add_column(condition, justify="right")
@@ -106,7 +108,7 @@ def retention_table(report: dict[str, Any]) -> Table:
         table.add_column("survival", justify="right")
     for points in zip(*curves.values(), strict=True):
         distance = points[0]["distance"]
-        cells = [f"{p['exact_match']:.3f} ± {p['stderr']:.3f}" for p in points]
+        cells = [f"{p[score]:.3f} ± {p['stderr']:.3f}" for p in points]
         table.add_row(str(distance), *cells, *([f"{survival[distance]:.3f}"] if survival else []))
     return table
 

@@ -237,6 +237,24 @@ def test_retention_measures_only_the_curves_asked_for() -> None:
     assert "--memory=none" in report["command"]
 
 
+def test_retention_asks_about_the_passages_of_a_file(checkpoint: str) -> None:
+    towns = {"Rome": "Oslo", "Bern": "a"}
+    records = [
+        {"question": f"what is at {t}", "answers": [a], "nq_annotated_gold": {"title": t, "long_answer": f"{t} {a}"}}
+        for t, a in towns.items()
+    ]
+    Path("nq.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["--samples", "2", "--distances", "0,1", "--data", "nq.jsonl"]
+    curves = ["--memory=pool", "--memory=fact"]
+    assert "questions of nq.jsonl" in done("eval", "retention", *words, *curves, "--json", "r.json", "--plot", "r.png")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "fact"]
+    assert list(report["curves"]["pool"][0]) == ["distance", "hit", "stderr", "samples"]
+    command = f"remanence eval retention {' '.join([*words, '--seed', '0', *curves])} --model {checkpoint}"
+    assert report["command"] == command
+    assert "2 questions" in refused("eval", "retention", "--data", "nq.jsonl", "--samples", "3", *curves)
+
+
 @pytest.mark.parametrize(
     "words", [["--distances", "0,x"], ["--plot", "r.doc"], ["--json", "nowhere/r.json"], ["--facts", "9"]]
 )

@@ -63,16 +63,23 @@ def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> N
         "remanence eval retention --samples 50",
         "remanence eval retention --distances 0,5,…,20p --json retention.json --plot retention.png",
         "remanence eval retention --memory pool --memory none --distances 0..16",
+        "remanence eval retention --data dev-v1.1.json --distances 0,5,…,60",
     )
 )
 def retention(
-    samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="People or questions asked about, at each distance.")] = 100,
     distances: Annotated[
         str, typer.Option(help="In writes: 0,5,10; 2p is 2·N/K; 0..20 counts by one; 0,5,…,20p by five.")
     ] = DISTANCES,
     memory: Annotated[
         list[str] | None,
-        typer.Option(help="A curve: pool, longterm, none or context; repeatable. Default: all there are."),
+        typer.Option(
+            help="A curve: pool, longterm, none, context (the newest text), fact (the text asked about), bm25; "
+            "repeatable. Default: all there are; about people all but the last two."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Passages in place of people: a SQuAD v1.1 or Natural Questions file.")
     ] = None,
     model: ModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
@@ -82,7 +89,12 @@ def retention(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
 ) -> None:
-    """Exact match of answers about held-out people, by the writes since their biography was written."""
+    """How often a text is recalled, by the writes since it was written: exact match about people, hits about passages.
+
+    Passages are asked about by the published protocol: answers of at most 4 tokens, and 10 generated tokens in which
+    one must stand.
+    """
+    from remanence.evaluation.passages import Passages
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
@@ -102,10 +114,12 @@ def retention(
             storage=storage,
             seed=seed,
             attributes_per_biography=facts,
+            data=None if data is None else Passages(data, engine.tokenizer),
             progress=progress,
         )
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
-    words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
+    words += ["--facts", str(facts)] if data is None else ["--data", str(data)]
+    words += ["--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
     words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
     report |= made_by(words, model)
     publish(report, retention_table(report), json_file)
