@@ -113,6 +113,19 @@ def retention_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def longcontext_table(report: dict[str, Any]) -> Table:
+    points = report["points"]
+    table = Table(title=f"F1 / exact match, documents of {report['data']} (N = {report['n']}, K = {report['k']})")
+    for name in ("tokens", "documents", *points):
+        table.add_column(name, justify="right")
+    longest = max((p["length"] for p in next(iter(points.values())) if p["length"] is not None), default=0)
+    for row in zip(*points.values(), strict=True):
+        length = row[0]["length"]
+        cells = [f"{p['f1']:.3f} / {p['exact_match']:.3f}" for p in row]
+        table.add_row(f"{length:,}" if length is not None else f"> {longest:,}", str(row[0]["samples"]), *cells)
+    return table
+
+
 def retrieval_table(report: dict[str, Any]) -> Table:
     table = Table(title=f"Share of a fact's slots retrieved, {report['samples']} held-out people (K0 = {report['k0']})")
     for name in ("distance", "slots per layer", "retrieved", "by chance", "layer by layer"):

@@ -274,6 +274,21 @@ def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> 
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
 
 
+def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    Path("qa1.txt").write_text("1 Mary is in the hall.\n2 Where is Mary?\thall\t1\n")
+    words = ["--data", "qa1.txt", "--samples", "1", "--lengths", "100,200"]
+    conditions = ["--memory=pool", "--memory=none", "--memory=context"]
+    text = done("eval", "longcontext", *words, *conditions, "--state", "kept", "--json", "l.json")
+    assert "documents of qa1.txt" in text
+    report = json.loads(Path("l.json").read_text())
+    assert [point["length"] for point in report["points"]["pool"]] == [100, 200]
+    command = f"remanence eval longcontext {' '.join([*words, '--seed', '0', *conditions])} --model {checkpoint}"
+    assert report["command"] == command
+    assert len(json.loads(Path("kept/answers.json").read_text())["answers"]) == 2
+    assert "another seed" in refused("eval", "longcontext", *words, *conditions, "--state", "kept", "--seed", "1")
+    assert "lengths are numbers" in refused("eval", "longcontext", "--data", "qa1.txt", "--lengths", "long")
+
+
 def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:
     words = [
         "--samples",

@@ -134,13 +134,16 @@ class Reader:
     """Stands in for a model: says what it has been told, of its memory and of its prompt."""
 
     def __init__(self, model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.model, self.texts = model, {}
+        self.model = model
+        self.texts: dict[int, list[str]] = {}
+        self.kept: list[Any] = []  # so that no two memories are given the same id
         self.prompts: list[str] = []
         self.limits: set[int] = set()
         monkeypatch.setattr(model, "write", self._write)
         monkeypatch.setattr(model, "generate", self._generate)
 
     def _write(self, memories: list[Any], texts: list[str]) -> None:
+        self.kept += memories
         for memory, text in zip(memories, texts, strict=True):
             self.texts.setdefault(id(memory), []).append(text)
 
