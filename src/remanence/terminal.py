@@ -97,8 +97,10 @@ def _shown(value: Any) -> str:
 
 def retention_table(report: dict[str, Any]) -> Table:
     curves, survival = report["curves"], {p["distance"]: p["line"] for p in report["survival"]}
-    people = f"{report['samples']} held-out people"
-    table = Table(title=f"Exact match, {people} (N = {report['n']}, K = {report['k']})")
+    score = report.get("score", "exact_match")
+    asked = f"questions of {report['data']}" if "data" in report else "held-out people"
+    name = score.replace("_", " ").capitalize()
+    table = Table(title=f"{name}, {report['samples']} {asked} (N = {report['n']}, K = {report['k']})")
     table.add_column("distance", justify="right")
     for condition in curves:
         table.add_column(condition, justify="right")
@@ -106,8 +108,21 @@ def retention_table(report: dict[str, Any]) -> Table:
         table.add_column("survival", justify="right")
     for points in zip(*curves.values(), strict=True):
         distance = points[0]["distance"]
-        cells = [f"{p['exact_match']:.3f} ± {p['stderr']:.3f}" for p in points]
+        cells = [f"{p[score]:.3f} ± {p['stderr']:.3f}" for p in points]
         table.add_row(str(distance), *cells, *([f"{survival[distance]:.3f}"] if survival else []))
+    return table
+
+
+def longcontext_table(report: dict[str, Any]) -> Table:
+    points = report["points"]
+    table = Table(title=f"F1 / exact match, documents of {report['data']} (N = {report['n']}, K = {report['k']})")
+    for name in ("tokens", "documents", *points):
+        table.add_column(name, justify="right")
+    longest = max((p["length"] for p in next(iter(points.values())) if p["length"] is not None), default=0)
+    for row in zip(*points.values(), strict=True):
+        length = row[0]["length"]
+        cells = [f"{p['f1']:.3f} / {p['exact_match']:.3f}" for p in row]
+        table.add_row(f"{length:,}" if length is not None else f"> {longest:,}", str(row[0]["samples"]), *cells)
     return table
 
 

@@ -12,6 +12,11 @@ from remanence.errors import InvalidInputError
 class Question:
     text: str
     truth: str
+    also: tuple[str, ...] = ()  # further answers that are right
+
+    @property
+    def truths(self) -> tuple[str, ...]:
+        return (self.truth, *self.also)
 
 
 def read_text(path: Path) -> str:

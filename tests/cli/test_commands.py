@@ -246,6 +246,24 @@ def test_retention_measures_only_the_curves_asked_for() -> None:
     assert "--memory=none" in report["command"]
 
 
+def test_retention_asks_about_the_passages_of_a_file(checkpoint: str) -> None:
+    towns = {"Rome": "Oslo", "Bern": "a"}
+    records = [
+        {"question": f"what is at {t}", "answers": [a], "nq_annotated_gold": {"title": t, "long_answer": f"{t} {a}"}}
+        for t, a in towns.items()
+    ]
+    Path("nq.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["--samples", "2", "--distances", "0,1", "--data", "nq.jsonl"]
+    curves = ["--memory=pool", "--memory=fact"]
+    assert "questions of nq.jsonl" in done("eval", "retention", *words, *curves, "--json", "r.json", "--plot", "r.png")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "fact"]
+    assert list(report["curves"]["pool"][0]) == ["distance", "hit", "stderr", "samples"]
+    command = f"remanence eval retention {' '.join([*words, '--seed', '0', *curves])} --model {checkpoint}"
+    assert report["command"] == command
+    assert "2 questions" in refused("eval", "retention", "--data", "nq.jsonl", "--samples", "3", *curves)
+
+
 @pytest.mark.parametrize(
     "words", [["--distances", "0,x"], ["--plot", "r.doc"], ["--json", "nowhere/r.json"], ["--facts", "9"]]
 )
@@ -263,6 +281,21 @@ def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> 
     assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0 --model {checkpoint}"
     assert Path("kept/windows.json").is_file()
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
+
+
+def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    Path("qa1.txt").write_text("1 Mary is in the hall.\n2 Where is Mary?\thall\t1\n")
+    words = ["--data", "qa1.txt", "--samples", "1", "--lengths", "100,200"]
+    conditions = ["--memory=pool", "--memory=none", "--memory=context"]
+    text = done("eval", "longcontext", *words, *conditions, "--state", "kept", "--json", "l.json")
+    assert "documents of qa1.txt" in text
+    report = json.loads(Path("l.json").read_text())
+    assert [point["length"] for point in report["points"]["pool"]] == [100, 200]
+    command = f"remanence eval longcontext {' '.join([*words, '--seed', '0', *conditions])} --model {checkpoint}"
+    assert report["command"] == command
+    assert len(json.loads(Path("kept/answers.json").read_text())["answers"]) == 2
+    assert "another seed" in refused("eval", "longcontext", *words, *conditions, "--state", "kept", "--seed", "1")
+    assert "lengths are numbers" in refused("eval", "longcontext", "--data", "qa1.txt", "--lengths", "long")
 
 
 def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:

@@ -25,6 +25,7 @@ from remanence.cli.shared import (
 from remanence.data.episodes import FACTS
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import DISTANCES
+from remanence.evaluation.documents import LENGTHS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,16 +64,23 @@ def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> N
         "remanence eval retention --samples 50",
         "remanence eval retention --distances 0,5,…,20p --json retention.json --plot retention.png",
         "remanence eval retention --memory pool --memory none --distances 0..16",
+        "remanence eval retention --data dev-v1.1.json --distances 0,5,…,60",
     )
 )
 def retention(
-    samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="People or questions asked about, at each distance.")] = 100,
     distances: Annotated[
         str, typer.Option(help="In writes: 0,5,10; 2p is 2·N/K; 0..20 counts by one; 0,5,…,20p by five.")
     ] = DISTANCES,
     memory: Annotated[
         list[str] | None,
-        typer.Option(help="A curve: pool, longterm, none or context; repeatable. Default: all there are."),
+        typer.Option(
+            help="A curve: pool, longterm, none, context (the newest text), fact (the text asked about), bm25; "
+            "repeatable. Default: all there are; about people all but the last two."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Passages in place of people: a SQuAD v1.1 or Natural Questions file.")
     ] = None,
     model: ModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
@@ -82,7 +90,12 @@ def retention(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
 ) -> None:
-    """Exact match of answers about held-out people, by the writes since their biography was written."""
+    """How often a text is recalled, by the writes since it was written: exact match about people, hits about passages.
+
+    Passages are asked about by the published protocol: answers of at most 4 tokens, and 10 generated tokens in which
+    one must stand.
+    """
+    from remanence.evaluation.passages import Passages
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
@@ -102,10 +115,12 @@ def retention(
             storage=storage,
             seed=seed,
             attributes_per_biography=facts,
+            data=None if data is None else Passages(data, engine.tokenizer),
             progress=progress,
         )
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
-    words += ["--facts", str(facts), "--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
+    words += ["--facts", str(facts)] if data is None else ["--data", str(data)]
+    words += ["--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
     words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
     report |= made_by(words, model)
     publish(report, retention_table(report), json_file)
@@ -113,6 +128,65 @@ def retention(
         from remanence.evaluation.plots import retention_plot
 
         retention_plot(report, plot)
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval longcontext --data hotpotqa.jsonl --lengths 4k,8k,16k --state runs/hotpotqa",
+        "remanence eval longcontext --data qa1_single-supporting-fact_test.txt --lengths 1k,4k,16k --json babi.json",
+    )
+)
+def longcontext(
+    data: Annotated[Path, typer.Option(help="A LongBench file, or a bAbI file to hide among paragraphs of novels.")],
+    samples: Annotated[int, typer.Option(min=1, help="Documents of each length.")] = 50,
+    lengths: Annotated[str, typer.Option(help="In tokens; LongBench documents are sorted into them.")] = LENGTHS,
+    memory: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to measure: pool, longterm, none, context (the end of the document), bm25; repeatable. "
+            "Default: all there are."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Documents written at once.")] = 8,
+    model: ModelOption = None,
+    tier: TierOption = None,
+    int8: Int8Flag = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other documents.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for finished batches; the same command then goes on after a cut.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """F1 and exact match of answers about long documents, by their length."""
+    from remanence.evaluation.documents import parse_lengths, read_task
+    from remanence.evaluation.longcontext import measure
+    from remanence.terminal import longcontext_table
+
+    if json_file is not None:
+        require_writable(json_file)
+    if state is not None:
+        require_output_folder(state)
+    asked = parse_lengths(lengths)
+    engine = load_model(model)
+    storage = storage_of(engine, tier, int8)
+    task = read_task(data, engine.tokenizer, asked, samples, seed)
+    left = "nothing was kept" if state is None else f"finished batches are kept in {state}; the same command goes on"
+    with interruptible(left), progress_bar("asking") as progress:
+        report = measure(
+            engine,
+            task,
+            conditions=cast("list[Condition] | None", memory),
+            storage=storage,
+            seed=seed,
+            batch=batch,
+            state=state,
+            progress=progress,
+        )
+    words = ["remanence", "eval", "longcontext", "--data", str(data), "--samples", str(samples), "--lengths", lengths]
+    words += ["--seed", str(seed), *(f"--memory={condition}" for condition in memory or [])]
+    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
+    report |= {"data": data.name, "answer_tokens": task.answer_tokens} | made_by(words, model)
+    publish(report, longcontext_table(report), json_file)
 
 
 @app.command(

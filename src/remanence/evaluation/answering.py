@@ -12,31 +12,45 @@ _PREFILL_TOKENS = 16_384  # read in one batch, to bound the memory that long con
 
 def answer(model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str]) -> list[str]:
     """One answer per memory."""
-    texts = model.generate(list(memories), list(prompts), max_new_tokens=ANSWER_TOKENS, do_sample=False)
-    return [answer_of(text) for text in texts]
+    return [answer_of(text) for text in continuations(model, memories, prompts)]
 
 
 def answer_rows(model: MemoryModel, memories: Sequence[Memory], rows: Sequence[list[int]]) -> list[str]:
     """One answer per memory, to prompts of token ids."""
+    return [answer_of(text) for text in row_continuations(model, memories, rows)]
+
+
+def continuations(
+    model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str], tokens: int = ANSWER_TOKENS
+) -> list[str]:
+    """What follows each prompt, uncut: at most `tokens` tokens."""
+    texts: list[str] = model.generate(list(memories), list(prompts), max_new_tokens=tokens, do_sample=False)
+    return texts
+
+
+def row_continuations(
+    model: MemoryModel, memories: Sequence[Memory], rows: Sequence[list[int]], tokens: int = ANSWER_TOKENS
+) -> list[str]:
+    """The same for prompts of token ids."""
     at_once = max(1, _PREFILL_TOKENS // max(map(len, rows)))
-    answers: list[str] = []
+    texts: list[str] = []
     for start in range(0, len(rows), at_once):
         part = rows[start : start + at_once]
-        out = model.generate(memories[start : start + at_once], part, max_new_tokens=ANSWER_TOKENS, do_sample=False)
+        out = model.generate(memories[start : start + at_once], part, max_new_tokens=tokens, do_sample=False)
         new = out[:, max(map(len, part)) :]
-        answers += [answer_of(text) for text in model.tokenizer.batch_decode(new, skip_special_tokens=True)]
-    return answers
+        texts += model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    return texts
 
 
 class Context:
-    """The end of a growing text, as much as a model's context holds.
+    """The end of a growing text, as much as a model's context holds beside an answer of `tokens` tokens.
 
     Paragraphs are parted by the tokenizer's end-of-text token, as documents are in training, or else by a newline.
     """
 
-    def __init__(self, model: MemoryModel) -> None:
+    def __init__(self, model: MemoryModel, tokens: int = ANSWER_TOKENS) -> None:
         self._tokenizer = model.tokenizer
-        self._room = model.backbone.config.max_position_embeddings - ANSWER_TOKENS
+        self._room = model.backbone.config.max_position_embeddings - tokens
         end = self._tokenizer.eos_token_id
         self._separator = self._encode("\n") if end is None else [end]
         self._ids: list[int] = []

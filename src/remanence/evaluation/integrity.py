@@ -5,8 +5,6 @@ often the biography that was just written is asked about, so that forgetting pla
 windows; what each answers right, and how much memory the process holds at its end, must not drift.
 """
 
-import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import psutil
 from remanence.data.episodes import Episode, unrelated
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import answer
+from remanence.evaluation.resuming import keep, kept
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 
@@ -104,16 +103,10 @@ def _window(
 
 
 def _resume(state: Path, run: dict[str, Any], model: MemoryModel, seed: int) -> tuple[list[dict[str, Any]], Memory]:
-    record = state / "windows.json"
-    if not record.is_file():
+    record = kept(state / "windows.json", run)
+    if record is None:
         return [], model.new_memory(seed)
-    kept = json.loads(record.read_text())
-    differing = [name for name, value in run.items() if kept["run"].get(name) != value]
-    if differing:
-        raise InvalidInputError(
-            f"{state} holds a run with another {' and '.join(differing)}; name another folder, or delete this one"
-        )
-    return kept["windows"], Memory.load(state / kept["memory"], model.device)
+    return record["windows"], Memory.load(state / record["memory"], model.device)
 
 
 def _keep(state: Path, run: dict[str, Any], done: list[dict[str, Any]], memory: Memory) -> None:
@@ -121,9 +114,7 @@ def _keep(state: Path, run: dict[str, Any], done: list[dict[str, Any]], memory: 
     state.mkdir(parents=True, exist_ok=True)
     name = f"memory-{len(done)}.safetensors"
     memory.save(state / name)
-    partial = state / "windows.json.partial"
-    partial.write_text(json.dumps({"run": run, "windows": done, "memory": name}, indent=1) + "\n")
-    os.replace(partial, state / "windows.json")
+    keep(state / "windows.json", run, windows=done, memory=name)
     for old in state.glob("memory-*.safetensors"):
         if old.name != name:
             old.unlink()

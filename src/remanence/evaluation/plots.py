@@ -12,6 +12,8 @@ _STYLES = {
     "longterm": ("pool and long-term memory", "#8e44ad", "D"),
     "context": ("text in context", "#2a8c5a", "s"),
     "none": ("neither", "#8a8a8a", "^"),
+    "fact": ("that text alone in context", "#d68910", "v"),
+    "bm25": ("passages found by BM25 in context", "#7b5c3e", "P"),
 }
 
 
@@ -26,13 +28,14 @@ def retention_plot(report: Mapping[str, Any], path: Path, title: str | None = No
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     drawn: list[Any] = []
+    score, asked = report.get("score", "exact_match"), "questions" if "data" in report else "people"
     for condition, points in report["curves"].items():
         label, colour, marker = _STYLES[condition]
         if condition == "pool" and "longterm" in report["curves"]:
             label = "pool alone"
         curve = axes.errorbar(
             _column(points, "distance"),
-            _column(points, "exact_match"),
+            _column(points, score),
             yerr=_column(points, "stderr"),
             label=label,
             color=colour,
@@ -58,9 +61,9 @@ def retention_plot(report: Mapping[str, Any], path: Path, title: str | None = No
     if "chance" in report:
         drawn.append(axes.axhline(report["chance"], label="chance", color="black", linestyle=":", linewidth=1))
     axes.set(
-        title=title or f"Retention: N = {report['n']} slots, K = {report['k']} per write, {report['samples']} people",
+        title=title or f"Retention: N = {report['n']} slots, K = {report['k']} per write, {report['samples']} {asked}",
         xlabel="distance (writes since the fact was written)",
-        ylabel="exact match",
+        ylabel=score.replace("_", " "),
         ylim=(-0.03, 1.05),
     )
     axes.grid(alpha=0.25)

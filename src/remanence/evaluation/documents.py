@@ -1,0 +1,154 @@
+"""Long documents with a question each: LongBench files, and bAbI facts hidden among paragraphs of novels."""
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remanence.data.prose import paragraphs
+from remanence.errors import InvalidInputError
+from remanence.texts import Question, answer_of, first_line, prompt_of, read_text
+
+LENGTHS = "1k,4k,16k"
+
+
+@dataclass(frozen=True)
+class Document:
+    """`length`: what it is counted under, in tokens: at most so many, or None for more than every length named."""
+
+    text: str
+    question: Question
+    length: int | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """`cut` takes the answer out of a continuation of `answer_tokens` tokens."""
+
+    documents: list[Document]
+    answer_tokens: int
+    cut: Callable[[str], str]
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`1k,4k,16k`, ascending, each once; 1k is 1,000 tokens.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*k?", item) for item in items):
+        raise InvalidInputError(f"lengths are numbers of tokens such as {LENGTHS}, not {text!r}")
+    return sorted({int(item.removesuffix("k")) * (1000 if item.endswith("k") else 1) for item in items})
+
+
+def read_task(path: Path, tokenizer: Any, lengths: Sequence[int], samples: int, seed: int = 0) -> Task:
+    """`samples` documents of each length; of a LongBench file as many of them as there are.
+
+    Args:
+        path: LongBench, one JSON object per line with `context`, `input` and `answers`; or a bAbI file, whose lines
+            are numbered. In a file without `context`, the last line of `input` is the question (RULER).
+        lengths: in tokens. LongBench documents are sorted into them; bAbI facts are hidden in documents of each.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format; no questions; facts too long for the lengths.
+    """
+    text, rng = read_text(path), random.Random(seed)
+
+    def tokens(part: str) -> int:
+        return len(tokenizer(part, add_special_tokens=False)["input_ids"])
+
+    try:
+        if re.match(r"1 \w", text):
+            documents = _hidden(list(_stories(text)), tokens, lengths, samples, rng)
+            task = Task(documents, answer_tokens=10, cut=answer_of)
+        else:
+            asked = [pair for line in text.splitlines() if line.strip() for pair in _asked(json.loads(line))]
+            documents = _sorted_in(asked, tokens, lengths, samples, rng)
+            task = Task(documents, answer_tokens=32, cut=first_line)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InvalidInputError(
+            f'{path} is neither in the format of LongBench (lines of JSON with "context", "input", "answers") nor a '
+            "bAbI file (numbered lines)"
+        ) from error
+    if not documents:
+        raise InvalidInputError(f"{path} has no question that can be asked at the lengths {list(lengths)}")
+    return task
+
+
+def _asked(record: dict[str, Any]) -> Iterator[tuple[str, Question]]:
+    if "context" in record:
+        context, question, answers = record["context"], record["input"], record["answers"]
+    else:
+        context, _, question = record["input"].rpartition("\n")
+        answers = record["outputs"]
+    if question.strip() and answers:
+        yield context, Question(prompt_of(question), answers[0], tuple(answers[1:]))
+
+
+def _sorted_in(
+    asked: list[tuple[str, Question]],
+    tokens: Callable[[str], int],
+    lengths: Sequence[int],
+    samples: int,
+    rng: random.Random,
+) -> list[Document]:
+    found: dict[int | None, list[Document]] = {length: [] for length in [*lengths, None]}
+    for context, question in rng.sample(asked, len(asked)):
+        size = tokens(context)
+        length = next((length for length in lengths if size <= length), None)
+        found[length].append(Document(context, question, length))
+    return [document for documents in found.values() for document in documents[:samples]]
+
+
+def _stories(text: str) -> Iterator[tuple[list[str], Question]]:
+    """Each question of a bAbI file, with the facts that were told before it."""
+    facts: list[str] = []
+    for line in text.splitlines():
+        number, _, rest = line.strip().partition(" ")
+        if number == "1":
+            facts = []
+        question, *answer = rest.split("\t")
+        if answer:
+            yield list(facts), Question(prompt_of(question), answer[0])
+        elif rest:
+            facts.append(rest)
+
+
+def _hidden(
+    stories: list[tuple[list[str], Question]],
+    tokens: Callable[[str], int],
+    lengths: Sequence[int],
+    samples: int,
+    rng: random.Random,
+) -> list[Document]:
+    """The same questions at every length, their facts in order at random places among paragraphs of novels.
+
+    A story whose facts fill more than half of the shortest length is not asked about.
+    """
+    fitting = (s for s in rng.sample(stories, len(stories)) if tokens("\n".join(s[0])) <= lengths[0] // 2)
+    chosen = [story for story, _ in zip(fitting, range(samples), strict=False)]
+    documents = []
+    for length in lengths:
+        for facts, question in chosen:
+            around, room = [], length - tokens("\n".join(facts))
+            for paragraph in _prose(rng):
+                room -= tokens(paragraph + "\n")
+                if room < 0:
+                    break
+                around.append(paragraph)
+            places = sorted(rng.randint(0, len(around)) for _ in facts)
+            for place, fact in reversed(list(zip(places, facts, strict=True))):
+                around.insert(place, fact)
+            documents.append(Document("\n".join(around), question, length))
+    return documents
+
+
+def _prose(rng: random.Random) -> Iterator[str]:
+    """Paragraphs of novels in random order, and again when all were given."""
+    while True:
+        yield from rng.sample(paragraphs(), len(paragraphs()))

@@ -1,0 +1,157 @@
+"""Retention on passages of SQuAD and Natural Questions, by the published protocol (MemoryLLM, section 4.3).
+
+A passage is written, then passages of other articles, one per write, then a question about the first is asked. Only
+answers of at most 4 tokens count, and 10 tokens are generated: a hit is a continuation in which an answer stands to the
+letter. Every sample has a memory of its own, which starts as the checkpoint ships it.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InvalidInputError
+from remanence.evaluation.retention import CONDITIONS, Condition
+from remanence.model.inputs import MAX_CHUNK
+from remanence.model.memory_model import MemoryModel
+from remanence.texts import Question, prompt_of, read_text
+
+ANSWER_LIMIT = 4  # tokens
+_FORMS = 'SQuAD v1.1 (JSON with "data"), or one JSON object per line with "question", "answers" and "nq_annotated_gold"'
+
+
+@dataclass(frozen=True)
+class Passage:
+    """`article`: passages of one article are never unrelated to each other."""
+
+    article: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+def read_passages(path: Path) -> list[Passage]:
+    """Passages of a SQuAD v1.1 file, or the long answers of a Natural Questions file, with their questions.
+
+    In a file of a single article every passage counts as an article of its own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format.
+    """
+    text = read_text(path)
+    try:
+        try:
+            passages = _squad(json.loads(text)["data"])
+        except json.JSONDecodeError:
+            passages = [_natural(json.loads(line)) for line in text.splitlines() if line.strip()]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise InvalidInputError(f"{path} is in none of the known formats: {_FORMS}") from error
+    if len({passage.article for passage in passages}) > 1:
+        return passages
+    return [Passage(str(index), passage.text, passage.questions) for index, passage in enumerate(passages)]
+
+
+def _squad(articles: list[dict[str, Any]]) -> list[Passage]:
+    return [
+        Passage(
+            article["title"],
+            paragraph["context"],
+            tuple(
+                _question(qa["question"], [answer["text"] for answer in qa["answers"]])
+                for qa in paragraph["qas"]
+                if qa["answers"]
+            ),
+        )
+        for article in articles
+        for paragraph in article["paragraphs"]
+    ]
+
+
+def _natural(record: dict[str, Any]) -> Passage:
+    gold = record["nq_annotated_gold"]
+    return Passage(gold["title"], gold["long_answer"], (_question(record["question"], record["answers"]),))
+
+
+def _question(text: str, answers: list[str]) -> Question:
+    first, *others = dict.fromkeys(answers)
+    return Question(prompt_of(text), first, tuple(others))
+
+
+class Told:
+    """A passage, its question, which is the same at every distance, and passages of other articles."""
+
+    def __init__(self, passage: Passage, question: Question, others: list[Passage], rng: random.Random) -> None:
+        self.fact, self._question = passage.text, question
+        self.unrelated = self._unrelated(passage.article, others, rng)
+
+    def question(self, distance: int) -> Question:
+        return self._question
+
+    @staticmethod
+    def _unrelated(article: str, others: list[Passage], rng: random.Random) -> Iterator[str]:
+        while True:
+            yield from (other.text for other in rng.sample(others, len(others)) if other.article != article)
+
+
+class Passages:
+    """The samples of a file. Of each question those answers remain that are short and stand in the passage.
+
+    Passages longer than one chunk are left out, so that each is one write; so are questions without an answer left.
+
+    Raises:
+        FileNotFoundError, InvalidInputError: as `read_passages`; fewer than two articles, or no question is left.
+    """
+
+    conditions: tuple[Condition, ...] = CONDITIONS
+    answer_tokens = 10
+    score = "hit"
+    chance: float | None = None
+
+    def __init__(self, path: Path, tokenizer: Any) -> None:
+        def tokens(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        self._name = path.name
+        self._passages = [passage for passage in read_passages(path) if tokens(passage.text) <= MAX_CHUNK]
+        self._asked: list[tuple[Passage, Question]] = []
+        for passage in self._passages:
+            for question in passage.questions:
+                short = [t for t in question.truths if t in passage.text and tokens(t) <= ANSWER_LIMIT]
+                if short:
+                    self._asked.append((passage, Question(question.text, short[0], tuple(short[1:]))))
+        if not self._asked or len({passage.article for passage in self._passages}) < 2:
+            raise InvalidInputError(
+                f"{path} leaves nothing to ask about: it needs passages of two articles of at most {MAX_CHUNK} tokens "
+                f"each, and an answer of at most {ANSWER_LIMIT} tokens that stands in its passage"
+            )
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "score": self.score,
+            "data": self._name,
+            "passages": len(self._passages),
+            "questions": len(self._asked),
+            "answer_limit": ANSWER_LIMIT,
+            "answer_tokens": self.answer_tokens,
+        }
+
+    def warm_up(self, model: MemoryModel) -> int:
+        """None, where the checkpoint ships a written pool."""
+        return 0 if model.shipped_pool is not None else 2 * (model.slots // model.slots_per_write)
+
+    def episode(self, seed: int, index: int) -> Told:
+        """
+        Raises:
+            InvalidInputError: there are fewer questions.
+        """
+        if index >= len(self._asked):
+            raise InvalidInputError(f"{self._name} has {len(self._asked)} questions to ask; take fewer samples")
+        order = random.Random(seed).sample(range(len(self._asked)), len(self._asked))
+        passage, question = self._asked[order[index]]
+        return Told(passage, question, self._passages, random.Random(f"{seed}/{index}"))
+
+    def right(self, said: str, question: Question) -> bool:
+        return any(truth in said for truth in question.truths)

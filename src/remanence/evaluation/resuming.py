@@ -1,0 +1,33 @@
+"""What a run has finished, kept in a file, so that the same command goes on after a cut."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InvalidInputError
+
+
+def kept(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """What `keep` wrote, or None if it wrote nothing yet.
+
+    Raises:
+        InvalidInputError: it belongs to a run with other settings; says which.
+    """
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    differing = [name for name, value in run.items() if record["run"].get(name) != value]
+    if differing:
+        raise InvalidInputError(
+            f"{path.parent} holds a run with another {' and '.join(differing)}; name another folder, or delete this one"
+        )
+    return record
+
+
+def keep(path: Path, run: dict[str, Any], **finished: Any) -> None:
+    """Replace what is kept, in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({"run": run, **finished}, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
