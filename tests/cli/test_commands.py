@@ -278,6 +278,7 @@ def test_editing_reads_a_file_of_edits() -> None:
     assert "Edits of counterfact" in done("eval", "editing", *words)
     assert "edits are needed, but there are 1" in refused("eval", "editing", "edits.json", "--edits", "2")
     assert "numbers parted by commas" in refused("eval", "editing", "--edits", "many")
+    assert "counts of edits from 1" in refused("eval", "editing", "--edits", "0,1")
     assert "methods are among" in refused("eval", "editing", "--edits", "1", "--samples", "1", "--method", "rome")
 
 

@@ -231,10 +231,9 @@ def editing(
     if not all(count.strip().isdecimal() for count in edits.split(",")):
         raise InvalidInputError(f"--edits takes numbers parted by commas, such as 1,10,100; got {edits}")
     counts = [int(count) for count in edits.split(",")]
-    needed = edits_needed(counts, samples)
     kind: Kind = "biographies"
     if file is None:
-        made = biography_edits(needed, seed)
+        made = biography_edits(edits_needed(counts, samples), seed)
     else:
         kind, made = read_edits(file)
     engine = load_model(model)

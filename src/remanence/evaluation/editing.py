@@ -94,8 +94,6 @@ def measure(
     """
     if not methods or set(methods) - set(METHODS):
         raise InvalidInputError(f"methods are among {', '.join(METHODS)}; got {', '.join(methods) or 'none'}")
-    if not counts or min(counts) < 1 or samples < 1 or batch < 1:
-        raise InvalidInputError("editing needs counts of edits from 1, and at least one sample")
     if len(edits) < (needed := edits_needed(counts, samples)):
         raise InvalidInputError(f"{needed} edits are needed, but there are {len(edits)}; ask for fewer samples")
     run = {
@@ -132,7 +130,13 @@ def measure(
 
 
 def edits_needed(counts: Sequence[int], samples: int) -> int:
-    """How many edits there must be, for the count that takes most."""
+    """How many edits there must be, for the count that takes most.
+
+    Raises:
+        InvalidInputError: no counts, or numbers below 1.
+    """
+    if not counts or min(counts) < 1 or samples < 1:
+        raise InvalidInputError("editing needs counts of edits from 1, and at least one sample")
     return max(_asked_in_all(count, samples) for count in counts)
 
 
