@@ -22,16 +22,24 @@ METRICS = ("efficacy", "generalisation", "specificity")
 
 
 def table(figures: dict[str, Any]) -> str:
-    lines = ["| edits | | efficacy | generalisation | specificity | score |", "|---:|---|---:|---:|---:|---:|"]
+    lines = [
+        "| edits | | asked | efficacy | generalisation | specificity | score |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
     for result in figures["results"]:
         cells = [f"{result[name]['rate']:.3f} ± {result[name]['stderr']:.3f}" for name in METRICS]
-        row = [f"{result['edits']:,}", METHODS[result["method"]], *cells, f"{result['score']:.3f}"]
+        row = [
+            f"{result['edits']:,}",
+            METHODS[result["method"]],
+            f"{result['samples']:,}",
+            *cells,
+            f"{result['score']:.3f}",
+        ]
         lines.append(f"| {' | '.join(row)} |")
-    asked = sorted({result["samples"] for result in figures["results"]})
     about = (
-        f"Exact match with one standard error, {' to '.join(map(str, dict.fromkeys((asked[0], asked[-1]))))} edits asked "
-        f"about. N = {figures['n']}, K = {figures['k']}; fine-tuning at {figures['rate']:g}, at most {figures['steps']} "
-        f"steps an edit. Made by `{figures['command']}`, {figures['date'][:10]}."
+        f"Exact match with one standard error. N = {figures['n']}, K = {figures['k']}; fine-tuning at "
+        f"{figures['rate']:g}, at most {figures['steps']} steps an edit. Made by `{figures['command']}`, "
+        f"{figures['date'][:10]}."
     )
     return "\n".join([*lines, "", about])
 
