@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench grass quality retention integrity clean
+.PHONY: help install demo test lint bench grass quality retention editing integrity clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,11 @@ retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew
 	$(BIN)/remanence eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p \
 		--json benchmarks/retention/retrieval.json
 	$(BIN)/python benchmarks/retention/table.py
+
+editing: $(STAMP)  ## change facts by memory, in context and by fine-tuning, and renew the table in the README
+	$(BIN)/remanence eval editing --model tiny_longterm --edits 1,10,100 --samples 10 --method none --method memory \
+		--method context --method ft --method ft_l --json benchmarks/editing/results.json
+	$(BIN)/python benchmarks/editing/table.py
 
 integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the table in the README
 	$(BIN)/remanence eval integrity --model tiny --writes 100000 --questions 200 --json benchmarks/integrity/results.json

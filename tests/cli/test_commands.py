@@ -26,6 +26,7 @@ COMMANDS = [
     ["eval", "retention"],
     ["eval", "integrity"],
     ["eval", "retrieval"],
+    ["eval", "editing"],
 ]
 RECIPE = """
 def train(output, *, resume=False, minutes=None, steps=5):
@@ -296,6 +297,31 @@ def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoi
     assert len(json.loads(Path("kept/answers.json").read_text())["answers"]) == 2
     assert "another seed" in refused("eval", "longcontext", *words, *conditions, "--state", "kept", "--seed", "1")
     assert "lengths are numbers" in refused("eval", "longcontext", "--data", "qa1.txt", "--lengths", "long")
+
+
+def test_editing_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    words = ["--edits", "1,2", "--samples", "2", "--rate", "0.001", "--seed", "0"]
+    chosen = ["--method=memory", "--method=ft_l"]
+    text = done("eval", "editing", *words, *chosen, "--state", "kept", "--json", "e.json")
+    assert "generalisation" in text
+    report = json.loads(Path("e.json").read_text())
+    found = [(result["method"], result["edits"]) for result in report["results"]]
+    assert found == [("memory", 1), ("ft_l", 1), ("memory", 2), ("ft_l", 2)]
+    assert report["command"] == f"remanence eval editing {' '.join([*words, *chosen])} --model {checkpoint}"
+    assert Path("kept/editing.json").is_file()
+    assert "another rate" in refused("eval", "editing", *words[:4], "--state", "kept")
+
+
+def test_editing_reads_a_file_of_edits() -> None:
+    record = {"prompt": "Ann speaks", "target_new": "Thai", "ground_truth": "Dutch", "rephrase_prompt": "Ann talks"}
+    record |= {"locality_prompt": "Bob speaks", "locality_ground_truth": "Dutch"}
+    Path("edits.json").write_text(json.dumps([record]))
+    words = ["edits.json", "--edits", "1", "--samples", "1", "--method", "memory", "--method", "context"]
+    assert "Edits of counterfact" in done("eval", "editing", *words)
+    assert "edits are needed, but there are 1" in refused("eval", "editing", "edits.json", "--edits", "2")
+    assert "numbers parted by commas" in refused("eval", "editing", "--edits", "many")
+    assert "counts of edits from 1" in refused("eval", "editing", "--edits", "0,1")
+    assert "methods are among" in refused("eval", "editing", "--edits", "1", "--samples", "1", "--method", "rome")
 
 
 def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:

@@ -60,6 +60,8 @@ def test_a_question_that_was_not_decoded_is_refused() -> None:
         ["eval", "retrieval", "--json", "here/r.json"],
         ["eval", "integrity", "--json", "here/r.json"],
         ["eval", "integrity", "--state", "here/deeper/state"],
+        ["eval", "editing", "--json", "here/r.json"],
+        ["eval", "editing", "--state", "here/deeper/state"],
         ["demo", "--output", "here"],
         ["train", "mine.py", "--output", "here/run"],
     ],

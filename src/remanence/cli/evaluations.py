@@ -30,6 +30,8 @@ from remanence.evaluation.documents import LENGTHS
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from remanence.data.edits import Kind
+    from remanence.evaluation.editing import Method
     from remanence.evaluation.retention import Condition
 
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
@@ -262,3 +264,70 @@ def retrieval(
     words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
     report |= made_by(words, model)
     publish(report, retrieval_table(report), json_file)
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval editing --edits 1,10,100 --samples 20 --json editing.json",
+        "remanence eval editing counterfact.json --model MODEL --edits 1,10,100,1000 --state runs/editing",
+        "remanence eval editing --method memory --method context --edits 100",
+    )
+)
+def editing(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="CounterFact or zsRE edits, JSON. Default: edits of invented people."),
+    ] = None,
+    edits: Annotated[str, typer.Option(help="How many to make one after another before asking.")] = "1,10,100",
+    samples: Annotated[int, typer.Option(min=1, help="Edits asked about in all, for each such number.")] = 100,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="none, memory, context, ft, ft_all or ft_l; repeatable. Default: all of them."),
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = 5e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts read at once.")] = 25,
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for what is finished; the same command then goes on after a cut.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Efficacy, generalisation and specificity of changed facts: by memory, in context, by fine-tuning."""
+    from remanence.data.edits import biography_edits, read_edits
+    from remanence.evaluation.editing import METHODS, edits_needed, measure
+    from remanence.terminal import editing_table
+
+    if json_file is not None:
+        require_writable(json_file)
+    if state is not None:
+        require_output_folder(state)
+    if not all(count.strip().isdecimal() for count in edits.split(",")):
+        raise InvalidInputError(f"--edits takes numbers parted by commas, such as 1,10,100; got {edits}")
+    counts = [int(count) for count in edits.split(",")]
+    kind: Kind = "biographies"
+    if file is None:
+        made = biography_edits(edits_needed(counts, samples), seed)
+    else:
+        kind, made = read_edits(file)
+    engine = load_model(model)
+    left = "nothing was kept" if state is None else f"what is finished is kept in {state}; the same command goes on"
+    with interruptible(left), progress_bar("editing") as progress:
+        report = measure(
+            engine,
+            made,
+            kind,
+            counts=counts,
+            samples=samples,
+            methods=METHODS if method is None else cast("list[Method]", method),
+            rate=rate,
+            seed=seed,
+            batch=batch,
+            state=state,
+            progress=progress,
+        )
+    words = ["remanence", "eval", "editing", *([] if file is None else [str(file)]), "--edits", edits]
+    words += ["--samples", str(samples), "--rate", str(rate), "--seed", str(seed)]
+    words += [f"--method={one}" for one in method or []]
+    report |= made_by(words, model)
+    publish(report, editing_table(report), json_file)
