@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from remanence.data.episodes import unrelated
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
+from remanence.evaluation.scoring import room
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 
@@ -64,10 +65,8 @@ def measure(
     """
     if window < 2 or samples < 2 or memories < 1:
         raise InvalidInputError("perplexity needs at least two windows, of at least two tokens, and one memory")
-    retrieved = 0 if model.longterm is None else model.longterm.retrieved
-    room = model.backbone.config.max_position_embeddings - (1 + retrieved + model.slots)
-    if window > room:
-        raise InvalidInputError(f"a window of {window} tokens does not fit behind the memory; at most {room} do")
+    if window > (most := room(model, written=True)):
+        raise InvalidInputError(f"a window of {window} tokens does not fit behind the memory; at most {most} do")
     ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = torch.tensor(ids[: len(ids) // window * window], device=model.device).view(-1, window)
     if len(windows) < 3:
