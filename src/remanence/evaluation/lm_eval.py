@@ -21,13 +21,13 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise ImportError('lm-eval is not installed; install it with: pip install "remanence[lm-eval]"') from error
+    raise ImportError(f'lm-eval is not here ({error}); install it with: pip install "remanence[lm-eval]"') from error
 
 NEW_TOKENS = 256  # where a task names no limit; as lm-eval's own models have it
 
 
 @register_model("remanence")
-class RemanenceLM(TemplateLM):  # type: ignore[misc]
+class RemanenceLM(TemplateLM):
     """A model and one memory, which every request reads and none changes.
 
     Args:
