@@ -108,6 +108,13 @@ def test_a_rolling_likelihood_counts_every_token_of_a_long_text_once(remanence_l
     assert lm.loglikelihood_rolling(requests((text,), ("Alice",)))[0] == pytest.approx(first + rest, abs=1e-3)
 
 
+def test_where_there_is_no_gpu_it_runs_on_the_cpu(
+    remanence_lm: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert remanence_lm(checkpoint, device="cuda:0").device.type == "cpu"
+
+
 def test_requests_with_other_options_are_generated_apart(remanence_lm: Any, checkpoint: str) -> None:
     lm = remanence_lm(checkpoint, batch_size=4)
     long, short = {"until": [], "max_gen_toks": 9}, {"until": [], "max_gen_toks": 2, "temperature": 0.0}

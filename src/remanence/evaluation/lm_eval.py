@@ -34,6 +34,7 @@ class RemanenceLM(TemplateLM):
         pretrained: directory, hub id, or the name of a bundled checkpoint.
         memory: a file that `Memory.save` made; None: never written, so that the decoder reads alone.
         batch_size: requests read at once.
+        device: as torch names it; a GPU that is not there, or None, is the CPU.
         dtype: as torch names it, e.g. "bfloat16"; None: as the checkpoint has it.
 
     Raises:
@@ -54,6 +55,8 @@ class RemanenceLM(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InvalidInputError(f"batch_size is how many requests to read at once, a number, not {batch_size!r}")
         self.batch_size = int(batch_size)
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the command line of lm-eval says cuda:0 where its user says nothing
         name = bundled(pretrained) if pretrained in names() else pretrained
         self.model = MemoryModel.from_pretrained(
             name, device=device, dtype=None if dtype is None else getattr(torch, dtype)
