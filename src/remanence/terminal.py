@@ -171,6 +171,16 @@ def editing_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def perplexity_table(report: dict[str, Any]) -> Table:
+    table = Table(title=f"Perplexity, {report['samples']} windows of {report['window']} tokens (N = {report['n']})")
+    for name in ("memory", "perplexity", "ratio to empty"):
+        table.add_column(name, justify="left" if name == "memory" else "right")
+    for condition, figures in report["conditions"].items():
+        ratio = f"{figures['ratio']:.4f} ± {figures['ratio_stderr']:.4f}" if condition != "empty" else ""
+        table.add_row(condition, f"{figures['perplexity']:,.2f} ± {figures['stderr']:,.2f}", ratio)
+    return table
+
+
 def show_rounds(
     out: Console,
     model: MemoryModel,

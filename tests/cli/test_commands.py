@@ -27,6 +27,7 @@ COMMANDS = [
     ["eval", "integrity"],
     ["eval", "retrieval"],
     ["eval", "editing"],
+    ["eval", "perplexity"],
 ]
 RECIPE = """
 def train(output, *, resume=False, minutes=None, steps=5):
@@ -354,6 +355,20 @@ def test_retrieval_writes_figures_layer_by_layer(longterm_checkpoint: str) -> No
         == f"remanence eval retrieval --samples 2 --distances 2p --seed 0 --model {longterm_checkpoint}"
     )
     assert "no retriever" in refused("eval", "retrieval", "--samples", "1")
+
+
+def test_perplexity_writes_figures_of_a_file_or_the_bundled_text(checkpoint: str) -> None:
+    sizes = ["--samples", "2", "--window", "16", "--memories", "2"]
+    assert "ratio to empty" in done("eval", "perplexity", *sizes, "--json", "p.json")
+    report = json.loads(Path("p.json").read_text())
+    assert report["command"] == f"remanence eval perplexity {' '.join(sizes)} --seed 0 --model {checkpoint}"
+    Path("own.txt").write_text("Alice Brown was born in Oslo. " * 20)
+    done("eval", "perplexity", *sizes, "--text", "own.txt", "--json", "own.json")
+    own = json.loads(Path("own.json").read_text())
+    assert "--text own.txt" in own["command"]
+    assert own["conditions"]["empty"] != report["conditions"]["empty"]
+    Path("short.txt").write_text("Oslo.")
+    assert "three windows" in refused("eval", "perplexity", *sizes, "--text", "short.txt")
 
 
 def test_show_says_what_is_in_long_term_memory_and_where(longterm_checkpoint: str) -> None:

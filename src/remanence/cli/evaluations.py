@@ -331,3 +331,39 @@ def editing(
     words += [f"--method={one}" for one in method or []]
     report |= made_by(words, model)
     publish(report, editing_table(report), json_file)
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval perplexity",
+        "remanence eval perplexity --text wikitext2/test.txt --samples 200 --json perplexity.json",
+    )
+)
+def perplexity(
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="UTF-8 text to read. Default: half of the bundled novels.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=2, help="Windows, spread evenly over the text.")] = 100,
+    window: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 256,
+    memories: Annotated[int, typer.Option(min=1, help="Read in one batch, a window each.")] = 8,
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other unrelated texts.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Perplexity of a text with an empty memory, and with memories full of other text: whether memory does harm."""
+    from remanence.evaluation.perplexity import bundled_text, measure
+    from remanence.terminal import perplexity_table
+    from remanence.texts import read_text
+
+    if json_file is not None:
+        require_writable(json_file)
+    content = bundled_text() if text is None else read_text(text)
+    engine = load_model(model)
+    with progress_bar("reading") as progress:
+        report = measure(
+            engine, content, samples=samples, window=window, memories=memories, seed=seed, progress=progress
+        )
+    words = ["remanence", "eval", "perplexity", *([] if text is None else ["--text", str(text)])]
+    words += ["--samples", str(samples), "--window", str(window), "--memories", str(memories), "--seed", str(seed)]
+    report |= made_by(words, model)
+    publish(report, perplexity_table(report), json_file)
