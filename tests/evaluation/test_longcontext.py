@@ -94,6 +94,20 @@ def test_each_document_has_a_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert written == [0, 0, 0]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_memory_does_not_depend_on_the_batch(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seeds = model_of(), list[int]()
+    new = model.new_memory
+
+    def note(seed: int, **settings: Any) -> Any:
+        seeds.append(seed)
+        return new(seed, **settings)
+
+    monkeypatch.setattr(model, "new_memory", note)
+    measure(model, TASK, conditions=("pool",), batch=batch, seed=4)
+    assert seeds == [4, 5, 6]
+
+
 def test_a_cut_run_goes_on_where_its_last_batch_ended(tmp_path: Path) -> None:
     model = model_of(longterm=LongTermRules(retrieved=8), retrieval_size=8)
     settings: Any = {"conditions": ("pool", "longterm", "none"), "batch": 1}
