@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import random
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from remanence import Memory, MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.demo import demo_files
+from remanence.data.episodes import unrelated
 from remanence.errors import InvalidInputError, MemoryMismatchError
 from remanence.evaluation.answering import answer
 from remanence.evaluation.scoring import score
@@ -142,7 +145,8 @@ def test_a_local_task_gives_the_exact_match_of_our_own_evaluation(remanence_lm: 
     questions = read_questions(asked)
     model = MemoryModel.from_pretrained(bundled("tiny"))
     memory = model.new_memory()
-    for paragraph in paragraphs_of(text.read_text()):
+    people = paragraphs_of(text.read_text())
+    for paragraph in [*people, *islice(unrelated(random.Random(0), "\n".join(people)), 24)]:  # some are forgotten
         model.write(memory, paragraph)
     memory.save(tmp_path / "people.safetensors")
     prompts = [prompt_of(question.text) for question in questions]
@@ -163,5 +167,5 @@ def test_a_local_task_gives_the_exact_match_of_our_own_evaluation(remanence_lm: 
             bootstrap_iters=0,
         )
         found.append(results["results"]["people"]["exact_match,bare"])
-    assert found[0] == right > 0.7
-    assert found[1] < 0.2
+    assert found[0] == right < 1
+    assert found[1] < right
