@@ -45,8 +45,8 @@ def adamw_scaled(model: nn.Module, by: Projecting, lr: float, scale: float) -> O
     return torch.optim.AdamW([rest, linear], lr=lr, weight_decay=0.0, fused=linear["params"][0].is_cuda)
 
 
-def grass(model: nn.Module, by: Projecting, lr: float, **settings: Any) -> Optimizer:
-    shared = {"rank": by.rank, "update_proj_gap": by.gap, "seed": by.seed, "target_modules": TARGETS}
+def grass(model: nn.Module, by: Projecting, lr: float, times: int = 1, **settings: Any) -> Optimizer:
+    shared = {"rank": times * by.rank, "update_proj_gap": by.gap, "seed": by.seed, "target_modules": TARGETS}
     return GrassAdamW(grass_param_groups(model, **{**shared, "scale": 0.25, **settings}), lr=lr)
 
 
@@ -103,7 +103,7 @@ METHODS: dict[str, Maker] = {
     "grass-multinomial_norm-keep": partial(grass, selection="multinomial_norm", on_refresh="keep"),
     "grass-uniform-reset": partial(grass, selection="uniform"),
     "grass-uniform-keep": partial(grass, selection="uniform", on_refresh="keep"),
-    "grass-multinomial_norm-keep-rank128": partial(grass, selection="multinomial_norm", on_refresh="keep", rank=128),
+    "grass-multinomial_norm-keep-twice": partial(grass, selection="multinomial_norm", on_refresh="keep", times=2),
     "grass-multinomial_norm-keep-scale0.0625": partial(
         grass, selection="multinomial_norm", on_refresh="keep", scale=0.0625
     ),

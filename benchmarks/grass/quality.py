@@ -32,7 +32,7 @@ from measure import Figures, circumstances, now, write_down
 
 SETUP = Setup(4, 256, 688, 4, rank=64, gap=25, steps=250, batch=8, length=128)
 BASE = 1e-3  # learning rates are this times a power of two
-FIRST = {"adamw": 0, "lora": 2}  # the power to begin with; 3 where none is named
+FIRST = {"adamw": 2, "lora": 2}  # the power to begin with; 3 where none is named
 
 
 class Cell(NamedTuple):

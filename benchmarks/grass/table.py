@@ -44,7 +44,7 @@ def name_of(method: str) -> str:
         known = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW"}[name]
         return known + "".join(f", {part} of the rate for linear layers" for part in scale)
     _, selection, on_refresh, *more = method.split("-")
-    changed = "".join(f", {part.replace('scale', 'scale ').replace('rank', 'rank ')}" for part in more)
+    changed = "".join(f", {part.replace('scale', 'scale ').replace('twice', 'twice the rank')}" for part in more)
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
 
 
