@@ -38,8 +38,8 @@ def table(figures: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(row)} |")
     about = (
         f"Exact match with one standard error. N = {figures['n']}, K = {figures['k']}; fine-tuning at "
-        f"{figures['rate']:g}, at most {figures['steps']} steps an edit. Made by `{figures['command']}`, "
-        f"{figures['date'][:10]}."
+        f"{figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at most {figures['bound']:g} a weight. "
+        f"Made by `{figures['command']}`, {figures['date'][:10]}."
     )
     return "\n".join([*lines, "", about])
 

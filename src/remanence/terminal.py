@@ -157,7 +157,7 @@ def integrity_table(report: dict[str, Any]) -> Table:
 
 def editing_table(report: dict[str, Any]) -> Table:
     table = Table(title=f"Edits of {report['set']} made one after another (N = {report['n']}, K = {report['k']})")
-    for name in ("edits", "method", "efficacy", "generalisation", "specificity", "score", "asked"):
+    for name in ("edits", "method", "efficacy", "generalisation", "specificity", "score"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for result in report["results"]:
         found = [result[name] for name in ("efficacy", "generalisation", "specificity")]
@@ -166,7 +166,6 @@ def editing_table(report: dict[str, Any]) -> Table:
             result["method"],
             *(f"{metric['rate']:.3f} ± {metric['stderr']:.3f}" for metric in found),
             f"{result['score']:.3f}",
-            f"{result['samples']:,}",
         )
     return table
 

@@ -301,7 +301,7 @@ def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoi
 
 
 def test_editing_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
-    words = ["--edits", "1,2", "--samples", "2", "--rate", "0.001", "--seed", "0"]
+    words = ["--edits", "1,2", "--samples", "2", "--rate", "0.001", "--bound", "0.001", "--seed", "0"]
     chosen = ["--method=memory", "--method=ft_l"]
     text = done("eval", "editing", *words, *chosen, "--state", "kept", "--json", "e.json")
     assert "generalisation" in text

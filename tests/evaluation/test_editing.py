@@ -86,7 +86,7 @@ def test_zsre_counts_tokens_of_the_answer_that_stands_in_the_file(
 def test_likelihoods_are_those_of_the_answer_alone_whatever_the_batch(model: MemoryModel) -> None:
     memory = model.new_memory()
     model.write(memory, "Alice Brown was born in Oslo.")
-    editor = editing._Editor(model, memory, "none", 0.0)
+    editor = editing._Editor(model, memory, "none", 0.0, 0.0)
     pairs = [("Ann speaks", "Thai"), ("In the end, Bob speaks", "a little Dutch")]
     together = editor._likelihoods(pairs)
     for pair, found in zip(pairs, together, strict=True):

@@ -285,6 +285,7 @@ def editing(
         typer.Option(help="none, memory, context, ft, ft_all or ft_l; repeatable. Default: all of them."),
     ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = 5e-4,
+    bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = 1e-4,
     batch: Annotated[int, typer.Option(min=1, help="Prompts read at once.")] = 25,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
@@ -321,13 +322,14 @@ def editing(
             samples=samples,
             methods=METHODS if method is None else cast("list[Method]", method),
             rate=rate,
+            bound=bound,
             seed=seed,
             batch=batch,
             state=state,
             progress=progress,
         )
     words = ["remanence", "eval", "editing", *([] if file is None else [str(file)]), "--edits", edits]
-    words += ["--samples", str(samples), "--rate", str(rate), "--seed", str(seed)]
+    words += ["--samples", str(samples), "--rate", str(rate), "--bound", str(bound), "--seed", str(seed)]
     words += [f"--method={one}" for one in method or []]
     report |= made_by(words, model)
     publish(report, editing_table(report), json_file)

@@ -69,6 +69,7 @@ def measure(
     samples: int = 100,
     methods: Sequence[Method] = METHODS,
     rate: float = RATE,
+    bound: float = BOUND,
     seed: int = 0,
     batch: int = 25,
     state: Path | None = None,
@@ -80,7 +81,8 @@ def measure(
         edits: as many as `edits_needed` says, or more.
         counts: edits that are made one after another, then all asked; each time from the start.
         samples: edits asked in all for each count, in groups of the count; a count above it has one group.
-        rate: learning rate of the fine-tuning.
+        rate: learning rate of the fine-tuning; bound: how far FT-L may move a weight in an edit. Published for models
+            of billions of weights; one of another size may take others.
         batch: prompts that are read at once.
         state: folder in which what is finished for a method and a count is kept; a run that was cut goes on from there.
         progress: called with (edits made, edits in all).
@@ -106,7 +108,7 @@ def measure(
         "samples": samples,
         "rate": rate,
         "steps": STEPS,
-        "bound": BOUND,
+        "bound": bound,
     }
     kept = {} if state is None else _kept(state, run)
     pairs = [(method, count) for count in dict.fromkeys(counts) for method in METHODS if method in methods]
@@ -120,7 +122,7 @@ def measure(
         scored: list[list[float]] = [[], [], []]
         for number, group in enumerate(groups):
             memory = Memory(model.spec) if method == "context" else model.new_memory(seed + number)
-            editor = _Editor(model, memory, method, rate)
+            editor = _Editor(model, memory, method, rate, bound)
             for metric, found in zip(scored, editor.scores(group, kind, batch, step), strict=True):
                 metric += found
         kept[name] = {"method": method, "edits": count, **summary(scored)}
@@ -160,8 +162,9 @@ def harmonic(shares: Sequence[float]) -> float:
 class _Editor:
     """One memory, one method, and the edits made by it so far."""
 
-    def __init__(self, model: MemoryModel, memory: Memory, method: Method, rate: float) -> None:
-        self._model, self._memory, self._method, self._rate = model, memory, method, rate
+    def __init__(self, model: MemoryModel, memory: Memory, method: Method, rate: float, bound: float) -> None:
+        self._model, self._memory, self._method = model, memory, method
+        self._rate, self._bound = rate, bound if method == "ft_l" else None
         self._context = Context(model)
 
     def scores(self, edits: Sequence[Edit], kind: Kind, batch: int, step: Callable[[int], None]) -> list[list[float]]:
@@ -195,8 +198,7 @@ class _Editor:
             self._context.append(edit.statement)
         elif weights:
             row, answer = self._row(edit.prompt, edit.new)
-            bound = BOUND if self._method == "ft_l" else None
-            tune(self._model, self._memory, weights, row, answer, rate=self._rate, bound=bound)
+            tune(self._model, self._memory, weights, row, answer, rate=self._rate, bound=self._bound)
 
     def _judge(self, asked: Sequence[_Asked], kind: Kind, batch: int) -> Iterator[float]:
         for start in range(0, len(asked), batch):
