@@ -54,6 +54,25 @@ def made_by(words: list[str], model: str | None) -> dict[str, Any]:
     return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
 
 
+def require_places(*files: Path | None, state: Path | None = None) -> None:
+    """Before the work: that what is to be written can be."""
+    for file in files:
+        if file is not None:
+            require_writable(file)
+    if state is not None:
+        require_output_folder(state)
+
+
+def left(state: Path | None, what: str) -> str:
+    """What an evaluation leaves when it is cut; `what`: "windows are"."""
+    return "nothing was kept" if state is None else f"{what} kept in {state}; the same command goes on"
+
+
+def stored(tier: str | None, int8: bool) -> list[str]:
+    """The words that say where long-term slots lie, as they were given."""
+    return [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
+
+
 def publish(report: dict[str, Any], table: "Table", json_file: Path | None) -> None:
     """Show what an evaluation found, and keep it if a file was named."""
     out.print(table)
@@ -101,9 +120,7 @@ def retention(
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
-    for path in (json_file, plot):
-        if path is not None:
-            require_writable(path)
+    require_places(json_file, plot)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
     engine = load_model(model)
@@ -123,7 +140,7 @@ def retention(
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
     words += ["--facts", str(facts)] if data is None else ["--data", str(data)]
     words += ["--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
-    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
+    words += stored(tier, int8)
     report |= made_by(words, model)
     publish(report, retention_table(report), json_file)
     if plot is not None:
@@ -164,16 +181,12 @@ def longcontext(
     from remanence.evaluation.longcontext import measure
     from remanence.terminal import longcontext_table
 
-    if json_file is not None:
-        require_writable(json_file)
-    if state is not None:
-        require_output_folder(state)
+    require_places(json_file, state=state)
     asked = parse_lengths(lengths)
     engine = load_model(model)
     storage = storage_of(engine, tier, int8)
     task = read_task(data, engine.tokenizer, asked, samples, seed)
-    left = "nothing was kept" if state is None else f"finished batches are kept in {state}; the same command goes on"
-    with interruptible(left), progress_bar("asking") as progress:
+    with interruptible(left(state, "finished batches are")), progress_bar("asking") as progress:
         report = measure(
             engine,
             task,
@@ -186,7 +199,7 @@ def longcontext(
         )
     words = ["remanence", "eval", "longcontext", "--data", str(data), "--samples", str(samples), "--lengths", lengths]
     words += ["--seed", str(seed), *(f"--memory={condition}" for condition in memory or [])]
-    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
+    words += stored(tier, int8)
     report |= {"data": data.name, "answer_tokens": task.answer_tokens} | made_by(words, model)
     publish(report, longcontext_table(report), json_file)
 
@@ -212,13 +225,9 @@ def integrity(
     from remanence.evaluation.integrity import measure
     from remanence.terminal import integrity_table
 
-    if json_file is not None:
-        require_writable(json_file)
-    if state is not None:
-        require_output_folder(state)
+    require_places(json_file, state=state)
     engine = load_model(model)
-    left = "nothing was kept" if state is None else f"finished windows are kept in {state}; the same command goes on"
-    with interruptible(left), progress_bar("writing") as progress:
+    with interruptible(left(state, "finished windows are")), progress_bar("writing") as progress:
         report = measure(
             engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
         )
@@ -247,8 +256,7 @@ def retrieval(
     from remanence.evaluation.retrieval import measure
     from remanence.terminal import retrieval_table
 
-    if json_file is not None:
-        require_writable(json_file)
+    require_places(json_file)
     engine = load_model(model)
     storage = storage_of(engine, tier, int8)
     with progress_bar("measuring") as progress:
@@ -261,7 +269,7 @@ def retrieval(
             progress=progress,
         )
     words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
-    words += [f"--tier={tier}"] * (tier is not None) + ["--int8"] * int8
+    words += stored(tier, int8)
     report |= made_by(words, model)
     publish(report, retrieval_table(report), json_file)
 
@@ -299,10 +307,7 @@ def editing(
     from remanence.evaluation.editing import METHODS, edits_needed, measure
     from remanence.terminal import editing_table
 
-    if json_file is not None:
-        require_writable(json_file)
-    if state is not None:
-        require_output_folder(state)
+    require_places(json_file, state=state)
     if not all(count.strip().isdecimal() for count in edits.split(",")):
         raise InvalidInputError(f"--edits takes numbers parted by commas, such as 1,10,100; got {edits}")
     counts = [int(count) for count in edits.split(",")]
@@ -312,8 +317,7 @@ def editing(
     else:
         kind, made = read_edits(file)
     engine = load_model(model)
-    left = "nothing was kept" if state is None else f"what is finished is kept in {state}; the same command goes on"
-    with interruptible(left), progress_bar("editing") as progress:
+    with interruptible(left(state, "what is finished is")), progress_bar("editing") as progress:
         report = measure(
             engine,
             made,
@@ -357,8 +361,7 @@ def perplexity(
     from remanence.terminal import perplexity_table
     from remanence.texts import read_text
 
-    if json_file is not None:
-        require_writable(json_file)
+    require_places(json_file)
     content = bundled_text() if text is None else read_text(text)
     engine = load_model(model)
     with progress_bar("reading") as progress:
