@@ -63,10 +63,10 @@ class Retrieval:
         Rows of one memory (beams) retrieve together.
         """
         asked = layer >= len(self.found)
+        if not asked and self.every is None:
+            return False
         queries: Tensor = self.retriever.query[layer](normed).unflatten(0, (len(self.longterms), -1))
-        if not asked:
-            if self.every is None:
-                return False
+        if not asked and self.every is not None:
             since = self._since[layer]
             since.append(queries)
             if sum(part.shape[2] for part in since) < self.every:
