@@ -63,6 +63,7 @@ LEVELS = (
     Level(Difficulty(0, (3, 3), pronouns=0.25), pairs=0.1, context=0.15, shared=False),
     Level(Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15, shared=False),
 )
+LANGUAGE_FROM = 5  # from this level on some texts stand behind a pool that is of no use to them
 THRESHOLDS = (0.85, 0.82, 0.84, 0.84, 0.84, 0.84, 0.84, 0.84, 0.75)
 
 
@@ -70,8 +71,11 @@ def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     level = LEVELS[number]
     difficulty = level.difficulty
-    if rng.random() < 0.12:
+    drawn = rng.random()
+    if drawn < 0.08:
         return {"batch": task.language(rng), "task": "language"}
+    if drawn < 0.18 and number >= LANGUAGE_FROM:
+        return {"batch": task.language_behind_memory(rng, LEVELS[-1].difficulty), "task": "language_memory"}
     kind: Kind = "pairs" if rng.random() < level.pairs else "biographies"
     context = rng.random() < level.context
     if kind != "biographies":

@@ -29,6 +29,7 @@ RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
 BANK = 4096  # chunks; as many slots as a memory of some 8,000 writes has
 NEAR = 64  # of them, that pools are filled with
+LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
 
@@ -36,8 +37,10 @@ def build_batch(task: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
     rng = random.Random(f"{SEED}/{step}")
     drawn = rng.random()
-    if drawn < 0.05:
+    if drawn < 0.02:
         return {"batch": task.language(rng), "task": "language"}
+    if drawn < 0.06:
+        return {"batch": task.language_beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "language_longterm"}
     if drawn < 0.12:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.25:
@@ -47,7 +50,7 @@ def build_batch(task: RecallTask, step: int) -> Batch:
 
 def build_model(base: str | Path) -> MemoryModel:
     model = MemoryModel.from_pretrained(base).with_longterm(
-        LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY), retrieval_size=RETRIEVAL_SIZE, lora=LoraSettings()
+        LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY), retrieval_size=RETRIEVAL_SIZE, lora=LORA
     )
     assert model.retriever is not None
     trained = {id(parameter) for parameter in model.retriever.parameters()}

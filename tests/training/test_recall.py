@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from remanence.data.biographies import _corpus, split_of
 from remanence.training.objectives import Prompts
@@ -99,6 +100,22 @@ def test_language_batches_hold_prose_and_biographies(task: RecallTask, tokenizer
     texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
     assert any("prose1" in text for text in texts)
     assert any("Question" in text for text in texts)
+
+
+def test_language_behind_a_full_memory_is_about_none_of_what_it_holds(
+    task: RecallTask, tokenizer: WordTokenizer
+) -> None:
+    difficulty = Difficulty(0, (2, 3))
+    episodes = task.language_behind_memory(random.Random(0), difficulty)
+    assert not episodes.asked.any()
+    assert episodes.order.shape[1] * 8 > 32  # more than the pool holds
+    beyond = task.language_beyond_pool(random.Random(0), difficulty, near=4)
+    assert (beyond.asked == -1).all()
+    for prompts in (episodes.prompts, beyond.prompts):
+        texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
+        assert any("prose1" in text for text in texts)
+        assert any("Question" in text for text in texts)
+    assert torch.equal(beyond.counted, beyond.prompts.labels != -100)
 
 
 @pytest.fixture

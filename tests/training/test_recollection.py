@@ -292,3 +292,15 @@ def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: 
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
     loaded = MemoryModel.from_pretrained(tmp_path / "whole" / "checkpoint-8")
     assert loaded.retriever is not None and loaded.adapters is not None
+
+
+def test_a_batch_that_asks_about_nothing_retrieves_and_teaches_the_retriever_nothing() -> None:
+    model = model_of()
+    batch = replace(batch_of(), asked=torch.full((ROWS,), -1))
+    cache, hidden = read(model, batch=batch)
+    assert cache.wanted == K0
+    assert not cache.losses
+    assert not cache.share
+    reached = graded(model, hidden.square().mean())
+    assert reached["reader"]
+    assert not reached["retriever"]

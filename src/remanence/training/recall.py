@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from remanence.data.biographies import ATTRIBUTES, Person, biography, question, sample_person
 from remanence.training.batches import Example, left_pad, pack
@@ -19,6 +20,7 @@ from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
 NAMES_SHARED = (6, 12, 40, 160)  # first names, and as many last ones, that the people of a batch beyond the pool share
+LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
 
@@ -163,12 +165,8 @@ class RecallTask:
         Args:
             near: chunks of earlier steps to fill pools with too.
         """
-        telling = max(1, round(self.chunks * (1 - difficulty.prose)))
         namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
-        made = [biography_chunk(rng, difficulty, namesakes) for _ in range(telling)]
-        texts = self._ids([chunk.text for chunk in made])
-        width = max(len(ids) for ids in texts)
-        texts += [self._prose(rng, max(width, self.k)) for _ in range(self.chunks - telling)]
+        ids, lengths, made = self._writes(rng, difficulty, namesakes)
         written = self.capacity + self.capacity // 2
         asked, order, pairs = [], [], []
         for _ in range(self.rows):
@@ -182,12 +180,11 @@ class RecallTask:
             asked.append(target)
             order.append(others)
             pairs.append(made[target].asks[key](rng))
-        about = [chunk.about for chunk in made] + [""] * (self.chunks - telling)
+        about = [chunk.about for chunk in made] + [""] * (self.chunks - len(made))
         spared = [[c != target and name == about[target] for c, name in enumerate(about)] for target in asked]
         examples = self._rows(pairs, 1)
         prompts = pack(examples, self.pad)
         counted = asking(prompts, [[len(example.cue) for example in row] for row in examples])
-        ids, lengths = left_pad(texts, self.pad, self.k)
         return Recollections(
             ids, lengths, near, torch.tensor(order), torch.tensor(asked), torch.tensor(spared), prompts, counted
         )
@@ -211,7 +208,41 @@ class RecallTask:
     def language(self, rng: random.Random, scale: float = 1.0) -> Prompts:
         """Plain language modelling, half on prose, half on biographies with a question behind them."""
         count = int(16 * scale)
-        texts = [self._prose(rng, 96) for _ in range(count)]
+        return self._texts([self._prose(rng, 96) for _ in range(count)] + self._told(rng, count))
+
+    def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> Episodes:
+        """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""
+        ids, lengths, _ = self._writes(rng, difficulty)
+        written = self.capacity + self.capacity // 2
+        order = torch.tensor([rng.sample(range(self.chunks), written) for _ in range(LANGUAGE_ROWS)])
+        return Episodes(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
+
+    def language_beyond_pool(self, rng: random.Random, difficulty: Difficulty, *, near: int) -> Recollections:
+        """The same where slots are retrieved too. The retriever learns nothing of it: none of them is the right one."""
+        ids, lengths, _ = self._writes(rng, difficulty)
+        written = self.capacity + self.capacity // 2
+        order = torch.tensor([rng.sample(range(self.chunks + near), written) for _ in range(LANGUAGE_ROWS)])
+        prompts = self._long_texts(rng)
+        return Recollections(
+            ids,
+            lengths,
+            near,
+            order,
+            asked=torch.full((LANGUAGE_ROWS,), -1),
+            spared=torch.zeros(LANGUAGE_ROWS, self.chunks, dtype=torch.bool),
+            prompts=prompts,
+            counted=prompts.labels != -100,
+        )
+
+    def _long_texts(self, rng: random.Random) -> Prompts:
+        told = self._told(rng, LANGUAGE_ROWS // 4)
+        return self._texts([self._joined(rng, LANGUAGE_TOKENS) for _ in range(LANGUAGE_ROWS - len(told))] + told)
+
+    def _texts(self, texts: Sequence[Sequence[int]]) -> Prompts:
+        return pack([[Example(list(text[:1]), list(text[1:]))] for text in texts], self.pad)
+
+    def _told(self, rng: random.Random, count: int) -> list[list[int]]:
+        """Biographies with a question and its answer behind them."""
         told = []
         for _ in range(count):
             person = sample_person(rng, "train")
@@ -219,8 +250,25 @@ class RecallTask:
             asked = rng.choice(attributes)
             text = biography(person, rng, attributes, pronouns=0.2)
             told.append(f"{text} {question(person, asked, rng)} {person.facts[asked]}")
-        texts += [[*ids, self.end] for ids in self._ids(told)]
-        return pack([[Example(text[:1], text[1:])] for text in texts], self.pad)
+        return [[*ids, self.end] for ids in self._ids(told)]
+
+    def _joined(self, rng: random.Random, length: int) -> list[int]:
+        """Paragraphs one behind the other."""
+        tokens: list[int] = []
+        while len(tokens) < length:
+            tokens += rng.choice(self.prose)
+        return tokens[:length]
+
+    def _writes(
+        self, rng: random.Random, difficulty: Difficulty, namesakes: Sequence[Person] = ()
+    ) -> tuple[Tensor, list[int], list[Chunk]]:
+        """M chunks to write: those that tell something, and behind them ordinary prose; what they tell."""
+        telling = max(1, round(self.chunks * (1 - difficulty.prose)))
+        made = [biography_chunk(rng, difficulty, namesakes) for _ in range(telling)]
+        texts = self._ids([chunk.text for chunk in made])
+        width = max(len(ids) for ids in texts)
+        texts += [self._prose(rng, max(width, self.k)) for _ in range(self.chunks - telling)]
+        return *left_pad(texts, self.pad, self.k), made
 
     def _chunk(self, rng: random.Random, difficulty: Difficulty) -> Chunk:
         return MAKERS[difficulty.kind](rng, difficulty)

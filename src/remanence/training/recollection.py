@@ -31,8 +31,9 @@ class Recollections:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
         near: chunks of the bank that pools are filled with too.
         order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them those of the bank.
-        asked: `[R]`, the chunk that a row asks about; spared: `[R, M]` bool, others about the same, which the retriever
-            is told neither to score high nor low: no key says which of two facts is the newer.
+        asked: `[R]`, the chunk that a row asks about; -1 in all rows: they ask about none.
+        spared: `[R, M]` bool, others about the same, which the retriever is told neither to score high nor low: no key
+            says which of two facts is the newer.
         counted: `[R, T]` bool, the tokens that ask.
     """
 
@@ -111,7 +112,8 @@ class RecallingCache(PrefixCache):
         time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
         picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
         chosen = torch.cat([picked, pool], dim=1)
-        self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
+        if asked.any():
+            self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
         keys, values = (part[chosen] for part in backbone.project(layer, hidden))  # [R, K0 + N, H, D]
         if self.model.bos_embedding is not None:
             bos = backbone.project(layer, self.model.bos_embedding[layer])
@@ -128,8 +130,8 @@ class RecallingCache(PrefixCache):
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
         each = (queries @ retriever.key[layer](seen).t()).float().sigmoid()  # [R, T, S]
         scores = _mean(each, self.counted)
-        trained = _mean(each, self._beginnings()) if self.settings.random_prefix else scores
-        self.losses.append(self._loss(trained))
+        if self.asked.any():
+            self.losses.append(self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores))
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
@@ -185,7 +187,8 @@ def recalling(
     place[: len(made)] = place[: len(made)].sort().values
     pool = surviving_slots(batch.order.cpu() % count, layers, model.slots, k, generator)
     marked = torch.zeros(2, len(batch.asked), count, dtype=torch.bool)  # asked about, spared
-    marked[0].scatter_(1, batch.asked.cpu()[:, None], True)
+    if bool((batch.asked >= 0).all()):
+        marked[0].scatter_(1, batch.asked.cpu()[:, None], True)
     marked[1, :, : len(made)] = batch.spared.cpu()
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 

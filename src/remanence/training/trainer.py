@@ -136,7 +136,7 @@ class MemoryTrainer(Trainer):
         self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
         if self.curriculum is not None and model.training:
             self.curriculum.observe(task, exact)
-        if task == "language":
+        if task.startswith("language"):
             loss = TEXT_WEIGHT * loss
         if front:
             loss = loss + TEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
