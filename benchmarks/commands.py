@@ -59,7 +59,12 @@ COMMANDS = {
 
 # What a target of `make` measures. `report` takes about 50 minutes on two cores. What is nowhere here takes a file that
 # is not bundled, a GPU, or a night.
-_POOL = ("retention/results.json", "retention/longterm.json", "retention/longterm_int8.json", "retention/retrieval.json")
+_POOL = (
+    "retention/results.json",
+    "retention/longterm.json",
+    "retention/longterm_int8.json",
+    "retention/retrieval.json",
+)
 _PROSE = ("perplexity/tiny_prose.json", "perplexity/tiny_longterm_prose.json")
 TARGETS = {
     "report": (*_POOL, "editing/results.json", *_PROSE),

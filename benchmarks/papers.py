@@ -31,9 +31,9 @@ RETENTION = "\n".join(
         ),
         "",
         "Share of hits, read off the plot in the README of the published code, on questions that Llama-3-8B does not "
-        "answer without the text; without it, hits are about 0.122 and 0.085. The paper on MemoryLLM, on its own set of "
-        "questions, has 0.46 (NaturalQuestions) and 0.39 (SQuAD) for MemoryLLM-7B one step after the write. N is 7,680 "
-        "(7B) and 12,800 (8B), K 256. M+ stays above its line without context up to 160,000 tokens (a plot).",
+        "answer without the text; without it, hits are about 0.122 and 0.085. The paper on MemoryLLM, on its own set "
+        "of questions, has 0.46 (NaturalQuestions) and 0.39 (SQuAD) for MemoryLLM-7B one step after the write. N is "
+        "7,680 (7B) and 12,800 (8B), K 256. M+ stays above its line without context up to 160,000 tokens (a plot).",
     ]
 )
 
@@ -65,8 +65,8 @@ EDITING = "\n".join(
             ([name, *("" if share is None else f"{share:.1f}" for share in shares)] for name, *shares in _EDITING),
         ),
         "",
-        "In percent, MemoryLLM, table 1: the first 10,000 records of zsRE and 2,000 of CounterFact, Llama2-7B. The script "
-        "that made the rows of MemoryLLM is not published.",
+        "In percent, MemoryLLM, table 1: the first 10,000 records of zsRE and 2,000 of CounterFact, Llama2-7B. The "
+        "script that made the rows of MemoryLLM is not published.",
     ]
 )
 
@@ -89,13 +89,13 @@ LONGCONTEXT = "\n".join(
 )
 
 INTEGRITY = (
-    "MemoryLLM-7B, texts of NaturalQuestions and SQuAD over and over: 650,000 updates in three days without a decline of "
-    "the newest answers (a plot)."
+    "MemoryLLM-7B, texts of NaturalQuestions and SQuAD over and over: 650,000 updates in three days without a decline "
+    "of the newest answers (a plot)."
 )
 
 PERPLEXITY = (
-    'M+, 1,000 documents of fineweb-edu of at most 2,048 tokens: "perplexity" 1.9828, Llama-3.1-8B 1.9734. They are too '
-    "low to be perplexities of such text, and are probably mean losses."
+    'M+, 1,000 documents of fineweb-edu of at most 2,048 tokens: "perplexity" 1.9828, Llama-3.1-8B 1.9734. They are '
+    "too low to be perplexities of such text, and are probably mean losses."
 )
 
 SPEED = "\n".join(
@@ -117,6 +117,6 @@ SPEED = "\n".join(
 )
 
 GRASS = (
-    "Grass, abstract: a Llama of 13B is pretrained in half precision on one A100 of 40 GB, and throughput on 8 GPUs is up "
-    "to twice as high; introduction: full-rank training of it takes at least 102 GB at 256 tokens."
+    "Grass, abstract: a Llama of 13B is pretrained in half precision on one A100 of 40 GB, and throughput on 8 GPUs is "
+    "up to twice as high; introduction: full-rank training of it takes at least 102 GB at 256 tokens."
 )

@@ -62,8 +62,8 @@ SECTIONS = (
     Section(
         "Changed facts",
         "Facts that were written before are changed, one after another; then the changed fact is asked for in one "
-        "wording (efficacy) and in others (generalisation), and a neighbour's, which is to stay (specificity). The score "
-        "is their harmonic mean.",
+        "wording (efficacy) and in others (generalisation), and a neighbour's, which is to stay (specificity). The "
+        "score is their harmonic mean.",
         ("editing/",),
         {"eval editing": editing},
         papers.EDITING,
@@ -124,7 +124,11 @@ def read(folder: Path) -> All:
 
 
 def kind_of(figures: Figures) -> str:
-    """The command that made them, without its options."""
+    """The command that made them, without its options.
+
+    Raises:
+        KeyError: they do not say which.
+    """
     words = figures["command"].split()
     return f"eval {words[2]}" if words[0] == "remanence" else words[1]
 
@@ -132,16 +136,18 @@ def kind_of(figures: Figures) -> str:
 def page(figures: All) -> str:
     parts = [
         "# Results",
-        "Made by `python benchmarks/report.py` from the figures in [`benchmarks`](../benchmarks), each with its command, "
-        "date, device and versions; `make report` measures first what fits in an hour on two cores. ± is one standard "
-        "error. What other papers report stands in boxes and is marked as **theirs**: it was found with other models, "
-        "of billions of parameters, and other data, and was not measured here. `tiny` and `tiny_longterm`, the bundled "
-        "checkpoints, have 1.5 million, and read short English biographies.",
+        "Made by `python benchmarks/report.py` from the figures in [`benchmarks`](../benchmarks), each with its "
+        "command, date, device and versions; `make report` measures first what fits in an hour on two cores. ± is one "
+        "standard error. What other papers report stands in boxes and is marked as **theirs**: it was found with other "
+        "models, of billions of parameters, and other data, and was not measured here. `tiny` and `tiny_longterm`, the "
+        "bundled checkpoints, have 1.5 million, and read short English biographies.",
         in_short(figures),
     ]
+    names = sorted(figures, key=lambda name: (list(COMMANDS).index(name) if name in COMMANDS else len(COMMANDS), name))
     for section in SECTIONS:
         parts += [f"## {section.title}", section.about]
-        for name, one in figures.items():
+        for name in names:
+            one = figures[name]
             if kind_of(one) in section.kinds:
                 parts.append(f"### {subject(name, one)}")
                 if kind_of(one) in PICTURES:
@@ -152,6 +158,10 @@ def page(figures: All) -> str:
             parts.append("Not measured:\n\n" + "\n".join(f"- `{name}`: `{shown(name)}`" for name in missing))
         if section.theirs is not None:
             parts.append("\n".join(f"> {line}".rstrip() for line in ["**Theirs**", "", *section.theirs.split("\n")]))
+    shown_kinds = {kind for section in SECTIONS for kind in section.kinds}
+    others = [f"- `{name}`. {made_by(figures[name])}" for name in names if kind_of(figures[name]) not in shown_kinds]
+    if others:
+        parts.append("## Other figures\n\nThey have no table yet.\n\n" + "\n".join(others))
     return "\n\n".join(parts) + "\n"
 
 
@@ -202,12 +212,27 @@ def retrieved(figures: Figures) -> str:
 
 
 LINES: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
-    ("recalled at once, pool", "retention/results.json", at(0, "pool"), "0.66 (SQuAD), 0.57 (NaturalQuestions), 8B"),
+    (
+        "recalled at once, pool",
+        "retention/results.json",
+        at(0, "pool"),
+        "0.66 (SQuAD), 0.57 (NaturalQuestions), MemoryLLM-8B",
+    ),
     ("recalled 20 pools later, long-term", "retention/longterm.json", at(320, "longterm"), ""),
     ("recalled 100 pools later, long-term", "retention/longterm_far.json", at(1600, "longterm"), ""),
-    ("of a text's slots retrieved", "retention/retrieval.json", retrieved, "about 0.30, by chance 0.03"),
-    ("score of changed facts", "editing/results.json", edited, "memory 0.75, FT 0.10, FT-L 0.34 (CounterFact)"),
-    ("newest fact, first and last window", "integrity/results.json", windows, "no decline in 650,000 writes"),
+    ("of a text's slots retrieved", "retention/retrieval.json", retrieved, "about 0.30, by chance 0.03 (M+)"),
+    (
+        "score of changed facts",
+        "editing/results.json",
+        edited,
+        "memory 0.75, FT 0.10, FT-L 0.34 (CounterFact, MemoryLLM-7B)",
+    ),
+    (
+        "newest fact, first and last window",
+        "integrity/results.json",
+        windows,
+        "no decline in 650,000 writes (MemoryLLM-7B)",
+    ),
     (
         "perplexity of WikiText-2 behind unrelated text, times empty memory",
         "perplexity/tiny_longterm_wikitext2.json",
@@ -222,7 +247,7 @@ def picture(name: str) -> Path:
 
 
 def losses_plot(figures: Figures, path: Path) -> None:
-    plots.bars_plot(grass.losses(figures), path, "test loss", figures)
+    plots.marks_plot(grass.losses(figures), path, "test loss", figures)
 
 
 PICTURES: dict[str, Draw] = {

@@ -58,5 +58,6 @@ def made_by(figures: Figures) -> str:
 
 def device(figures: Figures) -> str:
     if machine := figures.get("machine"):
-        return machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+        threads = machine["threads"]
+        return machine["gpu"] or f"{machine['cpu']} with {threads} thread{'s' * (threads > 1)}"
     return figures.get("device") or "a CPU, which was not noted"

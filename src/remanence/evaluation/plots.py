@@ -75,7 +75,9 @@ def editing_plot(report: Report, path: Path) -> None:
     for axes, metric in zip(panels, _METRICS, strict=True):
         for method in dict.fromkeys(result["method"] for result in report["results"]):
             points = [
-                {"edits": result["edits"], **result[metric]} for result in report["results"] if result["method"] == method
+                {"edits": result["edits"], **result[metric]}
+                for result in report["results"]
+                if result["method"] == method
             ]
             _curve(axes, method, points, "edits", "rate", "stderr", "no edit" if method == "none" else None)
         axes.set(title=metric, xlabel="edits, one after another", xscale="log")
@@ -112,22 +114,23 @@ def integrity_plot(report: Report, path: Path) -> None:
 def perplexity_plot(report: Report, path: Path) -> None:
     """Draw how many times the perplexity behind an empty memory that behind another is, with standard errors."""
     ratios = {name: (one["ratio"], one["ratio_stderr"]) for name, one in report["conditions"].items()}
-    bars_plot(ratios, path, "perplexity, times that behind an empty memory", report, line=1.0)
+    marks_plot(ratios, path, "perplexity, times that behind an empty memory", report)
 
 
-def bars_plot(
-    bars: Mapping[str, tuple[float, float]], path: Path, xlabel: str, report: Report, line: float | None = None
-) -> None:
-    """Draw figures as bars that lie, each a value and its standard error, and a line to compare them with."""
-    figure = _figure(7.5, 0.9 + 0.28 * len(bars))
+def marks_plot(marks: Mapping[str, tuple[float, float]], path: Path, xlabel: str, report: Report) -> None:
+    """Draw one figure per name, below each other: a value and its standard error.
+
+    Args:
+        report: what they were taken from.
+    """
+    figure = _figure(7.5, 0.9 + 0.28 * len(marks))
     axes = figure.add_subplot()
-    values, errors = zip(*bars.values(), strict=True)
-    axes.barh(list(bars), values, xerr=errors, color="#1f5fa8", alpha=0.75, capsize=2.5, height=0.6)
-    if line is not None:
-        axes.axvline(line, color="black", linestyle=":", linewidth=1)
+    values, errors = zip(*marks.values(), strict=True)
+    axes.errorbar(values, list(marks), xerr=errors, color="#1f5fa8", linestyle="none", marker="o", capsize=2.5)
     axes.invert_yaxis()
     axes.set(xlabel=xlabel)
-    axes.grid(axis="x", alpha=0.25)
+    axes.margins(y=0.1)
+    axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path, report)
 
