@@ -57,8 +57,8 @@ COMMANDS = {
     "gpu/grass_60m.json": "benchmarks/gpu/grass_60m.py --text path/to/text --output runs/60m",
 }
 
-# What a target of `make` measures. `report` takes about 50 minutes on two cores. What is nowhere here takes a file that
-# is not bundled, a GPU, or a night.
+# What a target of `make` measures. `report` takes some 50 minutes on two cores, going by earlier runs. What is in none
+# takes a file that is not bundled, a GPU, or a night.
 _POOL = (
     "retention/results.json",
     "retention/longterm.json",
@@ -104,7 +104,7 @@ def again(names: Sequence[str]) -> None:
         place = ROOT / "benchmarks" / name
         place.parent.mkdir(exist_ok=True)
         os.replace(KEPT / name, place)
-    shutil.rmtree(KEPT)
+        shutil.rmtree((KEPT / name).with_suffix(""), ignore_errors=True)
 
 
 def finished(made: Path) -> bool:

@@ -25,7 +25,7 @@ def table(figures: Figures) -> str:
         for result in figures["results"]
     ]
     about = (
-        f"Exact match with one standard error, that of the score at most so large. N = {figures['n']}, K = "
+        f"Exact match with one standard error, that of the score as if the three erred together. N = {figures['n']}, K = "
         f"{figures['k']}; fine-tuning at {figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at most "
         f"{figures['bound']:g} a weight."
     )
@@ -33,7 +33,7 @@ def table(figures: Figures) -> str:
 
 
 def score_stderr(result: Figures) -> float:
-    """Of the harmonic mean, if the errors of the three that it is made of all go the same way."""
+    """Of the harmonic mean, to first order, if the three that it is made of err together."""
     if not result["score"]:
         return 0.0
     moved = sum(result[name]["stderr"] / result[name]["rate"] ** 2 for name in METRICS)
