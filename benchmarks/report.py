@@ -280,7 +280,9 @@ def renewed(readme: str, figures: All) -> str:
         start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
         before, rest = readme.split(start)
         _, after = rest.split(end)
-        readme = f"{before}{start}\n{table(figures[name])} {made_by(figures[name])}\n{end}{after}"
+        one = figures.get(name)
+        made = f"Not measured: `{shown(name)}`." if one is None else f"{table(one)} {made_by(one)}"
+        readme = f"{before}{start}\n{made}\n{end}{after}"
     return readme
 
 

@@ -25,9 +25,9 @@ def table(figures: Figures) -> str:
         for result in figures["results"]
     ]
     about = (
-        f"Exact match with one standard error, that of the score as if the three erred together. N = {figures['n']}, K = "
-        f"{figures['k']}; fine-tuning at {figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at most "
-        f"{figures['bound']:g} a weight."
+        f"Exact match with one standard error, that of the score as if the three erred together. N = {figures['n']}, "
+        f"K = {figures['k']}; fine-tuning at {figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at "
+        f"most {figures['bound']:g} a weight."
     )
     return "\n".join([grid(("edits", "", "asked", *METRICS, "score"), rows), "", about])
 

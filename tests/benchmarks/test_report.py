@@ -90,6 +90,9 @@ def test_what_is_missing_is_said_with_its_command() -> None:
     line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
     assert line not in report.page(FIGURES)
     assert line in report.page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
+    readme = "<!-- {0} -->\n<!-- /{0} -->"
+    empty = report.renewed("".join(readme.format(marker) for marker in report.README), {})
+    assert all(f"Not measured: `{commands.shown(name)}`." in empty for name, _ in report.README.values())
     empty = report.page({})
     assert all(f"- `{name}`: `{commands.shown(name)}`" in empty for name in commands.COMMANDS)
 
