@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench grass quality retention editing integrity clean
+.PHONY: help install demo test lint bench grass quality retention editing integrity report results clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,42 +38,34 @@ lint: $(STAMP)  ## check style and types
 
 bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the tables in the README
 	$(BIN)/python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
-	$(BIN)/python benchmarks/read_write/table.py
 	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
-	$(BIN)/python benchmarks/longterm/table.py
+	$(BIN)/python benchmarks/report.py
 
 grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
 	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 bitsandbytes==0.50.2
 	$(BIN)/python benchmarks/grass/step.py --json benchmarks/grass/step.json
-	$(BIN)/python benchmarks/grass/table.py
+	$(BIN)/python benchmarks/report.py
 
 quality: $(STAMP)  ## compare losses at equal tokens, an hour on two cores: make quality TEXT="paths of real text"
 	@test -n "$(TEXT)" || { echo 'name WikiExtractor or .jsonl files, or folders of them: make quality TEXT="..."'; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 apollo-torch==1.0.3 bitsandbytes==0.50.2
 	$(BIN)/python benchmarks/grass/quality.py --text $(TEXT) --output runs/quality --json benchmarks/grass/quality.json
-	$(BIN)/python benchmarks/grass/table.py
+	$(BIN)/python benchmarks/report.py
 
-retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew pictures and tables in the README
-	$(BIN)/remanence eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64 \
-		--json benchmarks/retention/results.json --plot docs/retention.png
-	$(BIN)/remanence eval retention --model tiny_longterm --samples 100 --distances 0,16,32,64,160,320 \
-		--json benchmarks/retention/longterm.json --plot docs/longterm.png
-	$(BIN)/remanence eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8 \
-		--json benchmarks/retention/longterm_int8.json
-	$(BIN)/remanence eval retention --model tiny_longterm --samples 60 --distances 0,800,1600 --memory longterm \
-		--json benchmarks/retention/longterm_far.json
-	$(BIN)/remanence eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p \
-		--json benchmarks/retention/retrieval.json
-	$(BIN)/python benchmarks/retention/table.py
+retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew the results
+	$(BIN)/python benchmarks/report.py --again retention
 
-editing: $(STAMP)  ## change facts by memory, in context and by fine-tuning, and renew the table in the README
-	$(BIN)/remanence eval editing --model tiny_longterm --edits 1,10,100 --samples 10 --method none --method memory \
-		--method context --method ft --method ft_l --json benchmarks/editing/results.json
-	$(BIN)/python benchmarks/editing/table.py
+editing: $(STAMP)  ## change facts by memory, in context and by fine-tuning, and renew the results
+	$(BIN)/python benchmarks/report.py --again editing
 
-integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the table in the README
-	$(BIN)/remanence eval integrity --model tiny --writes 100000 --questions 200 --json benchmarks/integrity/results.json
-	$(BIN)/python benchmarks/integrity/table.py
+integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the results
+	$(BIN)/python benchmarks/report.py --again integrity
+
+report: $(STAMP)  ## measure again what fits in an hour on two cores, and renew the results; goes on after a cut
+	$(BIN)/python benchmarks/report.py --again report
+
+results: $(STAMP)  ## write docs/results.md and the tables in the README from the figures in benchmarks
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache dist

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from remanence import Memory, MemoryModel
+from remanence.machine import cpu_names
 
 THREADS = 2
 PROMPT = 32
@@ -118,12 +120,9 @@ def compared(seconds: dict[str, list[float]]) -> Figures:
 
 
 def machine(device: str) -> Figures:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": len(models) or None,
+        "cpu": cpu_names()[0],
+        "cores": os.cpu_count(),
         "threads": THREADS,
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         "system": platform.system(),

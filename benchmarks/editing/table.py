@@ -1,14 +1,6 @@
-"""Renew the editing table in the README from the committed figures: python benchmarks/editing/table.py"""
+"""Changed facts, by method and number of edits."""
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from readme import renew  # noqa: E402
+from tables import Figures, grid, interval
 
 METHODS = {
     "none": "no edit",
@@ -21,28 +13,28 @@ METHODS = {
 METRICS = ("efficacy", "generalisation", "specificity")
 
 
-def table(figures: dict[str, Any]) -> str:
-    lines = [
-        "| edits | | asked | efficacy | generalisation | specificity | score |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    for result in figures["results"]:
-        cells = [f"{result[name]['rate']:.3f} ± {result[name]['stderr']:.3f}" for name in METRICS]
-        row = [
+def table(figures: Figures) -> str:
+    rows = [
+        (
             f"{result['edits']:,}",
             METHODS[result["method"]],
             f"{result['samples']:,}",
-            *cells,
-            f"{result['score']:.3f}",
-        ]
-        lines.append(f"| {' | '.join(row)} |")
+            *(interval(result[name]["rate"], result[name]["stderr"]) for name in METRICS),
+            interval(result["score"], score_stderr(result)),
+        )
+        for result in figures["results"]
+    ]
     about = (
-        f"Exact match with one standard error. N = {figures['n']}, K = {figures['k']}; fine-tuning at "
-        f"{figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at most {figures['bound']:g} a weight. "
-        f"Made by `{figures['command']}`, {figures['date'][:10]}."
+        f"Exact match with one standard error, that of the score as if the three erred together. N = {figures['n']}, "
+        f"K = {figures['k']}; fine-tuning at {figures['rate']:g}, at most {figures['steps']} steps an edit, FT-L at "
+        f"most {figures['bound']:g} a weight."
     )
-    return "\n".join([*lines, "", about])
+    return "\n".join([grid(("edits", "", "asked", *METRICS, "score"), rows), "", about])
 
 
-if __name__ == "__main__":
-    renew("editing", table(json.loads((HERE / "results.json").read_text())))
+def score_stderr(result: Figures) -> float:
+    """Of the harmonic mean, to first order, if the three that it is made of err together."""
+    if not result["score"]:
+        return 0.0
+    moved = sum(result[name]["stderr"] / result[name]["rate"] ** 2 for name in METRICS)
+    return float(result["score"] ** 2 / len(METRICS) * moved)

@@ -1,41 +1,32 @@
-"""Renew the tables of steps and of losses in the README from the committed figures: python benchmarks/grass/table.py"""
+"""Training steps, losses at equal tokens, and memory that was told before, by method."""
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from readme import measured_on, renew  # noqa: E402
+from tables import Figures, grid, interval, medians, mib, ms
 
 NAMES = {"adamw": "AdamW (torch)", "grass": "Grass", "galore": "GaLore (galore-torch)"}
 
 
-def table(figures: dict[str, Any]) -> str:
-    methods, model = figures["methods"], figures["model"]
-    lines = [
-        "| | step | refresh adds | a step, refreshes counted | Grass takes | gradients | optimizer state |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+def table(figures: Figures) -> str:
+    model = figures["model"]
+    rows = []
     for key, name in NAMES.items():
-        one = methods[key]
-        share = "" if key == "grass" else f"{figures['grass_against'][key]:.2f}x"
-        cells = [
-            f"{one['median_ms']:,.0f} ms",
-            f"{one['refresh_extra_ms']:,.0f} ms" if one["refresh_extra_ms"] else "",
-            f"{one['amortised_ms']:,.0f} ms",
-            share,
-            f"{one['gradient_bytes'] / 2**20:,.1f} MiB",
-            f"{one['state_bytes'] / 2**20:,.1f} MiB",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        one = figures["methods"][key]
+        rows.append(
+            (
+                name,
+                ms(one),
+                f"{one['refresh_extra_ms']:,.0f} ms" if one["refresh_extra_ms"] else "",
+                f"{one['amortised_ms']:,.0f} ms",
+                "" if key == "grass" else f"{figures['grass_against'][key]:.2f}x",
+                mib(one["gradient_bytes"]),
+                mib(one["state_bytes"]),
+            )
+        )
+    titles = ("", "step", "refresh adds", "a step, refreshes counted", "Grass takes", "gradients", "optimizer state")
     about = (
         f"{model['layers']} Llama blocks, d {model['size']:,}, {model['tokens']:,} tokens, rank {model['rank']}, "
-        f"a refresh every {model['gap']} steps. {measured_on(figures)}"
+        f"a refresh every {model['gap']} steps. {medians(figures)}"
     )
-    return "\n".join([*lines, "", about])
+    return "\n".join([grid(titles, rows), "", about])
 
 
 def name_of(method: str) -> str:
@@ -48,35 +39,52 @@ def name_of(method: str) -> str:
     return f"Grass, `{selection}`, `{on_refresh}`{changed}"
 
 
-def quality(figures: dict[str, Any]) -> str:
+def quality(figures: Figures) -> str:
     methods, setup = figures["methods"], figures["setup"]
-    lines = [
-        "| | test loss | against AdamW | best learning rate | gradients | optimizer state |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    rows = []
     for method, one in methods.items():
         if "diverged" in one:
-            lines.append(f"| {name_of(method)} | diverged with {one['diverged']} of {setup['seeds']} seeds | | | | |")
+            rows.append((name_of(method), f"diverged with {one['diverged']} of {setup['seeds']} seeds", *[""] * 4))
             continue
-        cells = [
-            f"{one['test']:.4f} ± {one['stderr']:.4f}",
-            f"{100 * (one['test'] / methods['adamw']['test'] - 1):+.1f} %",
-            f"{one['lr']:g}",
-            f"{one['gradient_bytes'] / 2**20:,.1f} MiB",
-            f"{one['state_bytes'] / 2**20:,.1f} MiB",
-        ]
-        lines.append(f"| {name_of(method)} | {' | '.join(cells)} |")
-    machine = figures["machine"]
+        rows.append(
+            (
+                name_of(method),
+                interval(one["test"], one["stderr"], 4),
+                f"{100 * (one['test'] / methods['adamw']['test'] - 1):+.1f} %",
+                f"{one['lr']:g}",
+                mib(one["gradient_bytes"]),
+                mib(one["state_bytes"]),
+            )
+        )
     about = (
         f"A random Llama, d {setup['size']:,}, {setup['layers']} layers, trained from scratch on {setup['tokens']:,} "
-        f"tokens of Wikipedia, {setup['steps']} steps, the same for all; rank {setup['rank']}, a refresh every "
+        f"tokens of real text, {setup['steps']} steps, the same for all; rank {setup['rank']}, a refresh every "
         f"{setup['gap']} steps. Learning rates were chosen on validation, from powers of two; means over "
-        f"{setup['seeds']} seeds with one standard error, on documents of which no other part has any. "
-        f"{figures['date']}, {machine['cpu']}, torch {machine['torch']}, transformers {machine['transformers']}."
+        f"{setup['seeds']} seeds with one standard error, on documents of which no other part has any."
     )
-    return "\n".join([*lines, "", about])
+    titles = ("", "test loss", "against AdamW", "best learning rate", "gradients", "optimizer state")
+    return "\n".join([grid(titles, rows), "", about])
 
 
-if __name__ == "__main__":
-    renew("bench:grass", table(json.loads((HERE / "step.json").read_text())))
-    renew("bench:quality", quality(json.loads((HERE / "quality.json").read_text())))
+def losses(figures: Figures) -> dict[str, tuple[float, float]]:
+    """What a picture of `quality` shows: mean and standard error."""
+    return {
+        name_of(method).replace("`", ""): (one["test"], one["stderr"])
+        for method, one in figures["methods"].items()
+        if "diverged" not in one
+    }
+
+
+def memory(figures: Figures) -> str:
+    rows = [
+        (
+            f"{case['model']}, {NAMES[case['method']]}" + (", checkpointing" if case["checkpointing"] else ""),
+            f"{case['batch']} x {case['tokens']}",
+            mib(case["predicted_bytes"]),
+            mib(case["measured_bytes"]),
+            f"{case['ratio']:.3f}",
+        )
+        for case in figures["cases"]
+    ]
+    about = f"The peak of a process over one step, once measured; rank {figures['rank']}, {figures['dtype']}."
+    return "\n".join([grid(("", "tokens", "predicted", "measured", "predicted / measured"), rows), "", about])

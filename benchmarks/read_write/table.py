@@ -1,14 +1,6 @@
-"""Renew the table in the README from the committed figures: python benchmarks/read_write/table.py"""
+"""Reading and writing against the plain path."""
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-
-from readme import measured_on, ms, renew  # noqa: E402
+from tables import Figures, grid, medians, ms
 
 CASES = {
     "other": "on another memory than the last",
@@ -17,7 +9,7 @@ CASES = {
 }
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(figures: Figures) -> str:
     first, update, decode = figures["first_token"], figures["pool_update"], figures["decode"]
     held, batch = figures["slot_bytes"], figures["batch"]
     few, many = update["slots"]
@@ -68,10 +60,4 @@ def table(figures: dict[str, Any]) -> str:
             f"{held['bytes_per_slot_and_layer'] / held['hidden_slot_bytes']:.2f}x",
         ),
     ]
-    lines = ["| | Remanence | plain path | |", "|---|---:|---:|---:|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", measured_on(figures)])
-
-
-if __name__ == "__main__":
-    renew("bench:read_write", table(json.loads((HERE / "results.json").read_text())))
+    return "\n".join([grid(("", "Remanence", "plain path", "compared"), rows), "", medians(figures)])

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from gpu import attention, grass_13b, grass_60m, grass_throughput, longterm_ttft
+from gpu import table as tables
 from longterm import run as longterm
+from longterm import table as longterm_table
 from read_write import run as read_write
 
 
@@ -29,10 +31,13 @@ def test_grass_at_13b_trains_and_names_what_was_planned(file: Path, layerwise: b
     assert made["finite"] and made["layerwise"] is layerwise
     assert made["planned"]["total"] > made["planned"]["weights"] == 2 * made["parameters"]
     assert made["measured"]["usual_step"] is None  # no GPU here
+    assert "| peak of a usual step | 0.0 GB |  |" in tables.fits(made)
 
 
 def test_throughput_is_told_for_every_method(file: Path) -> None:
-    made = figures(grass_throughput, file, "--smoke", "--steps", "2", "--batch", "2")["shapes"]["tiny"]
+    whole = figures(grass_throughput, file, "--smoke", "--steps", "2", "--batch", "2")
+    made = whole["shapes"]["tiny"]
+    assert "| tiny, Grass |" in tables.throughput(whole)
     assert {"adamw", "grass"} <= made.keys()
     assert made["grass"]["tokens_per_second"] <= made["grass"]["tokens_per_second_without_refreshes"]
     assert "adamw" in made["grass_is_faster_by"]
@@ -54,13 +59,17 @@ def test_losses_at_60m_go_on_where_they_stopped(
 
 
 def test_the_first_token_is_the_plain_paths_with_longterm_memory(file: Path) -> None:
-    made = figures(longterm_ttft, file, "--smoke", "--repeats", "2")["first_token"]
+    whole = figures(longterm_ttft, file, "--smoke", "--repeats", "2")
+    made = whole["first_token"]
+    assert "| first token, N = 48, M = 64, K0 = 8 |" in longterm_table.table(whole)
     assert made["longterm_slots"] == 64 and made["remanence"]["samples"] == 2
     assert made["max_logit_difference"] < 0.1
 
 
 def test_implementations_of_attention_are_compared_with_float32(file: Path) -> None:
-    made = figures(attention, file, "--smoke")["agreement"]
+    whole = figures(attention, file, "--smoke")
+    made = whole["agreement"]
+    assert "| sdpa |" in tables.attention(whole)
     assert {"eager", "sdpa"} <= made["mean_difference_from_float32"].keys()
     assert 0 < made["largest_difference_from_float32"]["sdpa"] < 0.05 * made["largest_logit"]
 

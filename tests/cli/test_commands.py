@@ -237,6 +237,7 @@ def test_retention_writes_figures_and_a_picture(checkpoint: str) -> None:
     command = f"remanence eval retention --samples 2 --distances 0,1p --facts 2 --seed 0 --model {checkpoint}"
     assert report["command"] == command
     assert set(report["versions"]) == {"remanence", "torch", "transformers", "python"}
+    assert report["device"].endswith("with 1 thread")
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
 
 

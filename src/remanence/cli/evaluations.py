@@ -26,6 +26,7 @@ from remanence.data.episodes import FACTS
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import DISTANCES
 from remanence.evaluation.documents import LENGTHS
+from remanence.machine import device_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,12 +34,13 @@ if TYPE_CHECKING:
     from remanence.data.edits import Kind
     from remanence.evaluation.editing import Method
     from remanence.evaluation.retention import Condition
+    from remanence.model.memory_model import MemoryModel
 
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
 
-def made_by(words: list[str], model: str | None) -> dict[str, Any]:
-    """The command that an evaluation can be repeated with, its date, and versions."""
+def made_by(words: list[str], model: str | None, engine: "MemoryModel") -> dict[str, Any]:
+    """The command that an evaluation can be repeated with, its date, device and versions."""
     import torch
     import transformers
 
@@ -51,7 +53,9 @@ def made_by(words: list[str], model: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
     }
     command = shlex.join(words if model is None else [*words, "--model", model])
-    return {"command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions}
+    device = device_name(engine.device)
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"command": command, "date": date, "device": device, "versions": versions}
 
 
 def require_places(*files: Path | None, state: Path | None = None) -> None:
@@ -141,7 +145,7 @@ def retention(
     words += ["--facts", str(facts)] if data is None else ["--data", str(data)]
     words += ["--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
     words += stored(tier, int8)
-    report |= made_by(words, model)
+    report |= made_by(words, model, engine)
     publish(report, retention_table(report), json_file)
     if plot is not None:
         from remanence.evaluation.plots import retention_plot
@@ -200,7 +204,7 @@ def longcontext(
     words = ["remanence", "eval", "longcontext", "--data", str(data), "--samples", str(samples), "--lengths", lengths]
     words += ["--seed", str(seed), *(f"--memory={condition}" for condition in memory or [])]
     words += stored(tier, int8)
-    report |= {"data": data.name, "answer_tokens": task.answer_tokens} | made_by(words, model)
+    report |= {"data": data.name, "answer_tokens": task.answer_tokens} | made_by(words, model, engine)
     publish(report, longcontext_table(report), json_file)
 
 
@@ -233,7 +237,7 @@ def integrity(
         )
     words = ["remanence", "eval", "integrity", "--writes", str(writes), "--windows", str(windows)]
     words += ["--questions", str(questions), "--seed", str(seed)]
-    report |= made_by(words, model)
+    report |= made_by(words, model, engine)
     publish(report, integrity_table(report), json_file)
 
 
@@ -270,7 +274,7 @@ def retrieval(
         )
     words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
     words += stored(tier, int8)
-    report |= made_by(words, model)
+    report |= made_by(words, model, engine)
     publish(report, retrieval_table(report), json_file)
 
 
@@ -335,7 +339,7 @@ def editing(
     words = ["remanence", "eval", "editing", *([] if file is None else [str(file)]), "--edits", edits]
     words += ["--samples", str(samples), "--rate", str(rate), "--bound", str(bound), "--seed", str(seed)]
     words += [f"--method={one}" for one in method or []]
-    report |= made_by(words, model)
+    report |= made_by(words, model, engine)
     publish(report, editing_table(report), json_file)
 
 
@@ -370,5 +374,5 @@ def perplexity(
         )
     words = ["remanence", "eval", "perplexity", *([] if text is None else ["--text", str(text)])]
     words += ["--samples", str(samples), "--window", str(window), "--memories", str(memories), "--seed", str(seed)]
-    report |= made_by(words, model)
+    report |= made_by(words, model, engine)
     publish(report, perplexity_table(report), json_file)

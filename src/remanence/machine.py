@@ -1,0 +1,26 @@
+"""What figures were taken on."""
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_name(device: "torch.device") -> str:
+    """A GPU by its name; a CPU by its name and the threads that torch uses."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{cpu_names()[0]} with {threads} thread{'s' * (threads > 1)}"
+
+
+def cpu_names() -> list[str]:
+    """Of each core, on Linux; elsewhere one name for all."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names or [platform.processor() or platform.machine()]

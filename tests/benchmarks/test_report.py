@@ -1,0 +1,159 @@
+"""The committed page, pictures and tables are those of the committed figures; what is new or missing shows."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+import commands
+import report
+from editing.table import score_stderr
+from remanence.cli import app
+from remanence.evaluation.plots import digest
+
+FIGURES = report.read(report.ROOT / "benchmarks")
+STALE = "is not what the figures give; run: make results"
+
+
+def integrity(writes: int) -> dict[str, Any]:
+    """Figures as `eval integrity` writes them."""
+    return {
+        "n": 24,
+        "k": 6,
+        "questions": 4,
+        "windows": [{"writes": writes, "exact_match": 0.25, "stderr": 0.125, "samples": 4, "resident_bytes": 2**20}],
+        "command": f"remanence eval integrity --writes {writes} --model other",
+        "date": "2026-01-02T03:04:05+00:00",
+        "device": "a device",
+        "versions": {"remanence": "0.1", "torch": "2.11", "transformers": "5.17", "python": "3.11"},
+    }
+
+
+def test_the_page_is_that_of_the_committed_figures() -> None:
+    assert (report.ROOT / "docs/results.md").read_text(encoding="utf-8") == report.page(FIGURES), STALE
+
+
+def test_the_tables_in_the_readme_are_those_of_the_committed_figures() -> None:
+    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == report.renewed(readme, FIGURES), STALE
+
+
+def test_pictures_show_the_committed_figures_and_no_others_lie_there() -> None:
+    shown = {report.picture(name): one for name, one in FIGURES.items() if report.kind_of(one) in report.PICTURES}
+    lying = {path.relative_to(report.ROOT) for path in (report.ROOT / "docs/results").iterdir()}
+    assert lying == set(shown), STALE
+    for path, one in shown.items():
+        assert digest(one) in (report.ROOT / path).read_text(encoding="utf-8"), f"{path} {STALE}"
+
+
+@pytest.mark.parametrize("kind", ["eval retention", "eval perplexity"])
+def test_the_same_figures_give_the_same_picture(kind: str, tmp_path: Path) -> None:
+    one = next(one for one in FIGURES.values() if report.kind_of(one) == kind)
+    for name in ("a.svg", "b.svg"):
+        report.PICTURES[kind](one, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_new_figures_appear_with_what_they_were_made_by() -> None:
+    page = report.page({**FIGURES, "integrity/other.json": integrity(7)})
+    assert "### other, `integrity/other.json`" in page and "results/integrity-other.svg" in page
+    assert "| 7 | 0.250 ± 0.125 | 1 MiB |" in page
+    assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in page
+
+
+def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
+    point = {"f1": 0.5, "f1_stderr": 0.25, "exact_match": 0.0, "exact_match_stderr": 0.0, "samples": 3}
+    curve = [{"length": 4096, **point}, {"length": None, **point}]
+    about = {"n": 24, "k": 6, "data": "hotpotqa.jsonl", "answer_tokens": 5, "points": {"pool": curve, "bm25": curve}}
+    new = {**integrity(7), "command": "remanence eval longcontext --data hotpotqa.jsonl", **about}
+    page = report.page({"longcontext/hotpotqa.json": new})
+    assert "| 4,096 | BM25 | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in page
+    assert "| longer | pool | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in page
+    report.PICTURES["eval longcontext"](new, tmp_path / "picture.svg")
+    assert "length of the document" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+
+
+def test_figures_without_a_table_are_named() -> None:
+    new = {**integrity(7), "command": "remanence eval taste --model other"}
+    assert "## Other figures" not in report.page(FIGURES)
+    assert "- `taste/results.json`. Made by `remanence eval taste" in report.page(
+        {**FIGURES, "taste/results.json": new}
+    )
+
+
+def test_what_is_missing_is_said_with_its_command() -> None:
+    line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
+    assert line not in report.page(FIGURES)
+    assert line in report.page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
+    readme = "<!-- {0} -->\n<!-- /{0} -->"
+    empty = report.renewed("".join(readme.format(marker) for marker in report.README), {})
+    assert all(f"Not measured: `{commands.shown(name)}`." in empty for name, _ in report.README.values())
+    empty = report.page({})
+    assert all(f"- `{name}`: `{commands.shown(name)}`" in empty for name in commands.COMMANDS)
+
+
+def test_evaluations_take_the_commands_that_are_named() -> None:
+    group: Any = get_command(app)
+    for command in commands.COMMANDS.values():
+        if command.startswith("eval "):
+            _, name, *words = shlex.split(command)
+            group.commands["eval"].commands[name].make_context(name, words)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An empty repository in which evaluations write their own name; returns those that have run."""
+    run: list[str] = []
+
+    def evaluate(words: list[str], **_: Any) -> None:
+        made = Path(words[-1])
+        if made.stem == "breaks":
+            raise subprocess.CalledProcessError(1, words)
+        made.write_text(json.dumps(words[4]))
+        run.append(made.stem)
+
+    checkpoint = tmp_path / "checkpoints/tiny/weights"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    os.utime(checkpoint, (1, 1))
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.setattr(commands, "KEPT", tmp_path / "runs/report")
+    monkeypatch.setattr(commands, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(commands, "COMMANDS", {f"a/{name}.json": f"eval {name}" for name in ("one", "breaks", "two")})
+    monkeypatch.setattr(commands.subprocess, "run", evaluate)
+    (tmp_path / "benchmarks").mkdir()
+    return run
+
+
+def test_measuring_again_goes_on_after_a_cut(workplace: list[str], tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        commands.again(["a/one.json", "a/breaks.json"])
+    assert workplace == ["one"] and not (tmp_path / "benchmarks/a").exists()
+    commands.again(["a/one.json", "a/two.json"])
+    assert workplace == ["one", "two"]
+    assert json.loads((tmp_path / "benchmarks/a/two.json").read_text()) == "two"
+    commands.again(["a/one.json"])
+    assert workplace == ["one", "two", "one"]
+
+
+def test_figures_of_a_checkpoint_that_has_changed_are_measured_again(workplace: list[str], tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        commands.again(["a/one.json", "a/breaks.json"])
+    made = (tmp_path / "runs/report/a/one.json").stat().st_mtime
+    os.utime(tmp_path / "checkpoints/tiny/weights", (made + 1, made + 1))
+    with pytest.raises(subprocess.CalledProcessError):
+        commands.again(["a/one.json", "a/breaks.json"])
+    assert workplace == ["one", "one"]
+
+
+def test_the_error_of_a_score_is_that_of_three_that_err_together() -> None:
+    one = {"rate": 0.5, "stderr": 0.01}
+    assert score_stderr({"score": 0.5, **dict.fromkeys(("efficacy", "generalisation", "specificity"), one)}) == (
+        pytest.approx(0.01)
+    )
+    assert score_stderr({"score": 0.0}) == 0
