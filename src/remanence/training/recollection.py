@@ -101,6 +101,8 @@ class RecallingCache(PrefixCache):
         self.rotary = model.backbone.rotary(positions, slots[..., :0].to(model.backbone.dtype))
 
     def retrieving(self, layer: int, normed: Tensor) -> None:  # [R, T, d]
+        if self.layers[layer].is_initialized:
+            return  # activation checkpointing asks again
         backbone, retriever = self.model.backbone, self.model.retriever
         assert retriever is not None
         queries = retriever.query[layer](normed.detach())  # [R, T, P]
