@@ -124,28 +124,38 @@ class MemoryModel(nn.Module):
         return model.eval()
 
     def with_longterm(
-        self, rules: LongTermRules, *, retrieval_size: int | None = None, lora: LoraSettings | None = None
+        self,
+        rules: LongTermRules,
+        *,
+        slots: int | None = None,
+        retrieval_size: int | None = None,
+        lora: LoraSettings | None = None,
     ) -> Self:
         """This model with an untrained retriever, and untrained adapters if `lora` says so, to be trained next.
 
-        It takes the decoder over: use this model no more. New memories start with nothing written.
+        It takes the decoder over, with the adapters that it has: use this model no more. New memories start with
+        nothing written.
+
+        Args:
+            slots: N from now on; None: as it is. Published: fewer by those that are retrieved.
 
         Raises:
-            InvalidInputError: the model has a retriever or adapters already.
+            InvalidInputError: the model has a retriever already, or adapters and `lora` asks for more.
         """
-        if self.retriever is not None or self.adapters is not None:
+        if self.retriever is not None or (self.adapters is not None and lora is not None):
             raise InvalidInputError("this model has a retriever or adapters already; start from one that has neither")
+        settings: dict[str, Any] = {"lora": lora} if self.adapters is None else {"adapters": self.adapters}
         model = self.attach(
             self.hf,
             self.tokenizer,
-            slots=self.slots,
+            slots=self.slots if slots is None else slots,
             slots_per_write=self.slots_per_write,
             bos=self.bos_embedding is not None,
             eviction=self.eviction,
             keep_hidden=self.keep_hidden,
             longterm=rules,
             retrieval_size=retrieval_size,
-            lora=lora,
+            **settings,
         )
         with torch.no_grad():
             model.new_memory_positional_emb.copy_(self.new_memory_positional_emb)

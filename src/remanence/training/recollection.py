@@ -90,7 +90,7 @@ class RecallingCache(PrefixCache):
     ) -> None:
         assert model.longterm is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
-        self.wanted = min(model.longterm.retrieved, len(slots) - pool.shape[2])
+        self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
         self.asked, self.wrong = asked, ~(asked | spared)
@@ -153,10 +153,11 @@ class RecallingCache(PrefixCache):
         )
         positive = (scores * asked).sum(1) / asked.sum(1)
         if self.settings.temperature is None:
-            negative = (scores * wrong).sum(1) / wrong.sum(1)
+            negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
         else:
             logits = scores.detach() / self.settings.temperature
-            negative = (scores * logits.masked_fill(~wrong, -torch.inf).softmax(1)).sum(1)
+            lowest = torch.finfo(logits.dtype).min
+            negative = (scores * wrong * logits.masked_fill(~wrong, lowest).softmax(1)).sum(1)
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 

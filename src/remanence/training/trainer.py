@@ -86,7 +86,7 @@ class MemoryTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **settings: Any) -> Any:
         """As the Trainer's; but `True` passes over a checkpoint that was cut off while it was saved."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _last_whole(Path(self.args.output_dir or ".")) or True
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or ".")) or True
         return super().train(resume_from_checkpoint, *rest, **settings)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
@@ -226,7 +226,8 @@ def _only(items: list[Any]) -> dict[str, Any]:
     return item if isinstance(item, dict) else {"number": item}
 
 
-def _last_whole(folder: Path) -> str | None:
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was not cut off while it was saved."""
     # The Trainer writes this file after all others.
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
@@ -253,7 +254,8 @@ class StopAfter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if time.monotonic() > self.deadline:
+        # One clock is ahead of the other, and processes have to stop together.
+        if any(objects_of_all_processes(time.monotonic() > self.deadline)):
             control.should_training_stop = control.should_save = True
         return control
 
