@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,11 @@ def test_a_run_that_was_cut_ends_where_an_uninterrupted_one_does_and_its_card_sa
     recipe = load_recipe(RECIPE)
     whole = recipe(tmp_path / "whole", steps=[2, 1, 2], **places, **SMALL)
     cut, found, calls = tmp_path / "cut", None, 0
-    while found is None:
+    while found is None and calls < 5:
         calls += 1
+        if (cut / "2-long/model").exists():  # what a finished stage left on its way is not needed
+            shutil.rmtree(cut / "1-short/checkpoint-2", ignore_errors=True)
+            shutil.rmtree(cut / "1-short/checkpoint-1", ignore_errors=True)
         found = recipe(cut, resume=True, minutes=0.0, steps=[2, 1, 2], **places, **SMALL)
     assert calls == 3  # cut within the first stage, then within the third
     expected = MemoryModel.from_pretrained(whole).state_dict()
