@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
+from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, choose, split_parameters
 from remanence.training.recall import Difficulty, Kind, RecallTask
@@ -181,7 +182,13 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
 
 
 def train(
-    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4500, optimizer: str = "default"
+    output: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    steps: int = 4500,
+    optimizer: str = "default",
+    log_to: str = "none",
 ) -> Path:
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
@@ -209,7 +216,7 @@ def train(
     trainer = MemoryTrainer(
         model,
         through="all",
-        args=training_arguments(output, steps=steps, warmup=50, decay=steps // 5, save_steps=500),
+        args=training_arguments(output, steps=steps, warmup=50, decay=steps // 5, save_steps=500, log_to=log_to),
         curriculum=Curriculum(
             lambda step, level: build_batch(task, step, level),
             levels=len(LEVELS),
@@ -223,5 +230,7 @@ def train(
     model.hf.set_attn_implementation("sdpa")
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)
+    data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
+    write_card(trainer, final, recipe="recipes/tiny.py", base="", data=data)
     write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
     return final

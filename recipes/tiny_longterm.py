@@ -16,6 +16,7 @@ from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
+from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, split_parameters
 from remanence.training.recall import Difficulty, RecallTask
@@ -67,7 +68,13 @@ def build_optimizer(model: MemoryModel) -> MuonAdamW:
 
 
 def train(
-    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 2000, base: str = ""
+    output: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    steps: int = 2000,
+    base: str = "",
+    log_to: str = "none",
 ) -> Path:
     """Train from the base, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)
@@ -88,7 +95,7 @@ def train(
     trainer = MemoryTrainer(
         model,
         through="all",
-        args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250),
+        args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
         curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
         retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=3.0),
         bank=BANK,
@@ -100,5 +107,7 @@ def train(
     recipe.ship_pool(model.eval(), paragraphs)
     final = output / "model"
     model.save_pretrained(final)
+    data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
+    write_card(trainer, final, recipe="recipes/tiny_longterm.py", base=base or "the bundled checkpoint tiny", data=data)
     write_log(trainer, final / "training_log.json", recipe="recipes/tiny_longterm.py", steps=trainer.state.global_step)
     return final

@@ -209,6 +209,14 @@ def test_train_passes_an_optimizer_on_to_recipes_that_leave_the_choice() -> None
     assert Path("runs/free/made").read_text() == "False None 'grass'"
 
 
+def test_train_passes_on_where_logs_go() -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "the recipe does not take 'log_to=trackio'" in refused("train", "mine.py", "--log-to", "trackio")
+    Path("free.py").write_text(RECIPE.replace("steps", "log_to"))
+    done("train", "free.py", "--log-to", "trackio")
+    assert Path("runs/free/made").read_text() == "False None 'trackio'"
+
+
 def test_train_lists_the_recipes_there_are() -> None:
     Path("recipes").mkdir()
     Path("recipes/tiny.py").write_text(RECIPE)

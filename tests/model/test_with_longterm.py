@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from remanence.errors import InvalidInputError
 from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from tests import tiny
@@ -31,6 +32,16 @@ def test_it_takes_the_decoder_over_and_writes_and_reads_as_before(bos: bool) -> 
     torch.testing.assert_close(new.pool.slots(), old.pool.slots(), **CLOSE)
     torch.testing.assert_close(model.read(new.pool_only(), ids(5)).logits, logits, **CLOSE)
     assert new.longterm is not None and new.longterm.sizes() == [2 * tiny.K] * tiny.LAYERS
+
+
+def test_adapters_go_along_and_the_pool_may_be_smaller() -> None:
+    before = tiny.with_memory(lora=LoraSettings(r=4))
+    adapters = before.adapters
+    model = before.with_longterm(LongTermRules(retrieved=4), slots=tiny.SLOTS - tiny.K, retrieval_size=8)
+    assert model.adapters is adapters is not None
+    assert model.spec.slots == tiny.SLOTS - tiny.K
+    with pytest.raises(InvalidInputError, match="already"):
+        tiny.with_memory(lora=LoraSettings(r=4)).with_longterm(LongTermRules(retrieved=4), lora=LoraSettings(r=4))
 
 
 def test_new_memories_start_with_nothing_written() -> None:

@@ -19,4 +19,6 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     state = torch.load(tmp_path / "run/checkpoint-3/optimizer.pt", weights_only=True)
     assert state["param_groups"][0]["rank"] == 32
     assert len(state["param_groups"][0]["names"]) == 4 * 7
+    card = (final / "README.md").read_text()
+    assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
     assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())

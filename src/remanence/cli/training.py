@@ -17,6 +17,7 @@ app = typer.Typer()
         "remanence train recipes/tiny.py --output runs/tiny --resume --minutes 30",
         "remanence train recipes/tiny.py --optimizer grass",
         "remanence train recipes/tiny.py -- steps=200",
+        "remanence train recipes/llama_3_1_8b.py --log-to tensorboard -- base=path/to/decoder long=path/to/documents",
     )
 )
 def train(
@@ -29,13 +30,17 @@ def train(
     optimizer: Annotated[
         str, typer.Option(help="adamw or grass, where a recipe leaves the choice; default: the recipe's own.")
     ] = "default",
+    log_to: Annotated[
+        str, typer.Option(help="tensorboard, trackio or none, where a recipe leaves the choice; default: none.")
+    ] = "default",
     minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long, with a checkpoint.")] = None,
 ) -> None:
     """Train a checkpoint by a recipe."""
     from remanence.training.recipes import load_recipe, settings_of
 
     run = load_recipe(recipe)
-    chosen = [] if optimizer == "default" else [f"optimizer={optimizer}"]
+    options = {"optimizer": optimizer, "log_to": log_to}
+    chosen = [f"{name}={value}" for name, value in options.items() if value != "default"]
     settings = settings_of(run, [*(extra or []), *chosen])
     output = output or Path("runs") / recipe.stem
     require_output_folder(output)

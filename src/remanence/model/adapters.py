@@ -30,7 +30,8 @@ class TwinLora:
         self.names: dict[Role, str] = {"write": write, "read": read}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._lock = threading.RLock()
-        self._role: Role | None = None
+        self.role: Role | None = None  # of the call that runs
+        self._on: Role | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -41,18 +42,20 @@ class TwinLora:
     @contextmanager
     def active(self, role: Role) -> Iterator[None]:
         with self._lock:
-            outer = self._role
-            self._switch(role)
+            outer, self.role = self.role, role
+            self.turn_to(role)
             try:
                 yield
             finally:
-                if outer is None:
-                    self._role = None
-                else:
-                    self._switch(outer)
+                self.role = outer
+                if outer is not None:
+                    self.turn_to(outer)
 
-    def _switch(self, role: Role) -> None:
-        self._role = role
+    def turn_to(self, role: Role) -> None:
+        """Let this role's adapter act, for a backward pass that runs layers of an earlier call again."""
+        if role == self._on:
+            return
+        self._on = role
         for layer in self._layers:
             trained = [(p, p.requires_grad) for p in layer.parameters()]
             layer.set_adapter(self.names[role])

@@ -1,7 +1,7 @@
 """MemoryModel: a function that writes and reads memories."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -13,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from remanence.errors import InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Memory, MemorySpec, Receipt, Storage
+from remanence.model.activations import checkpoint_layers
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
 from remanence.model.checks import integer, require_own, require_slots, rows_of
@@ -124,28 +125,38 @@ class MemoryModel(nn.Module):
         return model.eval()
 
     def with_longterm(
-        self, rules: LongTermRules, *, retrieval_size: int | None = None, lora: LoraSettings | None = None
+        self,
+        rules: LongTermRules,
+        *,
+        slots: int | None = None,
+        retrieval_size: int | None = None,
+        lora: LoraSettings | None = None,
     ) -> Self:
         """This model with an untrained retriever, and untrained adapters if `lora` says so, to be trained next.
 
-        It takes the decoder over: use this model no more. New memories start with nothing written.
+        It takes the decoder over, with the adapters that it has: use this model no more. New memories start with
+        nothing written.
+
+        Args:
+            slots: N from now on; None: as it is. Published: fewer by those that are retrieved.
 
         Raises:
-            InvalidInputError: the model has a retriever or adapters already.
+            InvalidInputError: the model has a retriever already, or adapters and `lora` asks for more.
         """
-        if self.retriever is not None or self.adapters is not None:
+        if self.retriever is not None or (self.adapters is not None and lora is not None):
             raise InvalidInputError("this model has a retriever or adapters already; start from one that has neither")
+        settings: dict[str, Any] = {"lora": lora} if self.adapters is None else {"adapters": self.adapters}
         model = self.attach(
             self.hf,
             self.tokenizer,
-            slots=self.slots,
+            slots=self.slots if slots is None else slots,
             slots_per_write=self.slots_per_write,
             bos=self.bos_embedding is not None,
             eviction=self.eviction,
             keep_hidden=self.keep_hidden,
             longterm=rules,
             retrieval_size=retrieval_size,
-            lora=lora,
+            **settings,
         )
         with torch.no_grad():
             model.new_memory_positional_emb.copy_(self.new_memory_positional_emb)
@@ -181,6 +192,37 @@ class MemoryModel(nn.Module):
         if bfloat16_rotary:
             round_rotary(model.hf)
         return model if device is None else model.to(device)
+
+    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
+        """`function(self, *args)`. What wraps a model, such as `DistributedDataParallel`, sees only what goes through
+        here; a training step does."""
+        return function(self, *args)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """What the Trainer calls for `gradient_checkpointing=True`: layers keep their input, and run again in the
+        backward pass, behind the same memory.
+
+        Raises:
+            InvalidInputError: another kind of checkpointing is asked for.
+        """
+        asked = {**(activation_checkpointing_kwargs or {}), "every_n_layers": every_n_layers, "offload": offload}
+        if unknown := asked.items() - {"use_reentrant": False, "every_n_layers": 1, "offload": False}.items():
+            raise InvalidInputError(
+                f"activation checkpointing with memory runs every layer again, without re-entering autograd; leave out "
+                f"{', '.join(sorted(f'{name}={value}' for name, value in unknown))}"
+            )
+        checkpoint_layers(self.backbone, self.adapters)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """The same by its older name."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back."""

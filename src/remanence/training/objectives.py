@@ -13,6 +13,7 @@ The published code writes one memory, chunk after chunk, and can afford gradient
 write costs the same for all rows that use it, so old chunks may keep their gradient too (`through="all"`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +55,7 @@ class Episodes:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
         order: `[R, C]`, the chunks that each row has written, oldest first.
         asked: `[R, C]` bool, the chunks that its questions are about.
+        near: chunks of earlier steps that pools are filled with too; `order` numbers them from M.
     """
 
     chunks: Tensor
@@ -61,6 +63,7 @@ class Episodes:
     order: Tensor
     asked: Tensor
     prompts: Prompts
+    near: int = 0
 
 
 def surviving_slots(
@@ -84,9 +87,30 @@ def surviving_slots(
 
 
 def write_chunks(
-    model: MemoryModel, chunks: Tensor, lengths: list[int], previous: Tensor | None
+    model: MemoryModel,
+    chunks: Tensor,
+    lengths: list[int],
+    previous: Tensor | None,
+    through: Sequence[int] | None = None,
 ) -> Tensor:  # chunks [M, n] -> [M, L, K, d]
-    """The slots of all chunks, with gradient; `previous` `[M, L, K, d]` stands for the newest slots before each."""
+    """The slots of all chunks, with gradient; `previous` `[M, L, K, d]` stands for the newest slots before each.
+
+    Args:
+        through: the chunks whose write takes gradient; None: all. Others keep no activations.
+    """
+    if through is None or len(through) == len(chunks):
+        return _write_chunks(model, chunks, lengths, previous)
+    others = sorted(set(range(len(chunks))) - set(through))
+    parts = []
+    for numbers, gradient in ((list(through), torch.is_grad_enabled()), (others, False)):
+        if numbers:
+            before = None if previous is None else previous[numbers]
+            with torch.set_grad_enabled(gradient):
+                parts.append(_write_chunks(model, chunks[numbers], [lengths[n] for n in numbers], before))
+    return torch.cat(parts)[torch.tensor([*through, *others]).argsort().to(chunks.device)]
+
+
+def _write_chunks(model: MemoryModel, chunks: Tensor, lengths: list[int], previous: Tensor | None) -> Tensor:
     with model.role("write"):
         return encode(
             model.backbone,
@@ -102,14 +126,18 @@ def write_chunks(
 def pools_of(
     model: MemoryModel, made: Tensor, episodes: Episodes, through: Through, generator: torch.Generator
 ) -> Tensor:  # [R, L, P, d]
-    """Each row's pool, gathered from the new slots `[M, L, K, d]`; where gradient may not flow they are detached."""
+    """Each row's pool, gathered from the new slots `[M, L, K, d]`; where gradient may not flow they are detached.
+
+    `made` may have chunks of earlier steps behind those of this one. Where these are too few, others stand for them.
+    """
     count, layers, k, size = made.shape
-    index = surviving_slots(episodes.order, layers, model.slots, k, generator).to(made.device)
+    order = episodes.order % count
+    index = surviving_slots(order, layers, model.slots, k, generator).to(made.device)
     by_layer = made.transpose(0, 1).reshape(layers, count * k, size)
     picked = [by_layer[layer].index_select(0, index[:, layer].reshape(-1)) for layer in range(layers)]
     pools = torch.stack(picked).view(layers, len(index), -1, size).transpose(0, 1)
     if through == "last":
-        asked = torch.zeros(len(index), count, dtype=torch.bool).scatter_(1, episodes.order, episodes.asked)
+        asked = torch.zeros(len(index), count).scatter_add_(1, order, episodes.asked.float()) > 0
         kept = asked.to(index.device)[:, None].expand(-1, layers, -1).gather(2, index // k)
         pools = torch.where(kept[..., None], pools, pools.detach())
     return pools

@@ -49,7 +49,26 @@ def load_module(path: Path) -> Any:
     return module
 
 
-def training_arguments(output: Path, *, steps: int, warmup: int, decay: int, save_steps: int) -> TrainingArguments:
+REPORTERS = {"none": (), "tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
+
+
+def reporters(name: str) -> str:
+    """What `remanence train --log-to` names, as the Trainer's `report_to`.
+
+    Raises:
+        InvalidInputError: another name, or its package is not installed; says how to install it.
+    """
+    if name not in REPORTERS:
+        raise InvalidInputError(f"training logs go to {', '.join(REPORTERS)}, not to {name!r}")
+    packages = REPORTERS[name]
+    if packages and not any(importlib.util.find_spec(package) for package in packages):
+        raise InvalidInputError(f"the package {name} is not installed; pip install {name}, or take --log-to none")
+    return name
+
+
+def training_arguments(
+    output: Path, *, steps: int, warmup: int, decay: int, save_steps: int, log_to: str = "none"
+) -> TrainingArguments:
     """What the recipes of small models on two CPU cores have in common: one batch per step, as the recipe builds it;
     bfloat16 where autocast allows; a learning rate that is held and falls over the last `decay` steps."""
     return TrainingArguments(
@@ -66,7 +85,7 @@ def training_arguments(output: Path, *, steps: int, warmup: int, decay: int, sav
         logging_steps=50,
         save_steps=save_steps,
         save_total_limit=2,
-        report_to="none",
+        report_to=reporters(log_to),
         seed=0,
         remove_unused_columns=False,
         dataloader_num_workers=0,

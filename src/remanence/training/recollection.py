@@ -90,7 +90,7 @@ class RecallingCache(PrefixCache):
     ) -> None:
         assert model.longterm is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
-        self.wanted = min(model.longterm.retrieved, len(slots) - pool.shape[2])
+        self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
         self.asked, self.wrong = asked, ~(asked | spared)
@@ -101,6 +101,8 @@ class RecallingCache(PrefixCache):
         self.rotary = model.backbone.rotary(positions, slots[..., :0].to(model.backbone.dtype))
 
     def retrieving(self, layer: int, normed: Tensor) -> None:  # [R, T, d]
+        if self.layers[layer].is_initialized:
+            return  # activation checkpointing asks again
         backbone, retriever = self.model.backbone, self.model.retriever
         assert retriever is not None
         queries = retriever.query[layer](normed.detach())  # [R, T, P]
@@ -151,10 +153,11 @@ class RecallingCache(PrefixCache):
         )
         positive = (scores * asked).sum(1) / asked.sum(1)
         if self.settings.temperature is None:
-            negative = (scores * wrong).sum(1) / wrong.sum(1)
+            negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
         else:
             logits = scores.detach() / self.settings.temperature
-            negative = (scores * logits.masked_fill(~wrong, -torch.inf).softmax(1)).sum(1)
+            lowest = torch.finfo(logits.dtype).min
+            negative = (scores * wrong * logits.masked_fill(~wrong, lowest).softmax(1)).sum(1)
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 

@@ -13,11 +13,13 @@ from transformers import AttentionInterface, Trainer, TrainerCallback, TrainerCo
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from remanence.errors import InvalidInputError
 from remanence.model import checkpoint
 from remanence.model.memory_model import MemoryModel
 from remanence.training.bank import Bank
 from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
+from remanence.training.processes import Left, objects_of_all_processes, of_all_processes
 from remanence.training.recollection import Recollections, RetrieverLoss, recall_prompts, recalling
 
 CARRIED = "carried.safetensors"
@@ -64,41 +66,74 @@ class MemoryTrainer(Trainer):
             bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
                 last step do.
         """
-        super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
+        args: TrainingArguments = kwargs["args"]
+        super().__init__(
+            model=model,
+            train_dataset=None if curriculum is None else _numbers(args, curriculum),
+            data_collator=_only,
+            **kwargs,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InvalidInputError(
+                "memories are written through layers' single weights, which FSDP and DeepSpeed take apart; run several "
+                "processes with torchrun alone, and train few weights: with LoRA or with Grass"
+            )
         self.through, self.curriculum = through, curriculum
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
+        self._left: list[Left] = []
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **settings: Any) -> Any:
         """As the Trainer's; but `True` passes over a checkpoint that was cut off while it was saved."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = _last_whole(Path(self.args.output_dir or ".")) or True
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or ".")) or True
         return super().train(resume_from_checkpoint, *rest, **settings)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
-        batch, task = inputs["batch"], inputs["task"]
-        memory_model: MemoryModel = self.accelerator.unwrap_model(model)
         with self._autocast():
-            if isinstance(batch, Recollections):
-                return self._beyond_pool(memory_model, batch, task)
-            if isinstance(batch, Episodes):
-                return self._through_memory(memory_model, batch, task)
-            return self._answers(memory_model, read_prompts(memory_model, None, batch), batch, task)
+            loss = model(self._loss_of, inputs)
+        if model.training and self.accelerator.sync_gradients:
+            self._agree()
+        return loss
+
+    def _loss_of(self, model: MemoryModel, inputs: Any) -> Tensor:
+        batch, task = inputs["batch"], inputs["task"]
+        if model.training:
+            self._left.append(Left.nothing(model))
+        number = inputs.get("number", self.state.global_step)
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + number)
+        if isinstance(batch, Recollections):
+            return self._beyond_pool(model, batch, task, generator)
+        if isinstance(batch, Episodes):
+            return self._through_memory(model, batch, task, generator)
+        return self._answers(model, read_prompts(model, None, batch), batch, task)
+
+    def _agree(self) -> None:
+        """Let all processes go on from what each of them wrote and observed in this step, in one order."""
+        left = [one for mine in self._left for one in of_all_processes(mine)]
+        self._left.clear()
+        if self.curriculum is not None:
+            for one in left:
+                for task, exact in one.observed:
+                    self.curriculum.observe(task, exact)
+        if any(len(one.made) for one in left):
+            self._carried.add(torch.cat([one.made for one in left]), torch.cat([one.keys for one in left]))
 
     def _autocast(self) -> Any:
         device = self.args.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.args.bf16)
 
-    def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str) -> Tensor:
-        generator = self._generator()
-        made = self._written(model, episodes, generator)
+    def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str, generator: torch.Generator) -> Tensor:
+        made = self._written(model, episodes, episodes.order[episodes.asked], generator)
         self._carry(model, made)
+        if episodes.near and len(self._carried):
+            near = self._carried.draw(episodes.near, generator)
+            made = torch.cat([made, self._carried.chunks(near).to(made.dtype)])
         pools = pools_of(model, made, episodes, self.through, generator)
         return self._answers(model, read_prompts(model, pools, episodes.prompts), episodes.prompts, task)
 
-    def _beyond_pool(self, model: MemoryModel, batch: Recollections, task: str) -> Tensor:
-        generator = self._generator()
-        made = self._written(model, batch, generator)
+    def _beyond_pool(self, model: MemoryModel, batch: Recollections, task: str, generator: torch.Generator) -> Tensor:
+        made = self._written(model, batch, batch.asked[batch.asked >= 0], generator)
         cache = recalling(model, made, self._carried, batch, self.retriever_loss, generator)
         loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
         self._carry(model, made)
@@ -107,19 +142,19 @@ class MemoryTrainer(Trainer):
             loss = loss + self.retriever_loss.weight * retriever
         return loss
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.args.seed * 1_000_003 + self.state.global_step)
-
-    def _written(self, model: MemoryModel, batch: Episodes | Recollections, generator: torch.Generator) -> Tensor:
+    def _written(
+        self, model: MemoryModel, batch: Episodes | Recollections, asked: Tensor, generator: torch.Generator
+    ) -> Tensor:
         previous = self._previous(model, len(batch.chunks), generator)
-        return write_chunks(model, batch.chunks, batch.lengths, previous)
+        through = range(len(batch.chunks)) if self.through == "all" else asked.unique().tolist()
+        return write_chunks(model, batch.chunks, batch.lengths, previous, through)
 
     @torch.no_grad()
     def _carry(self, model: MemoryModel, made: Tensor) -> None:
         """What later steps find written. An evaluation leaves no trace."""
         if model.training:
             keys = made[..., :0] if model.retriever is None else model.retriever.keys(model.backbone, made)
-            self._carried.add(made, keys)
+            self._left[-1] = replace(self._left[-1], made=made.detach().float(), keys=keys.float())
 
     def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
         if not len(self._carried):
@@ -134,8 +169,8 @@ class MemoryTrainer(Trainer):
         exact = float(right.unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
         self._metrics.setdefault(f"{task}_loss", []).append(float(loss.detach()))
         self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
-        if self.curriculum is not None and model.training:
-            self.curriculum.observe(task, exact)
+        if model.training:
+            self._left[-1].observed.append((task, exact))
         if task.startswith("language"):
             loss = TEXT_WEIGHT * loss
         if front:
@@ -143,10 +178,16 @@ class MemoryTrainer(Trainer):
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
+        if self.curriculum is not None and "batch" not in inputs:
+            inputs = {**inputs, **self.curriculum[inputs["number"]]}
         return {**inputs, "batch": _to(inputs["batch"], self.args.device)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        averaged = {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        together: dict[str, list[float]] = {}
+        for metrics in objects_of_all_processes(self._metrics):
+            for name, values in metrics.items():
+                together.setdefault(name, []).extend(values)
+        averaged = {name: sum(values) / len(values) for name, values in together.items()}
         self._metrics.clear()
         if self.curriculum is not None:
             averaged["level"] = self.curriculum.level
@@ -171,7 +212,22 @@ class MemoryTrainer(Trainer):
             self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
 
 
-def _last_whole(folder: Path) -> str | None:
+def _numbers(args: TrainingArguments, curriculum: Curriculum) -> range:
+    """Numbers of batches, which are built when their step comes: not before what precedes it has been observed.
+
+    In a step each process takes the next number, so often as gradients are accumulated.
+    """
+    each = args.gradient_accumulation_steps * args.world_size
+    return range(args.max_steps * each if args.max_steps > 0 else len(curriculum))
+
+
+def _only(items: list[Any]) -> dict[str, Any]:
+    (item,) = items
+    return item if isinstance(item, dict) else {"number": item}
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was not cut off while it was saved."""
     # The Trainer writes this file after all others.
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
@@ -198,7 +254,8 @@ class StopAfter(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        if time.monotonic() > self.deadline:
+        # One clock is ahead of the other, and processes have to stop together.
+        if any(objects_of_all_processes(time.monotonic() > self.deadline)):
             control.should_training_stop = control.should_save = True
         return control
 

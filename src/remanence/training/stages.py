@@ -1,0 +1,235 @@
+"""Training in stages on documents: each starts from the model of the one before, all as data of a recipe."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
+
+from remanence import MemoryModel
+from remanence.errors import InvalidInputError
+from remanence.memory import LongTermRules
+from remanence.model.adapters import LoraSettings
+from remanence.model.checkpoint import SETTINGS
+from remanence.optim import GrassAdamW, grass_param_groups
+from remanence.training.card import write_card
+from remanence.training.curriculum import Curriculum
+from remanence.training.documents import DocumentTask, Lessons
+from remanence.training.recipes import reporters
+from remanence.training.recollection import RetrieverLoss
+from remanence.training.sources import Documents, Mixture, open_documents, parts_of
+from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+
+LOG = "training_log.json"
+SEED = 0
+LORA = LoraSettings(r=16, lora_alpha=32.0, lora_dropout=0.1)  # as published
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        steps: of the optimizer; lr: at the first.
+        falling: over so many steps the learning rate falls linearly to a tenth; None: it stays.
+        short: the source of short documents, where the user names none; first: the number of its first document.
+        weights: of short documents, and of each source of long ones; (1, 0): short ones alone.
+        first_long: of each source of long documents, the number of the first.
+        retrieved: K0; with it long-term memory begins, and the pool is smaller by so many slots. 0: none.
+    """
+
+    name: str
+    lessons: Lessons
+    steps: int
+    lr: float
+    short: str
+    falling: int | None = None
+    first: int = 0
+    weights: tuple[int, int] = (1, 0)
+    first_long: int = 0
+    retrieved: int = 0
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all stages have in common.
+
+    Attributes:
+        base: a decoder or a model with memory, folder or hub id.
+        data: short documents; "": what each stage names. long: long ones, a folder with one file or folder for each
+            source, or one source.
+        slots: N; slots_per_write: K; chunk: most tokens of a chunk.
+        optimizer: "adamw" trains twin LoRA and what memory adds; "grass" trains every weight, without LoRA.
+        rank: of Grass; accumulate: batches per step and process.
+        bank: chunks of earlier steps that pools are filled with; 0: as many as one and a half pools hold.
+        log_to: as `remanence train --log-to`.
+    """
+
+    recipe: str
+    base: str
+    data: str = ""
+    long: str = ""
+    slots: int = 12_800
+    slots_per_write: int = 256
+    chunk: int = 512
+    lora: LoraSettings = LORA
+    retriever_lr: float = 1e-4
+    optimizer: str = "adamw"
+    rank: int = 128
+    accumulate: int = 1
+    bank: int = 0
+    save_steps: int = 500
+    log_to: str = "none"
+
+
+def train_stages(
+    stages: Sequence[Stage], setup: Setup, output: Path, *, resume: bool, minutes: float | None
+) -> Path | None:
+    """Train one stage after the other, each in a folder of its own.
+
+    `resume` goes on where an earlier call stopped, within a stage or between two.
+
+    Returns:
+        The folder with the trained model; None if the minutes were over before.
+
+    Raises:
+        InvalidInputError: an unknown optimizer or logger, or a stage that needs documents of which none are named.
+    """
+    if setup.optimizer not in ("adamw", "grass"):
+        raise InvalidInputError(f"there is no optimizer {setup.optimizer!r} for this recipe; take adamw or grass")
+    report_to = reporters(setup.log_to)
+    if not setup.long and any(stage.weights[1] for stage in stages):
+        raise InvalidInputError(
+            "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
+        )
+    stop = None if minutes is None else StopAfter(minutes)
+    base = setup.base
+    for stage in stages:
+        folder = output / stage.name
+        final = folder / "model"
+        if not (resume and (final / LOG).is_file()):
+            set_seed(SEED)
+            trainer = _trainer(stage, setup, base, folder, report_to, [] if stop is None else [stop])
+            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
+            if trainer.state.global_step < stage.steps:
+                return None
+            _save(trainer, stage, replace(setup, base=base), final)
+        base = str(final)
+    return final
+
+
+def _trainer(
+    stage: Stage, setup: Setup, base: str, folder: Path, report_to: str, callbacks: list[Any]
+) -> MemoryTrainer:
+    model = _model(stage, setup, base)
+    optimizer = _optimizer(model, stage, setup)
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=setup.accumulate,
+        train_sampling_strategy="sequential",
+        bf16=True,
+        gradient_checkpointing=True,
+        use_cpu=not torch.cuda.is_available(),
+        max_grad_norm=1.0,
+        logging_steps=max(1, min(50, stage.steps // 2)),
+        save_steps=setup.save_steps,
+        save_total_limit=2,
+        report_to=report_to,
+        seed=SEED,
+        remove_unused_columns=False,
+    )
+    task = DocumentTask(
+        model.tokenizer,
+        _documents(stage, setup),
+        stage.lessons,
+        slots=model.slots,
+        slots_per_write=model.slots_per_write,
+        chunk=setup.chunk,
+        longterm=model.longterm is not None,
+    )
+    each = args.gradient_accumulation_steps * args.world_size
+    falling = stage.falling
+    return MemoryTrainer(
+        model,
+        args=args,
+        curriculum=Curriculum(
+            lambda number, _: task.batch(number, number // each), levels=1, steps=stage.steps * each, threshold=()
+        ),
+        retriever_loss=RetrieverLoss(),
+        bank=setup.bank or 3 * model.slots // (2 * model.slots_per_write),
+        optimizers=(
+            optimizer,
+            LambdaLR(optimizer, lambda step: 1.0 if falling is None else 1 - 0.9 * min(1.0, step / falling)),
+        ),
+        callbacks=callbacks,
+    )
+
+
+def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
+    """In float32, of which autocast makes bfloat16: small updates would be lost in bfloat16 weights."""
+    if (Path(base) / SETTINGS).is_file():
+        model = MemoryModel.from_pretrained(base, dtype=torch.float32)
+    else:
+        model = MemoryModel.attach(
+            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+            AutoTokenizer.from_pretrained(base),
+            slots=setup.slots,
+            slots_per_write=setup.slots_per_write,
+            lora=setup.lora if setup.optimizer == "adamw" else None,
+        )
+    if stage.retrieved and model.longterm is None:
+        model = model.with_longterm(LongTermRules(stage.retrieved), slots=model.slots - stage.retrieved)
+    if model.adapters is not None:
+        added = [] if model.retriever is None else list(model.retriever.parameters())
+        trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *added)}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(".lora_" in name or id(parameter) in trained)
+    return model
+
+
+def _optimizer(model: MemoryModel, stage: Stage, setup: Setup) -> Optimizer:
+    retriever = [] if model.retriever is None else list(model.retriever.parameters())
+    apart = {id(parameter) for parameter in retriever}
+    if setup.optimizer == "grass":
+        groups = grass_param_groups(model, setup.rank, target_modules=["layers."])
+    else:
+        groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+    groups[-1]["params"] = [parameter for parameter in groups[-1]["params"] if id(parameter) not in apart]
+    if retriever:
+        groups.append({"params": retriever, "lr": setup.retriever_lr})
+    return (GrassAdamW if setup.optimizer == "grass" else AdamW)(groups, lr=stage.lr, weight_decay=0.0)
+
+
+def _documents(stage: Stage, setup: Setup) -> Documents:
+    sources = [open_documents(setup.data or stage.short)]
+    weights, first = [stage.weights[0]], [stage.first]
+    if stage.weights[1]:
+        parts = parts_of(setup.long)
+        sources += parts
+        weights += [stage.weights[1]] * len(parts)
+        first += [stage.first_long] * len(parts)
+    return Mixture(sources, weights, first)
+
+
+def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        model.eval().save_pretrained(final)
+        data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
+        settings = {
+            name: value
+            for name, value in itertools.chain(asdict(stage).items(), asdict(setup).items())
+            if name not in ("recipe", "base", "data", "long", "short", "name")
+        }
+        write_card(
+            trainer, final, recipe=f"{setup.recipe}, stage {stage.name}", base=setup.base, data=data, settings=settings
+        )
+        write_log(trainer, final / LOG, recipe=setup.recipe, stage=stage.name, steps=trainer.state.global_step)
+    trainer.accelerator.wait_for_everyone()
