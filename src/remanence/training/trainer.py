@@ -53,6 +53,7 @@ class MemoryTrainer(Trainer):
         curriculum: Curriculum | None = None,
         retriever_loss: RetrieverLoss | None = None,
         bank: int = 0,
+        text_weight: float = TEXT_WEIGHT,
         **kwargs: Any,
     ) -> None:
         """Besides the Trainer's own arguments:
@@ -63,9 +64,10 @@ class MemoryTrainer(Trainer):
             retriever_loss: how the retriever is trained, where batches are `Recollections`.
             bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
                 last step do.
+            text_weight: of predicting text, against answering about it.
         """
         super().__init__(model=model, train_dataset=curriculum, data_collator=lambda items: items[0], **kwargs)
-        self.through, self.curriculum = through, curriculum
+        self.through, self.curriculum, self.text_weight = through, curriculum, text_weight
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
 
@@ -137,9 +139,9 @@ class MemoryTrainer(Trainer):
         if self.curriculum is not None and model.training:
             self.curriculum.observe(task, exact)
         if task.startswith("language"):
-            loss = TEXT_WEIGHT * loss
+            loss = self.text_weight * loss
         if front:
-            loss = loss + TEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
+            loss = loss + self.text_weight * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
