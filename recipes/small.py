@@ -201,7 +201,7 @@ def train(
     if trainer.state.global_step < steps:
         return None
     model.hf.set_attn_implementation("sdpa")
-    tiny.ship_pool(model.eval(), [tokenizer.decode(pieces[-index]) for index in range(1, 200)])
+    tiny.ship_pool(model.eval(), [tokenizer.decode(piece) for piece in pieces[-200:]])
     model.save_pretrained(output / "model")
     write_log(trainer, output / "model/training_log.json", recipe="recipes/small.py", steps=steps)
     return output / "model"
