@@ -71,9 +71,9 @@ THRESHOLDS = (0.85, 0.82, 0.84, 0.84, 0.84, 0.84, 0.84, 0.84, 0.75)
 def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     drawn = rng.random()
-    if drawn < 0.08:
+    if drawn < 0.1:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.18 and number >= LANGUAGE_FROM:
+    if drawn < 0.2 and number >= LANGUAGE_FROM:
         return {"batch": task.language_behind_memory(rng, LEVELS[-1].difficulty), "task": "language_memory"}
     return recall_batch(task, rng, LEVELS[number])
 
@@ -195,7 +195,7 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
 
 
 def train(
-    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4000, optimizer: str = "default"
+    output: Path, *, resume: bool = False, minutes: float | None = None, steps: int = 4500, optimizer: str = "default"
 ) -> Path:
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
     set_seed(SEED)

@@ -37,9 +37,9 @@ def build_batch(task: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
     rng = random.Random(f"{SEED}/{step}")
     drawn = rng.random()
-    if drawn < 0.02:
+    if drawn < 0.03:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.06:
+    if drawn < 0.07:
         return {"batch": task.language_beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "language_longterm"}
     if drawn < 0.12:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}

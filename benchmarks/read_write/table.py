@@ -10,6 +10,12 @@ sys.path.insert(0, str(HERE.parent))
 
 from readme import measured_on, ms, renew  # noqa: E402
 
+CASES = {
+    "other": "on another memory than the last",
+    "after_write": "after a write to the memory read last",
+    "again": "on the memory read last",
+}
+
 
 def table(figures: dict[str, Any]) -> str:
     first, update, decode = figures["first_token"], figures["pool_update"], figures["decode"]
@@ -23,13 +29,13 @@ def table(figures: dict[str, Any]) -> str:
             ms(row["reference"]),
             f"{row['ratio'][name]:.1f}x faster",
         )
-        for name, what in (("after_write", "first prompt after a write"), ("again", "next prompt"))
+        for name, what in CASES.items()
         for row in first["by_slots"]
     ]
     rows += [
         (
-            "first token after a write, more for every 1,000 slots",
-            f"{slopes['after_write']:.1f} ms",
+            "first token on another memory, more for every 1,000 slots",
+            f"{slopes['other']:.1f} ms",
             f"{slopes['reference']:.1f} ms",
             f"{first['slope_ratio']:.2f}x",
         ),

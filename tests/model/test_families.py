@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.evaluation.equivalence import TOLERANCE, equivalence
-from remanence.model.families import FAMILIES, rotate, rotate_into
+from remanence.model.families import FAMILIES
+from remanence.model.rotation import rotate, rotate_rows
 from tests import tiny
 from tests.tiny import K, decoder, ids, with_memory
 
@@ -144,11 +145,14 @@ def test_an_unknown_family_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("rotated", [8, 4, 2], ids=["all", "half", "a quarter"])
-def test_rotation_in_place_gives_the_bits_of_the_plain_one(rotated: int) -> None:
-    keys, angles = torch.randn(50, 3, 8), torch.randn(50, rotated // 2).repeat(1, 2)
-    plain, out = rotate(keys, angles.cos(), angles.sin()), torch.empty_like(keys)
-    rotate_into(out, keys, angles.cos(), angles.sin())
-    assert torch.equal(out, plain)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_in_place_gives_the_bits_of_the_plain_one(rotated: int, dtype: torch.dtype) -> None:
+    keys, angles = torch.randn(50, 3, 8, dtype=dtype), torch.randn(70, rotated // 2, dtype=dtype).repeat(1, 2)
+    rows, at = torch.randperm(50)[:30], slice(20, 50)
+    cos, sin = angles.cos()[at], angles.sin()[at]
+    out, scratch = torch.empty(2, 30, 3, 8, dtype=dtype)
+    rotate_rows(out, keys, rows, cos, sin, scratch)
+    assert torch.equal(out, rotate(keys[rows], cos, sin))
 
 
 @every_family

@@ -1,12 +1,15 @@
 """A prefix that is kept for the next prompt is used for the very same prefix only."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from remanence import Memory, MemoryModel
 from remanence.memory import LongTermRules
+from remanence.model import generation, prefix
+from remanence.model.prefix import PrefixCache
 from remanence.model.spare import Spare
 from tests import tiny
 from tests.tiny import ids
@@ -65,3 +68,43 @@ def test_the_next_prompt_reads_what_is_there_by_then(change: str) -> None:
     memory = CHANGES[change](model, memory)
     out = model.generate(memory, prompt, **options, output_logits=True, return_dict_in_generate=True)
     torch.testing.assert_close(out.logits[0], model.read(memory, prompt).logits[:, -1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("length", [9, 700], ids=["one chunk", "several chunks"])
+@pytest.mark.parametrize("longterm", [None, LongTermRules(retrieved=4)], ids=["pool", "longterm"])
+def test_a_write_to_the_memory_that_was_read_last_makes_its_next_prefix(
+    length: int, longterm: LongTermRules | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.with_memory(**({} if longterm is None else {"longterm": longterm, "retrieval_size": 8}))
+    memory, other, prompt = written(model), written(model, 5), ids(5)
+    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    model.generate(memory, prompt, **options)
+    model.write(memory, ids(length, seed=99))
+    model.write(other, ids(9, seed=98))
+    filled, made = [], prefix.pool_prefix
+
+    def watched(*args: Any) -> PrefixCache:
+        cache = made(*args)
+        reuse = cache.reuse
+        cache.reuse = lambda spare, found: (filled.append(found), reuse(spare, found))[1]  # type: ignore[method-assign]
+        return cache
+
+    monkeypatch.setattr(generation, "pool_prefix", watched)
+    out = model.generate(memory, prompt, **options, output_logits=True, return_dict_in_generate=True)
+    assert filled == [True]
+    torch.testing.assert_close(out.logits[0], model.read(memory, prompt).logits[:, -1], atol=1e-5, rtol=0)
+
+
+def test_a_prefix_that_grew_out_of_its_buffers_is_made_by_the_next_prompt() -> None:
+    model = tiny.with_memory()
+    memory = model.new_memory()
+    model.write(memory, ids(3))
+    model.generate(memory, ids(2), max_new_tokens=1)
+    for number in range(4):
+        model.write(memory, ids(9, seed=number))
+    torch.testing.assert_close(
+        model.generate(memory, ids(5), max_new_tokens=2, output_logits=True, return_dict_in_generate=True).logits[0],
+        model.read(memory, ids(5)).logits[:, -1],
+        atol=1e-5,
+        rtol=0,
+    )

@@ -24,8 +24,7 @@ def rows_of(model: "MemoryModel", memory: Memory | Sequence[Memory], content: An
     memories = list(memory) if isinstance(memory, Sequence) else [memory]
     if not memories:
         raise InvalidInputError("no memory was given")
-    for one in memories:
-        require_own(model, one)
+    require_own(model, *memories)
     if len({id(one) for one in memories}) < len(memories):
         raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
     vocabulary = model.hf.get_input_embeddings().num_embeddings
@@ -34,15 +33,17 @@ def rows_of(model: "MemoryModel", memory: Memory | Sequence[Memory], content: An
     return memories, rows
 
 
-def require_own(model: "MemoryModel", memory: Memory) -> None:
+def require_own(model: "MemoryModel", *memories: Memory) -> None:
     """Raise where a memory was written by another model, or lies elsewhere."""
-    if not isinstance(memory, Memory):
-        raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
-    model.spec.require(memory.spec)
-    for device in memory.devices - {model.device}:
-        raise InvalidInputError(
-            f"the memory is on {device}, the model on {model.device}; move it with memory.to({str(model.device)!r})"
-        )
+    spec, device = model.spec, model.device
+    for memory in memories:
+        if not isinstance(memory, Memory):
+            raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memory).__name__}")
+        spec.require(memory.spec)
+        for elsewhere in memory.devices - {device}:
+            raise InvalidInputError(
+                f"the memory is on {elsewhere}, the model on {device}; move it with memory.to({str(device)!r})"
+            )
 
 
 def integer(name: str, value: Any) -> int:

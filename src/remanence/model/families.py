@@ -73,30 +73,6 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # [..., S, H, D], cos and sin [..., S, R], R <= D
-    """Rotary embedding in the split-halves layout, over the first R features of each head."""
-    size = cos.shape[-1]
-    turned, kept = keys[..., :size], keys[..., size:]
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    low, high = turned.chunk(2, dim=-1)
-    turned = (turned * cos + torch.cat([-high, low], dim=-1) * sin).to(keys.dtype)
-    return torch.cat([turned, kept], dim=-1) if kept.shape[-1] else turned
-
-
-def rotate_into(out: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> None:  # [S, H, D] twice, cos and sin [S, R]
-    """`rotate` to the same bits, without temporaries, whose making would cost more than the rotation. Uses up `keys`.
-
-    Not with addcmul: it rounds once where the decoder rounds twice, and the last bit of a key shows in the logits.
-    """
-    size, half = cos.shape[-1], cos.shape[-1] // 2
-    cos, sin = cos[:, None], sin[:, None]
-    torch.mul(keys[..., :size], cos, out=out[..., :size])
-    out[..., size:] = keys[..., size:]
-    low, high = keys[..., :half].mul_(sin[..., half:]), keys[..., half:size].mul_(sin[..., :half])
-    out[..., :half] -= high
-    out[..., half:size] += low
-
-
 class Backbone:
     """A transformers decoder, seen as what memory needs of it."""
 

@@ -9,7 +9,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, Memory, Pool
 from remanence.model.adapters import Role
-from remanence.model.prefix import PrefixCache, pool_prefix
+from remanence.model.prefix import PrefixCache, PrefixLayer, pool_prefix
 from remanence.model.retriever import Retrieval
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ def prefix_for(
     room: int,
     retrieve_every: int | None = None,
     role: Role = "read",
+    stamp: int | None = None,
 ) -> PrefixCache:
     """The prefix of a read, with what is retrieved where a memory has a long-term part.
+
+    `stamp`: of the model's parameters, where it is known.
 
     Raises:
         InvalidInputError: `retrieve_every` counts no tokens.
@@ -55,7 +58,7 @@ def prefix_for(
     retrieval = None
     if model.retriever is not None and any(longterm is not None for longterm in longterms):
         retrieval = Retrieval(model.retriever, longterms, retrieve_every)
-    return pool_prefix(model.backbone, pools, model.bos_slots(role), room, retrieval)
+    return pool_prefix(model.backbone, pools, model.bos_slots(role, stamp=stamp), room, retrieval)
 
 
 def generate(
@@ -83,11 +86,12 @@ def generate(
             [memory.longterm for memory in memories],
             room=ids.shape[1] + _new_tokens(model, kwargs),
             retrieve_every=retrieve_every,
+            stamp=model.last_stamp,
         )
         kept = memories[0].pool_or_none if len(memories) == 1 and model.device.type == "cpu" else None
         about: tuple[Any, ...] = ()
         if kept is not None:
-            about = (kept.version, model.stamp(), cache.prefix)
+            about = (kept.version, model.last_stamp, cache.prefix)
             cache.reuse(*model.spare.take(kept, about))
         if model.hf.generation_config.pad_token_id is None:
             kwargs.setdefault("pad_token_id", model.pad)
@@ -103,6 +107,17 @@ def generate(
     if kept is not None and isinstance(out, Tensor) and len(cache.buffers()[0][0]) == 1:
         model.spare.give(kept, about, cache.buffers())
     return out
+
+
+def prepare(model: "MemoryModel", memory: Memory) -> None:
+    """Make the prefix of the next prompt on this memory, in the buffers of the last."""
+    with model.role("read"):
+        cache = prefix_for(model, [memory.pool], [memory.longterm], room=0, stamp=model.last_stamp)
+        about = (memory.pool.version, model.last_stamp, cache.prefix)
+        cache.reuse(*model.spare.take(memory.pool, about))
+        made = [layer.prepare() for layer in cache.layers if isinstance(layer, PrefixLayer)]
+    if buffers := [each for each in made if each is not None]:
+        model.spare.give(memory.pool, about, buffers)
 
 
 def _option(model: "MemoryModel", kwargs: dict[str, Any], name: str) -> Any:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remanence.model.families import Backbone, rotate
+from remanence.model.families import Backbone
 from remanence.model.prefix import PrefixCache
+from remanence.model.rotation import rotate
 
 
 def narrow_last_layer(backbone: Backbone) -> None:

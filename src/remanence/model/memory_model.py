@@ -19,7 +19,7 @@ from remanence.model.checks import integer, require_own, require_slots, rows_of
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
 from remanence.model.fingerprint import Fingerprint
-from remanence.model.generation import generate, prefix_for, require_finite
+from remanence.model.generation import generate, prefix_for, prepare, require_finite
 from remanence.model.inputs import Content, left_padded, padding_id
 from remanence.model.last_layer import narrow_last_layer
 from remanence.model.linear import use_onednn
@@ -29,6 +29,7 @@ from remanence.model.prefix import (
     show_prefix_to_sliding_layers,
 )
 from remanence.model.retriever import Retriever, install_retrieval, new_retriever
+from remanence.model.rotation import rotate
 from remanence.model.shipped import ShippedLongTerm, memory_of, new_longterm
 from remanence.model.spare import Spare
 from remanence.model.writing import Progress, encode_rows, projected, put, write_rows
@@ -217,17 +218,28 @@ class MemoryModel(nn.Module):
         self.fingerprint()
         return self._fingerprint.stamp
 
+    @property
+    def last_stamp(self) -> int:
+        """`stamp` as it was last made, which every read and write begins with: it walks through all parameters."""
+        return self._fingerprint.stamp
+
     @torch.inference_mode(False)
     @torch.no_grad()
-    def bos_slots(self, role: Role = "read") -> list[tuple[Tensor, Tensor]] | None:
-        """Key (unrotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once."""
+    def bos_slots(self, role: Role = "read", *, stamp: int | None = None) -> list[tuple[Tensor, Tensor]] | None:
+        """Key (rotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once.
+
+        `stamp`: of the parameters, where it is known.
+        """
         if self.bos_embedding is None:
             return None
-        made_for = self.stamp()
+        made_for = self.stamp() if stamp is None else stamp
         known = self._bos.get(role)
         if known is None or known[0] != made_for:
             with self.role(role), torch.autocast(self.device.type, enabled=False):
                 made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
+            rotary = self.backbone.rotary(torch.zeros(1, 1, device=self.device), self.bos_embedding[0, :, :0])
+            turned = [rotate(keys, *(part[0] for part in rotary(layer))) for layer, (keys, _) in enumerate(made)]
+            made = [(keys, values) for keys, (_, values) in zip(turned, made, strict=True)]
             known = self._bos[role] = (made_for, made)
         return known[1]
 
@@ -312,7 +324,10 @@ class MemoryModel(nn.Module):
             CorruptMemoryError: the memory or the model holds numbers that are not finite.
         """
         memories, rows = rows_of(self, memory, content)
+        read_last = len(memories) == 1 and self.spare.holds(memories[0].pool_or_none)
         receipts = write_rows(self, memories, rows, evict, progress)
+        if read_last:
+            prepare(self, memories[0])
         return receipts[0] if isinstance(memory, Memory) else receipts
 
     @torch.inference_mode(False)
@@ -382,7 +397,7 @@ class MemoryModel(nn.Module):
             longterms = longterms if sampled is not None else [None]
         ids, mask = left_padded(rows, self.pad)
         with self.role(role):
-            cache = prefix_for(self, pools, longterms, room=0, role=role)
+            cache = prefix_for(self, pools, longterms, room=0, role=role, stamp=self.last_stamp)
             cache.follow_text(mask)
             out: CausalLMOutputWithPast = self.hf(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         assert out.logits is not None

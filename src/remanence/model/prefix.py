@@ -17,8 +17,9 @@ from transformers.masking_utils import create_masks_for_generate
 from remanence.errors import UnsupportedModelError
 from remanence.memory import NewSlots, Pool
 from remanence.model.attention import SHARED_HEADS
-from remanence.model.families import Backbone, rotate, rotate_into
+from remanence.model.families import Backbone
 from remanence.model.retriever import Retrieval
+from remanence.model.rotation import rotate, rotate_rows
 from remanence.model.spare import Buffers
 
 Fill = Callable[[Tensor, Tensor], None]
@@ -61,6 +62,14 @@ class PrefixLayer(CacheLayerMixin):
         self.keys = keys if per_memory == 1 else keys.repeat_interleave(per_memory, dim=0)
         self.values = values if per_memory == 1 else values.repeat_interleave(per_memory, dim=0)
         self.is_initialized = True
+
+    def prepare(self) -> Buffers | None:
+        """Write what stays into the buffers at hand, for another cache; None where there are none, or too small."""
+        if self._spare is None or self._spare[0].shape[1] <= self._prefix:
+            return None
+        keys, values = self._spare
+        self._fill(keys[:, : self._prefix], values[:, : self._prefix])
+        return keys, values
 
     def renew(self) -> None:
         """Put newly retrieved slots where the old ones were."""
@@ -188,7 +197,7 @@ def pool_prefix(
 ) -> PrefixCache:
     """The prefix of a read: per row [bos | retrieved | pool], each oldest first, rotated by its place.
 
-    Rows without a pool have no prefix. `bos`: its key (unrotated) and value `[1, H, D]` in each layer.
+    Rows without a pool have no prefix. `bos`: its key (rotated) and value `[1, H, D]` in each layer.
     """
     front = 0 if bos is None else 1
     retrieved = [0] * len(pools)
@@ -199,16 +208,16 @@ def pool_prefix(
     mask = None
     if min(lengths) < prefix:
         mask = torch.arange(prefix, device=device) >= prefix - torch.tensor(lengths, device=device)[:, None]
-    rotary = None
-    if prefix:
-        offsets = prefix - torch.tensor(lengths if mask is not None else [prefix], device=device)[:, None]
-        positions = (torch.arange(prefix, device=device) - offsets).clamp(min=0)
-        rotary = backbone.rotary(positions, torch.empty(0, dtype=backbone.dtype, device=device))
+    offsets = prefix - torch.tensor(lengths if mask is not None else [prefix], device=device)[:, None]
+    positions = (torch.arange(prefix, device=device) - offsets).clamp(min=0)
+    rotary = backbone.rotary(positions, torch.empty(0, dtype=backbone.dtype, device=device))
 
     def angles(layer: int) -> tuple[Tensor, Tensor]:  # [B, prefix, R] each
-        assert rotary is not None
         cos, sin = rotary(layer)
         return cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
+
+    def put(out: Tensor, keys: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> None:
+        rotate_rows(out, keys, rows, cos, sin, scratch[: len(rows)])
 
     def put_retrieved(layer: int, keys: Tensor, values: Tensor) -> None:  # [B times the rows of a memory, S, H, D]
         if retrieval is None or not any(retrieved):
@@ -220,34 +229,31 @@ def pool_prefix(
             start = prefix - lengths[row] + front
             at = slice(start, start + retrieved[row])
             for copy in range(row * (len(keys) // rows), (row + 1) * (len(keys) // rows)):
-                rotate_into(keys[copy, at], found.keys.clone(), cos[row, at], sin[row, at])
+                put(keys[copy, at], found.keys, every[: retrieved[row]], cos[row, at], sin[row, at])
                 values[copy, at] = found.values
 
     def fill_layer(layer: int) -> Fill:
         def fill(keys: Tensor, values: Tensor) -> None:  # [B, prefix, H, D] each
-            if rotary is None:
+            if not prefix:
                 return
             cos, sin = angles(layer)
             first = None if bos is None else bos[layer]
             for row, pool in enumerate(pools):
                 start = prefix - lengths[row]
-                keys[row, :start], values[row, :start] = 0, 0
+                if start:
+                    keys[row, :start], values[row, :start] = 0, 0
                 if pool is None:
                     continue
                 if first is not None:
-                    at = slice(start, start + 1)
-                    rotate_into(keys[row, at], first[0].clone(), cos[row, at], sin[row, at])
-                    values[row, at] = first[1]
+                    keys[row, start], values[row, start] = first[0][0], first[1][0]
                 start, order = start + front + retrieved[row], pool.order[layer]
-                if len(scratch) < pool.size:
-                    scratch.resize_(pool.size, *pool.keys.shape[2:])
-                ordered = torch.index_select(pool.keys[layer], 0, order, out=scratch[: pool.size])
-                rotate_into(keys[row, start:], ordered, cos[row, start:], sin[row, start:])
+                put(keys[row, start:], pool.keys[layer], order, cos[row, start:], sin[row, start:])
                 torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
 
         return fill
 
-    scratch = torch.empty(0, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
+    scratch = torch.empty(prefix, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
+    every = torch.arange(prefix, device=device)
     layers = [
         PrefixLayer(fill_layer(layer), partial(put_retrieved, layer), rows, prefix, room)
         for layer in range(len(backbone.layers))

@@ -2,7 +2,8 @@
 
 A prompt on a memory that was not written since reads the same prefix. On a CPU, where making it costs as much as some
 layers, the buffers of the last generation that read one memory are kept: the next prompt on that memory finds its
-prefix there, and one on another memory at least finds room.
+prefix there, and one on another memory at least finds room. A write to that memory makes its next prefix, so that the
+prompt after it does not wait for it.
 """
 
 import threading
@@ -25,6 +26,11 @@ class Spare:
 
     def __reduce__(self) -> tuple[type["Spare"], tuple[()]]:
         return Spare, ()
+
+    def holds(self, pool: Pool | None) -> bool:
+        """Whether what is kept is, or was before a write, the prefix of this pool."""
+        with self._lock:
+            return pool is not None and self._held is not None and self._held[0]() is pool
 
     def take(self, pool: Pool, about: tuple[Any, ...]) -> tuple[list[Buffers], bool]:
         """Buffers, none if there are none, and whether the prefix of this pool is in them.

@@ -206,9 +206,11 @@ class RecallTask:
         return pack(self._rows(pairs, each), self.pad, contexts)
 
     def language(self, rng: random.Random, scale: float = 1.0) -> Prompts:
-        """Plain language modelling, half on prose, half on biographies with a question behind them."""
-        count = int(16 * scale)
-        return self._texts([self._prose(rng, 96) for _ in range(count)] + self._told(rng, count))
+        """Plain language modelling: on prose, long and short, and on biographies with a question behind them."""
+        count = int(8 * scale)
+        long = [self._joined(rng, LANGUAGE_TOKENS) for _ in range(count)]
+        short = [self._prose(rng, 96) for _ in range(count)]
+        return self._texts(long + short + self._told(rng, count))
 
     def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> Episodes:
         """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""

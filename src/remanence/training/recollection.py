@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from remanence.model.families import rotate
 from remanence.model.memory_model import MemoryModel
 from remanence.model.prefix import PrefixCache
+from remanence.model.rotation import rotate
 from remanence.training.bank import Bank
 from remanence.training.objectives import Prompts, surviving_slots
 
