@@ -169,7 +169,7 @@ def initialise(model: MemoryModel) -> None:
     """Wider than the library's default: attention must be able to pick single slots from the start."""
     size, depth = model.hf.config.hidden_size, len(model.backbone.layers)
     model.hf.get_input_embeddings().weight.normal_(std=0.5)
-    model.hf.model.norm.weight.fill_(0.3 * (128 / size) ** 0.5)  # so that logits are alike at all sizes
+    model.hf.model.norm.weight.fill_(0.3 * 128 / size)  # so that tied weights echo a token alike at all sizes
     model.bos_embedding.normal_(std=0.5)
     model.new_memory_positional_emb.normal_(std=0.1)
     for layer in model.backbone.layers:
