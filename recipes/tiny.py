@@ -6,6 +6,7 @@ REMANENCE_PROSE names a folder with English text, searched for `*.txt` (stories,
 `wiki_*` (Wikipedia, as WikiExtractor writes it). The bundled checkpoint had Wikipedia and TinyStories.
 """
 
+import glob
 import os
 import random
 from dataclasses import dataclass, replace
@@ -70,13 +71,17 @@ THRESHOLDS = (0.85, 0.82, 0.84, 0.84, 0.84, 0.84, 0.84, 0.84, 0.75)
 
 def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
-    level = LEVELS[number]
-    difficulty = level.difficulty
     drawn = rng.random()
     if drawn < 0.1:
         return {"batch": task.language(rng), "task": "language"}
     if drawn < 0.2 and number >= LANGUAGE_FROM:
         return {"batch": task.language_behind_memory(rng, LEVELS[-1].difficulty), "task": "language_memory"}
+    return recall_batch(task, rng, LEVELS[number])
+
+
+def recall_batch(task: RecallTask, rng: random.Random, level: Level) -> Batch:
+    """Questions about pairs or biographies, through memory or in context."""
+    difficulty = level.difficulty
     kind: Kind = "pairs" if rng.random() < level.pairs else "biographies"
     context = rng.random() < level.context
     if kind != "biographies":
@@ -88,13 +93,18 @@ def build_batch(task: RecallTask, step: int, number: int) -> Batch:
     return {"batch": build(rng, difficulty, level.scale), "task": name}
 
 
+def text_files(folder: Path, pattern: str) -> list[Path]:
+    """In the folder and all below, links included."""
+    return sorted(Path(name) for name in glob.glob(f"{glob.escape(str(folder))}/**/{pattern}", recursive=True))
+
+
 def prose(folder: Path) -> list[str]:
     """Paragraphs of 150 to 400 characters, up to 12,000 from each kind of file."""
     kinds = {"wiki_*": 12_000, "*.txt": 12_000}
     found: list[str] = []
     for pattern, most in kinds.items():
         lines: list[str] = []
-        for file in sorted(folder.rglob(pattern))[:60]:
+        for file in text_files(folder, pattern)[:60]:
             text = file.read_text(errors="ignore")
             lines += [line.strip() for line in text.splitlines() if len(line) > 150 and not line.startswith("<")]
         random.Random(SEED).shuffle(lines)
@@ -106,22 +116,26 @@ def prose(folder: Path) -> list[str]:
     return found
 
 
-def build_tokenizer(paragraphs: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every name and value is one token, wherever it stands."""
+def build_tokenizer(paragraphs: list[str], size: int = VOCABULARY, most: int = 4_000) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of so many tokens, in which every name and value is one, wherever it stands.
+
+    Args:
+        most: paragraphs that it is trained on, besides biographies.
+    """
     rng = random.Random(SEED)
     texts = []
     for _ in range(20_000):
         person, attribute = sample_person(rng, "train"), rng.choice(ATTRIBUTES)
         texts += [biography(person, rng), f"{question(person, attribute, rng)} {person.facts[attribute]}"]
     rng.shuffle(paragraphs)
-    texts += paragraphs[:4_000] + [" ".join(vocabulary())] * 1_300
+    texts += paragraphs[:most] + [" ".join(vocabulary())] * 1_300
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
         texts,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
+            vocab_size=size,
             special_tokens=["<pad>", "<eos>"],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
@@ -148,15 +162,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
     )
     model = MemoryModel.attach(Qwen3ForCausalLM(config), tokenizer, slots=SLOTS, slots_per_write=SLOTS_PER_WRITE)
     with torch.no_grad():
-        _initialise(model)
+        initialise(model)
     return model
 
 
-def _initialise(model: MemoryModel) -> None:
+def initialise(model: MemoryModel) -> None:
     """Wider than the library's default: attention must be able to pick single slots from the start."""
     size, depth = model.hf.config.hidden_size, len(model.backbone.layers)
     model.hf.get_input_embeddings().weight.normal_(std=0.5)
-    model.hf.model.norm.weight.fill_(0.3)
+    model.hf.model.norm.weight.fill_(0.3 * 128 / size)  # so that tied weights echo a token alike at all sizes
     model.bos_embedding.normal_(std=0.5)
     model.new_memory_positional_emb.normal_(std=0.1)
     for layer in model.backbone.layers:
@@ -175,7 +189,7 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
     rng = random.Random(SEED)
     model.keep_hidden = True
     memory = model.new_memory(seed=SEED)
-    for _ in range(2 * SLOTS // SLOTS_PER_WRITE):
+    for _ in range(2 * model.slots // model.slots_per_write):
         model.write(memory, biography(sample_person(rng, "train"), rng, rng.sample(ATTRIBUTES, 3)))
         model.write(memory, rng.choice(paragraphs))
     model.shipped_pool = memory.pool.slots()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu import attention, grass_13b, grass_60m, grass_throughput, longterm_ttft
+from gpu import attention, grass_13b, grass_60m, grass_throughput, longterm_ttft, small
 from gpu import table as tables
 from longterm import run as longterm
 from longterm import table as longterm_table
@@ -56,6 +56,20 @@ def test_losses_at_60m_go_on_where_they_stopped(
     capfd.readouterr()
     assert figures(grass_60m, file, *command)["cells"] == made["cells"]
     assert "adamw lr" not in capfd.readouterr().err  # nothing was run again
+
+
+def test_the_small_recipe_adds_a_piece_at_each_command(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "novel.txt").write_text(f"{'a small red boat went over the river ' * 10}\n" * 100)
+    monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
+    command = ["--smoke", "--output", str(tmp_path / "run"), "--steps", "11"]
+    first = figures(small, file, *command, "--minutes", "0")
+    assert (first["steps"], first["steps_left"]) == (1, 10)
+    made = figures(small, file, *command)
+    assert [piece["steps"] for piece in made["pieces"]] == [1, 10]
+    assert made["steps_left"] == 0 and made["parameters"] > 32_000
+    assert [point["step"] for point in made["curve"]] == [10] and made["curve"][0]["loss"] > 0
 
 
 def test_the_first_token_is_the_plain_paths_with_longterm_memory(file: Path) -> None:

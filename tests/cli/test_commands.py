@@ -290,7 +290,7 @@ def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> 
     report = json.loads(Path("i.json").read_text())
     assert [window["writes"] for window in report["windows"]] == [2, 4]
     assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0 --model {checkpoint}"
-    assert Path("kept/windows.json").is_file()
+    assert Path("kept/parts.json").is_file()
     assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
 
 

@@ -1,6 +1,7 @@
 """Integrity counts what it says it counts, and a run that was cut goes on as if it had not been."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from remanence import Memory, MemoryModel
 from remanence.errors import InvalidInputError
 from remanence.evaluation import integrity
+from remanence.texts import Question
 from tests.tiny import decoder, tokenizer, with_memory
 
 SIZES: dict[str, Any] = {"writes": 12, "windows": 3, "questions": 2}
@@ -89,9 +91,57 @@ def test_a_cut_run_goes_on_where_its_last_window_ended(monkeypatch: pytest.Monke
     again = integrity.measure(model, **SIZES, state=cut, progress=lambda done, total: seen.append(done))
     assert seen == [12]
     assert without_times(again) == without_times(whole)
-    kept = [Memory.load(folder / "memory-3.safetensors") for folder in (tmp_path / "whole", cut)]
+    kept = [Memory.load(folder / "memory.safetensors") for folder in (tmp_path / "whole", cut)]
     assert kept[0].pool.keys.equal(kept[1].pool.keys)
-    assert [path.name for path in sorted(cut.iterdir())] == ["memory-3.safetensors", "windows.json"]
+    assert [path.name for path in sorted(cut.iterdir())] == ["memory.safetensors", "parts.json"]
+
+
+def answering_by_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for answering: right or wrong by how much the memory was written."""
+    monkeypatch.setattr(integrity.Episode, "question", lambda self, distance: Question("?", "yes"))
+    right = (6, 15, 18, 24)
+    monkeypatch.setattr(
+        integrity, "answer", lambda _, memories, __: ["yes" if memories[0].write_count in right else ""]
+    )
+
+
+@pytest.mark.parametrize("cut", ["while writing", "while saving"])
+def test_a_cut_within_a_window_loses_only_what_came_after_the_last_save(
+    cut: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = model_of()
+    answering_by_count(monkeypatch)
+    sizes: dict[str, Any] = {"writes": 24, "windows": 2, "questions": 4}
+    whole = integrity.measure(model, **sizes, state=tmp_path / "whole")
+    assert [window["exact_match"] for window in whole["windows"]] == [0.25, 0.75]
+    monkeypatch.setattr(integrity, "KEPT_EVERY", 5)
+    seen: list[int] = []
+    state, save = tmp_path / "cut", Memory.save
+
+    def stop(*_: Any) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    def note(done: int, total: int) -> None:
+        seen.append(done)
+        if cut == "while writing":
+            stop()
+
+    def saving(memory: Memory, path: Path) -> None:
+        stop()
+        save(memory, path)
+
+    monkeypatch.setattr(Memory, "save", saving)
+    for ends in pairwise([5, 10, 12, 17, 22, 24]):
+        with pytest.raises(KeyboardInterrupt):
+            integrity.measure(model, **sizes, state=state, progress=note)
+        assert seen == list(ends)
+        seen.clear()
+    again = integrity.measure(model, **sizes, state=state, progress=note)
+    assert seen == [24]
+    assert without_times(again) == without_times(whole)
+    kept = [Memory.load(folder / "memory.safetensors") for folder in (tmp_path / "whole", state)]
+    assert kept[0].pool.keys.equal(kept[1].pool.keys)
 
 
 def test_more_windows_of_the_same_length_go_on_too(tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_only_the_newest_writes_of_a_full_pool_are_asked_about(task: RecallTask)
     assert not episodes.asked[:, : written - 32 // 8 - 1].any()
 
 
+@pytest.mark.parametrize("in_view", [0, 1, 4, 100])
+def test_no_more_rows_read_than_there_may_be_and_no_more_is_written_than_there_is(
+    tokenizer: WordTokenizer, task: RecallTask, in_view: int
+) -> None:
+    small = RecallTask(tokenizer, task.prose, slots=256, slots_per_write=8, chunks=8, rows=3, questions=12)
+    difficulty = Difficulty(in_view, (2, 3))
+    episodes = small.through_memory(random.Random(0), difficulty)
+    assert episodes.order.shape == (3, min(in_view or 8, 8))
+    assert len(small.in_context(random.Random(0), difficulty).ids) <= 4
+    assert small.language_behind_memory(random.Random(0), difficulty).order.shape[1] == 8
+
+
 def test_people_of_the_test_never_occur_in_training(task: RecallTask, tokenizer: WordTokenizer) -> None:
     text = ""
     for seed in range(20):

@@ -54,6 +54,22 @@ def test_loss_falls_and_curves_are_logged_for_memory_and_context(tmp_path: Path)
     assert "memory_loss" in (tmp_path / "log.json").read_text()
 
 
+def test_predicting_text_counts_as_much_as_it_is_told(tmp_path: Path) -> None:
+    prompts = recitation(3, 0)["batch"]
+    tasks = {"language": prompts, "context": prompts}
+    losses = {}
+    for weight in (0.0, 0.25, 1.0):
+        run = trainer(tmp_path, 1, text_weight=weight)
+        losses[weight] = {
+            task: float(run.compute_loss(run.model, {"batch": batch, "task": task}).detach())
+            for task, batch in tasks.items()
+        }
+    for task, answering in (("language", 0.0), ("context", losses[0.0]["context"])):
+        quarter = answering + 0.25 * (losses[1.0][task] - answering)
+        assert losses[0.25][task] < losses[1.0][task]
+        assert abs(losses[0.25][task] - quarter) < 1e-4
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", 10)
     whole.train()

@@ -211,7 +211,7 @@ def longcontext(
 @app.command(
     epilog=examples(
         "remanence eval integrity",
-        "remanence eval integrity --writes 1000000 --windows 10 --questions 200 --state runs/integrity",
+        "remanence eval integrity --model tiny --writes 1000000 --questions 500 --state runs/integrity --json i.json",
     )
 )
 def integrity(
@@ -221,7 +221,10 @@ def integrity(
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     state: Annotated[
-        Path | None, typer.Option(help="Folder for finished windows; the same command then goes on after a cut.")
+        Path | None,
+        typer.Option(
+            help="Folder for the memory and the counts, every 10,000 writes; the same command then goes on after a cut."
+        ),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
@@ -231,7 +234,7 @@ def integrity(
 
     require_places(json_file, state=state)
     engine = load_model(model)
-    with interruptible(left(state, "finished windows are")), progress_bar("writing") as progress:
+    with interruptible(left(state, "the memory and the counts are")), progress_bar("writing") as progress:
         report = measure(
             engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
         )

@@ -22,6 +22,8 @@ from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 
 Progress = Callable[[int, int], None]
+KEPT_EVERY = 10_000  # writes at most, and at the end of each window
+MEMORY = "memory.safetensors"
 
 
 def measure(
@@ -39,7 +41,7 @@ def measure(
     Args:
         windows: parts of equal length that the writes are cut into.
         questions: asked in each window, evenly spread.
-        state: folder in which every finished window is kept; a run that was cut goes on from there.
+        state: folder in which counts and memory are kept every 10,000 writes; a run that was cut goes on from there.
         progress: called with (writes done, writes in all).
 
     Returns:
@@ -62,59 +64,76 @@ def measure(
         "window_writes": length,
         "questions": questions,
     }
-    done, memory = ([], model.new_memory(seed)) if state is None else _resume(state, run, model, seed)
-    for window in range(len(done), windows):
+    parts, memory = ([], model.new_memory(seed)) if state is None else _resume(state, run, model, seed)
+    while (done := parts[-1]["writes"] if parts else 0) < writes:
         start = time.perf_counter()
-        right = _window(model, memory, window, run, lambda count: progress and progress(count, writes))
-        rate = right / questions
-        point = {
-            "writes": (window + 1) * length,
-            "exact_match": rate,
-            "stderr": sqrt(rate * (1 - rate) / questions),
-            "samples": questions,
-            "resident_bytes": psutil.Process().memory_info().rss,
-            "seconds": round(time.perf_counter() - start, 1),
-        }
-        done.append(point)
+        end = min(done + KEPT_EVERY, (done // length + 1) * length)
+        right = _write(model, memory, done, end, run, lambda count: progress and progress(count, writes))
+        parts.append(
+            {
+                "writes": end,
+                "right": right,
+                "resident_bytes": psutil.Process().memory_info().rss,
+                "seconds": round(time.perf_counter() - start, 1),
+                "write_count": memory.write_count,
+            }
+        )
         if state is not None:
-            _keep(state, run, done, memory)
-    done = done[:windows]
-    return {**run, "windows": done, "drift": done[-1]["exact_match"] - done[0]["exact_match"]}
+            _keep(state, run, parts, memory)
+    points = [_window(parts, start, length, questions) for start in range(0, writes, length)]
+    return {**run, "windows": points, "drift": points[-1]["exact_match"] - points[0]["exact_match"]}
 
 
-def _window(
-    model: MemoryModel, memory: Memory, window: int, run: dict[str, Any], progress: Callable[[int], object]
+def _window(parts: list[dict[str, Any]], start: int, length: int, questions: int) -> dict[str, Any]:
+    """What the parts of the window behind `start` writes come to."""
+    inside = [part for part in parts if start < part["writes"] <= start + length]
+    rate = sum(part["right"] for part in inside) / questions
+    return {
+        "writes": start + length,
+        "exact_match": rate,
+        "stderr": sqrt(rate * (1 - rate) / questions),
+        "samples": questions,
+        "resident_bytes": inside[-1]["resident_bytes"],
+        "seconds": round(sum(part["seconds"] for part in inside), 1),
+    }
+
+
+def _write(
+    model: MemoryModel, memory: Memory, done: int, end: int, run: dict[str, Any], progress: Callable[[int], object]
 ) -> int:
-    """Write one window's texts; how many of its questions are answered right. All texts hang on seed and window."""
-    length, every, key = run["window_writes"], run["window_writes"] // run["questions"], f"{run['seed']}/{window}"
-    others = unrelated(random.Random(key), ())
+    """Write the texts behind `done` up to `end`, of one window; how many of the questions are answered right.
+
+    All texts hang on seed and window.
+    """
+    length = run["window_writes"]
+    every, window = length // run["questions"], done // length
+    others = unrelated(random.Random(f"{run['seed']}/{window}"), ())
+    first = done - window * length
+    for _ in range(first - first // every):
+        next(others)
     right = 0
-    for index in range(1, length + 1):
-        if index % every:
+    for count in range(done + 1, end + 1):
+        if (count - window * length) % every:
             model.write(memory, next(others))
         else:
-            episode = Episode(run["seed"], window * length + index)
+            episode = Episode(run["seed"], count)
             model.write(memory, episode.fact)
             question = episode.question(0)
             right += answer(model, [memory], [question.text])[0] == question.truth
-        if index % 100 == 0 or index == length:
-            progress(window * length + index)
+        if count % 100 == 0 or count == end:
+            progress(count)
     return right
 
 
 def _resume(state: Path, run: dict[str, Any], model: MemoryModel, seed: int) -> tuple[list[dict[str, Any]], Memory]:
-    record = kept(state / "windows.json", run)
-    if record is None:
+    record, file = kept(state / "parts.json", run), state / MEMORY
+    if record is None or not file.is_file():
         return [], model.new_memory(seed)
-    return record["windows"], Memory.load(state / record["memory"], model.device)
+    memory = Memory.load(file, model.device)
+    return [part for part in record["parts"] if part["write_count"] <= memory.write_count], memory
 
 
-def _keep(state: Path, run: dict[str, Any], done: list[dict[str, Any]], memory: Memory) -> None:
-    """The memory first, under a name of its own, then the record that names it: a cut between them loses nothing."""
-    state.mkdir(parents=True, exist_ok=True)
-    name = f"memory-{len(done)}.safetensors"
-    memory.save(state / name)
-    keep(state / "windows.json", run, windows=done, memory=name)
-    for old in state.glob("memory-*.safetensors"):
-        if old.name != name:
-            old.unlink()
+def _keep(state: Path, run: dict[str, Any], parts: list[dict[str, Any]], memory: Memory) -> None:
+    """The record first. After a cut between the two, the memory tells by its writes that the last part is not in it."""
+    keep(state / "parts.json", run, parts=parts)
+    memory.save(state / MEMORY)

@@ -135,8 +135,8 @@ class RecallTask:
         width = max(len(ids) for ids in texts)
         texts += [self._prose(rng, max(width, self.k)) for _ in range(count - telling)]
         steady = difficulty.in_view == 0
-        rows = 16 if steady else max(16, min(self.rows, telling // difficulty.in_view))
-        written = count if steady else difficulty.in_view
+        rows = min(self.rows, 16 if steady else max(16, telling // difficulty.in_view))
+        written = count if steady else min(count, difficulty.in_view)
         each = max(4, int(self.questions * scale) // rows)
         order = np.stack([self._order(rng, count, telling, written) for _ in range(rows)])
         asked = np.zeros_like(order, dtype=bool)
@@ -193,7 +193,7 @@ class RecallTask:
         """The same questions with the text in front of them, and no memory."""
         most = 4 if difficulty.in_view == 0 else min(4, difficulty.in_view)
         per_row = rng.randint(min(2, most), most)
-        rows = max(8, int(self.chunks * scale * 0.5) // per_row)
+        rows = max(min(8, self.rows), int(self.chunks * scale * 0.5) // per_row)
         each = max(4, int(self.questions * scale * 0.5) // rows)
         contexts, pairs = [], []
         for _ in range(rows):
@@ -215,7 +215,7 @@ class RecallTask:
     def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> Episodes:
         """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""
         ids, lengths, _ = self._writes(rng, difficulty)
-        written = self.capacity + self.capacity // 2
+        written = min(self.chunks, self.capacity + self.capacity // 2)
         order = torch.tensor([rng.sample(range(self.chunks), written) for _ in range(LANGUAGE_ROWS)])
         return Episodes(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
 

@@ -67,10 +67,10 @@ def reporters(name: str) -> str:
 
 
 def training_arguments(
-    output: Path, *, steps: int, warmup: int, decay: int, save_steps: int, log_to: str = "none"
+    output: Path, *, steps: int, warmup: int, decay: int, save_steps: int, log_steps: int = 50, log_to: str = "none"
 ) -> TrainingArguments:
-    """What the recipes of small models on two CPU cores have in common: one batch per step, as the recipe builds it;
-    bfloat16 where autocast allows; a learning rate that is held and falls over the last `decay` steps."""
+    """What the recipes have in common: one batch per step, as the recipe builds it; bfloat16 where autocast allows; a
+    learning rate that is held and falls over the last `decay` steps."""
     return TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -82,7 +82,7 @@ def training_arguments(
         lr_scheduler_type="warmup_stable_decay",
         warmup_steps=warmup,
         lr_scheduler_kwargs={"num_decay_steps": decay, "min_lr_ratio": 0.02},
-        logging_steps=50,
+        logging_steps=log_steps,
         save_steps=save_steps,
         save_total_limit=2,
         report_to=reporters(log_to),

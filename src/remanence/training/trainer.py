@@ -55,6 +55,7 @@ class MemoryTrainer(Trainer):
         curriculum: Curriculum | None = None,
         retriever_loss: RetrieverLoss | None = None,
         bank: int = 0,
+        text_weight: float = TEXT_WEIGHT,
         **kwargs: Any,
     ) -> None:
         """Besides the Trainer's own arguments:
@@ -65,6 +66,7 @@ class MemoryTrainer(Trainer):
             retriever_loss: how the retriever is trained, where batches are `Recollections`.
             bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
                 last step do.
+            text_weight: of predicting text, against answering about it.
         """
         args: TrainingArguments = kwargs["args"]
         super().__init__(
@@ -78,7 +80,7 @@ class MemoryTrainer(Trainer):
                 "memories are written through layers' single weights, which FSDP and DeepSpeed take apart; run several "
                 "processes with torchrun alone, and train few weights: with LoRA or with Grass"
             )
-        self.through, self.curriculum = through, curriculum
+        self.through, self.curriculum, self.text_weight = through, curriculum, text_weight
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
         self._left: list[Left] = []
@@ -172,9 +174,9 @@ class MemoryTrainer(Trainer):
         if model.training:
             self._left[-1].observed.append((task, exact))
         if task.startswith("language"):
-            loss = TEXT_WEIGHT * loss
+            loss = self.text_weight * loss
         if front:
-            loss = loss + TEXT_WEIGHT * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
+            loss = loss + self.text_weight * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
