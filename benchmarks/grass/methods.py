@@ -104,6 +104,9 @@ METHODS: dict[str, Maker] = {
     "grass-uniform-reset": partial(grass, selection="uniform"),
     "grass-uniform-keep": partial(grass, selection="uniform", on_refresh="keep"),
     "grass-multinomial_norm-keep-twice": partial(grass, selection="multinomial_norm", on_refresh="keep", times=2),
+    "grass-multinomial_norm-keep-twice-scale0.0625": partial(
+        grass, selection="multinomial_norm", on_refresh="keep", times=2, scale=0.0625
+    ),
     "grass-multinomial_norm-keep-scale0.0625": partial(
         grass, selection="multinomial_norm", on_refresh="keep", scale=0.0625
     ),
