@@ -55,6 +55,8 @@ COMMANDS = {
     "gpu/grass_13b.json": "benchmarks/gpu/grass_13b.py",
     "gpu/grass_throughput.json": "benchmarks/gpu/grass_throughput.py",
     "gpu/grass_60m.json": "benchmarks/gpu/grass_60m.py --text path/to/text --output runs/60m",
+    "small/cpu_200_steps.json": "benchmarks/gpu/small.py --output runs/small-cpu --cpu --steps 200 --scale 0.05",
+    "gpu/small.json": "benchmarks/gpu/small.py --output runs/small",
 }
 
 # What a target of `make` measures. `report` takes some 50 minutes on two cores, going by earlier runs. What is in none

@@ -27,6 +27,7 @@ from read_write.table import table as read_write
 from remanence.evaluation import plots
 from retention.table import retrieval
 from retention.table import table as retention
+from small.table import table as small
 from tables import Figures, grid, interval, made_by
 
 All = dict[str, Figures]  # by path in `benchmarks`
@@ -114,6 +115,12 @@ SECTIONS = (
             "benchmarks/gpu/grass_60m.py": grass.quality,
         },
         papers.GRASS,
+    ),
+    Section(
+        "Training a larger model from scratch",
+        "`recipes/small.py`: how its losses fall.",
+        ("small/", "gpu/small"),
+        {"benchmarks/gpu/small.py": small},
     ),
 )
 
