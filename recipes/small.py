@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import PreTrainedTokenizerFast, set_seed
 
 from remanence import MemoryModel
 from remanence.data.prose import paragraphs
@@ -128,19 +128,7 @@ def text_of(output: Path) -> Sequence[int]:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
-    config = Qwen3Config(
-        **SHAPE,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=4096,
-        rope_theta=10_000.0,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    model = MemoryModel.attach(Qwen3ForCausalLM(config), tokenizer, slots=SLOTS, slots_per_write=SLOTS_PER_WRITE)
-    with torch.no_grad():
-        tiny.initialise(model)
+    model: MemoryModel = tiny.build_model(tokenizer, {**SHAPE, "max_position_embeddings": 4096}, SLOTS, SLOTS_PER_WRITE)
     return model
 
 

@@ -28,6 +28,15 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS, SLOTS_PER_WRITE = 512, 32
 VOCABULARY = 5120
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+}
 SEED = 0
 
 
@@ -144,29 +153,25 @@ def build_tokenizer(paragraphs: list[str], size: int = VOCABULARY, most: int = 4
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>", padding_side="left")
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> MemoryModel:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, shape: dict[str, int] = SHAPE, slots: int = SLOTS, k: int = SLOTS_PER_WRITE
+) -> MemoryModel:
     config = Qwen3Config(
+        **shape,
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=2048,
         rope_theta=10_000.0,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    model = MemoryModel.attach(Qwen3ForCausalLM(config), tokenizer, slots=SLOTS, slots_per_write=SLOTS_PER_WRITE)
+    model = MemoryModel.attach(Qwen3ForCausalLM(config), tokenizer, slots=slots, slots_per_write=k)
     with torch.no_grad():
-        initialise(model)
+        _initialise(model)
     return model
 
 
-def initialise(model: MemoryModel) -> None:
+def _initialise(model: MemoryModel) -> None:
     """Wider than the library's default: attention must be able to pick single slots from the start."""
     size, depth = model.hf.config.hidden_size, len(model.backbone.layers)
     model.hf.get_input_embeddings().weight.normal_(std=0.5)
@@ -208,7 +213,8 @@ def train(
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
-    paragraphs = prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
+    folder = Path(os.environ.get("REMANENCE_PROSE", "data"))
+    paragraphs = prose(folder)
     final = output / "model"
     tokenizer_file = output / "tokenizer"
     if resume and tokenizer_file.is_dir():
@@ -244,7 +250,7 @@ def train(
     model.hf.set_attn_implementation("sdpa")
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)
-    data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
+    data = [f"prose in {folder}", "generated biographies"]
     write_card(trainer, final, recipe="recipes/tiny.py", base="", data=data)
     write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
     return final

@@ -223,6 +223,7 @@ def pool_prefix(
         if retrieval is None or not any(retrieved):
             return
         cos, sin = angles(layer)
+        every = torch.arange(max(retrieved), device=device)
         for row, found in enumerate(retrieval.found[layer]):
             if found is None or not retrieved[row]:
                 continue
@@ -253,7 +254,6 @@ def pool_prefix(
         return fill
 
     scratch = torch.empty(prefix, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
-    every = torch.arange(prefix, device=device)
     layers = [
         PrefixLayer(fill_layer(layer), partial(put_retrieved, layer), rows, prefix, room)
         for layer in range(len(backbone.layers))

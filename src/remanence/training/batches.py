@@ -66,3 +66,8 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
         context=front.shape[1],
         examples=count,
     )
+
+
+def continued(texts: Sequence[Sequence[int]], pad: int) -> Prompts:
+    """Plain language modelling: each text is a row, and all of it behind its first token is predicted."""
+    return pack([[Example(list(text[:1]), list(text[1:]))] for text in texts], pad)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from remanence.data.biographies import ATTRIBUTES, Person, biography, question, sample_person
-from remanence.training.batches import Example, left_pad, pack
+from remanence.training.batches import Example, continued, left_pad, pack
 from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
@@ -129,11 +129,8 @@ class RecallTask:
     def through_memory(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Episodes:
         """M chunks to write; each row reads a pool of `in_view` of them and answers questions about some."""
         count = int(self.chunks * scale)
-        telling = max(1, round(count * (1 - difficulty.prose)))
-        made = [self._chunk(rng, difficulty) for _ in range(telling)]
-        texts = self._ids([chunk.text for chunk in made])
-        width = max(len(ids) for ids in texts)
-        texts += [self._prose(rng, max(width, self.k)) for _ in range(count - telling)]
+        ids, lengths, made = self._writes(rng, difficulty, count, lambda: self._chunk(rng, difficulty))
+        telling = len(made)
         steady = difficulty.in_view == 0
         rows = min(self.rows, 16 if steady else max(16, telling // difficulty.in_view))
         written = count if steady else min(count, difficulty.in_view)
@@ -148,7 +145,6 @@ class RecallTask:
                 place = rng.choice(candidates)
                 asked[row, place] = True
                 pairs.append(made[order[row, place]].ask(rng))
-        ids, lengths = left_pad(texts, self.pad, self.k)
         return Episodes(
             ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
         )
@@ -166,8 +162,8 @@ class RecallTask:
             near: chunks of earlier steps to fill pools with too.
         """
         namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
-        ids, lengths, made = self._writes(rng, difficulty, namesakes)
-        written = self.capacity + self.capacity // 2
+        ids, lengths, made = self._biographies(rng, difficulty, namesakes)
+        written = self.past_full
         asked, order, pairs = [], [], []
         for _ in range(self.rows):
             drawn = rng.choice(made)
@@ -210,20 +206,19 @@ class RecallTask:
         count = int(8 * scale)
         long = [self._joined(rng, LANGUAGE_TOKENS) for _ in range(count)]
         short = [self._prose(rng, 96) for _ in range(count)]
-        return self._texts(long + short + self._told(rng, count))
+        return continued(long + short + self._told(rng, count), self.pad)
 
     def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> Episodes:
         """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""
-        ids, lengths, _ = self._writes(rng, difficulty)
-        written = min(self.chunks, self.capacity + self.capacity // 2)
+        ids, lengths, _ = self._biographies(rng, difficulty)
+        written = min(self.chunks, self.past_full)
         order = torch.tensor([rng.sample(range(self.chunks), written) for _ in range(LANGUAGE_ROWS)])
         return Episodes(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
 
     def language_beyond_pool(self, rng: random.Random, difficulty: Difficulty, *, near: int) -> Recollections:
         """The same where slots are retrieved too. The retriever learns nothing of it: none of them is the right one."""
-        ids, lengths, _ = self._writes(rng, difficulty)
-        written = self.capacity + self.capacity // 2
-        order = torch.tensor([rng.sample(range(self.chunks + near), written) for _ in range(LANGUAGE_ROWS)])
+        ids, lengths, _ = self._biographies(rng, difficulty)
+        order = torch.tensor([rng.sample(range(self.chunks + near), self.past_full) for _ in range(LANGUAGE_ROWS)])
         prompts = self._long_texts(rng)
         return Recollections(
             ids,
@@ -238,10 +233,8 @@ class RecallTask:
 
     def _long_texts(self, rng: random.Random) -> Prompts:
         told = self._told(rng, LANGUAGE_ROWS // 4)
-        return self._texts([self._joined(rng, LANGUAGE_TOKENS) for _ in range(LANGUAGE_ROWS - len(told))] + told)
-
-    def _texts(self, texts: Sequence[Sequence[int]]) -> Prompts:
-        return pack([[Example(list(text[:1]), list(text[1:]))] for text in texts], self.pad)
+        prose = [self._joined(rng, LANGUAGE_TOKENS) for _ in range(LANGUAGE_ROWS - len(told))]
+        return continued(prose + told, self.pad)
 
     def _told(self, rng: random.Random, count: int) -> list[list[int]]:
         """Biographies with a question and its answer behind them."""
@@ -261,15 +254,25 @@ class RecallTask:
             tokens += rng.choice(self.prose)
         return tokens[:length]
 
-    def _writes(
+    @property
+    def past_full(self) -> int:
+        """Writes after which a pool has evicted for some time."""
+        return self.capacity + self.capacity // 2
+
+    def _biographies(
         self, rng: random.Random, difficulty: Difficulty, namesakes: Sequence[Person] = ()
     ) -> tuple[Tensor, list[int], list[Chunk]]:
-        """M chunks to write: those that tell something, and behind them ordinary prose; what they tell."""
-        telling = max(1, round(self.chunks * (1 - difficulty.prose)))
-        made = [biography_chunk(rng, difficulty, namesakes) for _ in range(telling)]
+        return self._writes(rng, difficulty, self.chunks, lambda: biography_chunk(rng, difficulty, namesakes))
+
+    def _writes(
+        self, rng: random.Random, difficulty: Difficulty, count: int, make: Callable[[], Chunk]
+    ) -> tuple[Tensor, list[int], list[Chunk]]:  # ids [count, n], their lengths
+        """Chunks to write: those that tell something, and behind them ordinary prose; what they tell."""
+        telling = max(1, round(count * (1 - difficulty.prose)))
+        made = [make() for _ in range(telling)]
         texts = self._ids([chunk.text for chunk in made])
         width = max(len(ids) for ids in texts)
-        texts += [self._prose(rng, max(width, self.k)) for _ in range(self.chunks - telling)]
+        texts += [self._prose(rng, max(width, self.k)) for _ in range(count - telling)]
         return *left_pad(texts, self.pad, self.k), made
 
     def _chunk(self, rng: random.Random, difficulty: Difficulty) -> Chunk:

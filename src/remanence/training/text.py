@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from remanence.training.batches import Example, left_pad, pack
+from remanence.training.batches import continued, left_pad
 from remanence.training.objectives import Episodes, Prompts
 
 LENGTHS = (256, 384, 512)  # tokens that are read
@@ -31,7 +31,7 @@ class TextTask:
 
     def alone(self, rng: random.Random) -> Prompts:
         length = rng.choice(LENGTHS)
-        return self._prompts([self._window(rng, length) for _ in range(self._rows(length))])
+        return continued([self._window(rng, length) for _ in range(self._rows(length))], self.pad)
 
     def behind_memory(self, rng: random.Random, *, related: bool) -> Episodes:
         """Each row reads a pool of other rows' chunks; where it is `related`, those of its own front are the newest."""
@@ -48,7 +48,8 @@ class TextTask:
         asked = torch.zeros(rows, written, dtype=torch.bool)
         asked[:, -FRONT:] = related
         ids, lengths = left_pad(chunks, self.pad)
-        return Episodes(ids, lengths, torch.tensor(order), asked, self._prompts([text[front:] for text in texts]))
+        prompts = continued([text[front:] for text in texts], self.pad)
+        return Episodes(ids, lengths, torch.tensor(order), asked, prompts)
 
     def _rows(self, length: int) -> int:
         return max(2, self.tokens // length)
@@ -56,6 +57,3 @@ class TextTask:
     def _window(self, rng: random.Random, length: int) -> list[int]:
         start = rng.randrange(len(self.text) - length + 1)
         return list(self.text[start : start + length])
-
-    def _prompts(self, texts: Sequence[list[int]]) -> Prompts:
-        return pack([[Example(text[:1], text[1:])] for text in texts], self.pad)
