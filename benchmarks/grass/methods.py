@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from remanence.model.linear import use_onednn
 from remanence.optim import GrassAdamW, grass_param_groups
 
 TARGETS = ("attn", "mlp")  # what the names of projected layers contain, as in GaLore's and APOLLO's scripts
@@ -34,6 +35,12 @@ Maker = Callable[[nn.Module, Projecting, float], Optimizer]
 def adamw(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trained, lr=lr, weight_decay=0.0, fused=trained[0].is_cuda)
+
+
+def adamw_onednn(model: nn.Module, by: Projecting, lr: float) -> Optimizer:
+    """AdamW with the products that Grass has: what is left between the two is Grass alone."""
+    use_onednn(model)
+    return adamw(model, by, lr)
 
 
 def adamw_scaled(model: nn.Module, by: Projecting, lr: float, scale: float) -> Optimizer:

@@ -2,7 +2,12 @@
 
 from tables import Figures, grid, interval, medians, mib, ms
 
-NAMES = {"adamw": "AdamW (torch)", "grass": "Grass", "galore": "GaLore (galore-torch)"}
+NAMES = {
+    "adamw": "AdamW (torch)",
+    "adamw-onednn": "AdamW (torch), linear layers by oneDNN",
+    "grass": "Grass",
+    "galore": "GaLore (galore-torch)",
+}
 
 
 def table(figures: Figures) -> str:

@@ -4,7 +4,7 @@
 
 Everything is measured in one run, with two threads, on slots of a random Llama (d 512, 8 layers, 8 heads, 2 key/value
 heads; float32 unless --dtype says otherwise) with retrieval keys of 256 numbers. What is compared is measured in turns,
-A B A B, so that a machine that is busy for a while slows both alike. Takes about 8 GB of memory and, for a while, 4 GB
+A B A B, so that a machine that is busy for a while slows both alike. Takes about 12 GB of memory and, for a while, 4 GB
 of disk in --folder.
 """
 
@@ -174,10 +174,12 @@ def gather(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
 def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     """From prompt to first token, with full pool and full long-term memory, prefix included.
 
-    "remanence" prompts two memories in turns, so that it finds no prefix of the prompt before; "again" finds one.
+    "remanence" prompts two memories in turns, and keeps one prefix only, so that it finds none of the prompt before;
+    "again" finds one.
     """
     rules = LongTermRules(retrieved=count, capacity=slots)
     model, stock = on.model(longterm=rules, retrieval_size=KEY), on.decoder()
+    model.spare.limit = 0
     retriever, bos = model.retriever, model.bos_embedding
     assert retriever is not None
     pool, hidden = (on.random(on.layers, n, on.size, seed=seed) for seed, n in enumerate((on.slots, slots)))
@@ -287,6 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         "append": lambda: append(on, size, repeats, folder),
         "gather": lambda: gather(on, size, repeats, folder),
         "first_token": lambda: first_token(on, size(20_000), size(480), repeats),
+        "first_token_full": lambda: first_token(on, size(150_000), size(480), repeats),
         "resident": lambda: resident(size, folder),
     }
     report(on, parts, options.json)

@@ -87,7 +87,13 @@ def first_token(part: Figures) -> list[Row]:
     ]
 
 
-PARTS = {"scoring": scoring, "append": append, "gather": gather, "first_token": first_token}
+PARTS = {
+    "scoring": scoring,
+    "append": append,
+    "gather": gather,
+    "first_token": first_token,
+    "first_token_full": first_token,
+}
 
 
 def kept(part: Figures) -> str:

@@ -52,15 +52,39 @@ def no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remanence.products._onednn", product)
 
 
-@pytest.mark.usefixtures("no_onednn")
-def test_gradients_flow_through_the_stock_product() -> None:
-    stock, swapped = layers()
-    given = torch.randn(5, 48)
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (33, 48), (2, 5, 48)], ids=str)
+def test_gradients_are_those_of_the_stock_layer(shape: tuple[int, ...], bias: bool) -> None:
+    stock, swapped = layers(bias)
+    given = torch.randn(shape)
+    wanted = torch.randn(*shape[:-1], 80)
+    gradients = []
     for layer in (stock, swapped):
-        layer(given).square().sum().backward()
-    assert stock.weight.grad is not None
-    assert swapped.weight.grad is not None
-    assert torch.equal(stock.weight.grad, swapped.weight.grad)
+        leaf = given.clone().requires_grad_()
+        layer(leaf).mul(wanted).sum().backward()
+        assert leaf.grad is not None
+        gradients.append([leaf.grad, *(parameter.grad for parameter in layer.parameters())])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+def test_a_frozen_weight_passes_gradients_on_and_takes_none() -> None:
+    stock, swapped = layers()
+    swapped.requires_grad_(False)
+    leaf = torch.randn(5, 48, requires_grad=True)
+    swapped(leaf).sum().backward()
+    torch.testing.assert_close(leaf.grad, stock.weight.sum(0).expand(5, 48))
+    assert swapped.weight.grad is None
+
+
+@needs_onednn
+def test_gradients_of_gradients_are_refused() -> None:
+    _, swapped = layers()
+    leaf = torch.randn(5, 48, requires_grad=True)
+    (first,) = torch.autograd.grad(swapped(leaf).square().sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 @pytest.mark.usefixtures("no_onednn")

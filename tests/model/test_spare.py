@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from remanence import Memory, MemoryModel
-from remanence.memory import LongTermRules
+from remanence.memory import LongTermRules, Pool
 from remanence.model import generation, prefix
 from remanence.model.prefix import PrefixCache
-from remanence.model.spare import Spare
+from remanence.model.spare import Buffers, Spare
 from tests import tiny
 from tests.tiny import ids
 
@@ -22,16 +22,71 @@ def written(model: MemoryModel, seed: int = 0) -> Memory:
     return memory
 
 
+def room(numbers: int = 4) -> list[Buffers]:
+    return [(torch.zeros(numbers // 2), torch.zeros(numbers // 2))]
+
+
+def pools(count: int) -> list[Pool]:
+    return [written(tiny.with_memory(), seed).pool for seed in range(count)]
+
+
 def test_a_prefix_is_found_by_its_pool_and_all_that_it_hangs_on_and_taken_once() -> None:
-    pool, other = (written(tiny.with_memory(), seed).pool for seed in range(2))
-    buffers = [(torch.zeros(1), torch.zeros(1))]
-    spare = Spare()
+    (pool,) = pools(1)
+    spare, buffers = Spare(), room()
     assert spare.take(pool, (1, 2)) == ([], False)
-    for asked, about, filled in ((pool, (1, 2), True), (pool, (1, 3), False), (other, (1, 2), False)):
+    for about, filled in (((1, 2), True), ((1, 3), False)):
         spare.give(pool, (1, 2), buffers)
-        taken, found = spare.take(asked, about)
+        taken, found = spare.take(pool, about)
         assert taken is buffers and found is filled
         assert spare.take(pool, (1, 2)) == ([], False)
+
+
+def test_each_memory_finds_its_own_prefix_while_there_is_room() -> None:
+    held, spare = pools(3), Spare(limit=3 * 16)
+    buffers = [room() for _ in held]
+    for pool, own in zip(held, buffers, strict=True):
+        assert spare.take(pool, ()) == ([], False)
+        spare.give(pool, (), own)
+    for pool, own in zip(held, buffers, strict=True):
+        taken, found = spare.take(pool, ())
+        assert taken is own and found
+        spare.give(pool, (), own)
+
+
+def test_without_room_a_prompt_takes_over_the_buffers_of_the_memory_that_was_read_longest_ago() -> None:
+    (*held, another), spare = pools(3), Spare(limit=2 * 16)
+    buffers = [room() for _ in held]
+    for at in (0, 1, 0):
+        spare.take(held[at], ())
+        spare.give(held[at], (), buffers[at])
+    taken, found = spare.take(another, ())
+    assert taken is buffers[1] and not found
+    assert spare.holds(held[0]) and not spare.holds(held[1])
+
+
+def test_prefixes_that_outgrow_the_room_go_but_the_last_stays() -> None:
+    held, spare = pools(3), Spare(limit=2 * 16)
+    for pool in held[:2]:
+        spare.give(pool, (), room())
+    spare.give(held[2], (), room(100))
+    assert [spare.holds(pool) for pool in held] == [False, False, True]
+
+
+def test_buffers_of_a_memory_that_is_gone_are_taken_first() -> None:
+    held, spare = pools(2), Spare()
+    buffers = room()
+    spare.give(held.pop(), (), buffers)
+    taken, found = spare.take(held[0], ())
+    assert taken is buffers and not found
+
+
+def test_a_memory_has_one_prefix_however_many_calls_made_one() -> None:
+    (pool,) = pools(1)
+    spare, later = Spare(), room()
+    for buffers in (room(), later):
+        spare.give(pool, (), buffers)
+    assert spare.take(pool, ())[0] is later
+    assert not spare.holds(pool)
 
 
 def written_again(model: MemoryModel, memory: Memory) -> Memory:
@@ -72,7 +127,7 @@ def test_the_next_prompt_reads_what_is_there_by_then(change: str) -> None:
 
 @pytest.mark.parametrize("length", [9, 700], ids=["one chunk", "several chunks"])
 @pytest.mark.parametrize("longterm", [None, LongTermRules(retrieved=4)], ids=["pool", "longterm"])
-def test_a_write_to_the_memory_that_was_read_last_makes_its_next_prefix(
+def test_a_write_to_a_memory_whose_prefix_is_kept_makes_the_next(
     length: int, longterm: LongTermRules | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.with_memory(**({} if longterm is None else {"longterm": longterm, "retrieval_size": 8}))

@@ -366,9 +366,9 @@ class MemoryModel(nn.Module):
             CorruptMemoryError: the memory or the model holds numbers that are not finite.
         """
         memories, rows = rows_of(self, memory, content)
-        read_last = len(memories) == 1 and self.spare.holds(memories[0].pool_or_none)
+        prefix_kept = len(memories) == 1 and self.spare.holds(memories[0].pool_or_none)
         receipts = write_rows(self, memories, rows, evict, progress)
-        if read_last:
+        if prefix_kept:
             prepare(self, memories[0])
         return receipts[0] if isinstance(memory, Memory) else receipts
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from remanence.products import product, product_back, transposed_product
 
 PROXY = "grass_proxy"
 
@@ -74,7 +75,7 @@ def rows_of_product(selected: Tensor, other: Tensor) -> Tensor:  # [b, r], [b, n
     """selectedᵀ · other: of a gradient dYᵀ·X, the rows (or, roles changed, the columns) that were gathered before."""
     if selected.is_cuda and selected.dtype != torch.float32:
         return torch.mm(selected.t(), other, out_dtype=torch.float32)
-    return torch.mm(selected.t(), other).float()
+    return transposed_product(selected, other).float()
 
 
 @rows_of_product.register_fake
@@ -102,12 +103,12 @@ class _ProjectedLinear(torch.autograd.Function):
         kept = x if by_row or sketch is not None else x.index_select(-1, rows)
         ctx.save_for_backward(kept, weight, rows, rho, noise)
         ctx.by_row, ctx.sketched = by_row, sketch is not None
-        return linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # grad [..., out]
         kept, weight, rows, rho, noise = ctx.saved_tensors
-        dx = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
+        dx = product_back(grad, weight.to(grad.dtype)) if ctx.needs_input_grad[0] else None
         flat, x = grad.flatten(0, -2), kept.flatten(0, -2)
         dbias = flat.sum(0) if ctx.needs_input_grad[2] else None
         projected = sketched = None
