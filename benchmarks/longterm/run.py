@@ -3,9 +3,9 @@
     python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
 
 Everything is measured in one run, with two threads, on slots of a random Llama (d 512, 8 layers, 8 heads, 2 key/value
-heads; float32 unless --dtype says otherwise) with retrieval keys of 256 numbers. What is compared is measured in turns,
-A B A B, so that a machine that is busy for a while slows both alike. Takes about 12 GB of memory and, for a while, 4 GB
-of disk in --folder.
+heads; float32 unless --dtype says otherwise) with retrieval keys of 256 numbers; the first token also with two layers
+of the published size. What is compared is measured in turns, A B A B, so that a machine that is busy for a while slows
+both alike. Takes about 20 GB of memory and, for a while, 4 GB of disk in --folder.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,7 +32,20 @@ from remanence.model import reference
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from measure import GREEDY, PROMPT, THREADS, Figures, Setting, compared, in_turns, parser, report, setting, summary
+from measure import (
+    GREEDY,
+    PROMPT,
+    SETTINGS,
+    THREADS,
+    Figures,
+    Setting,
+    compared,
+    in_turns,
+    parser,
+    report,
+    setting,
+    summary,
+)
 
 KEY = 256  # numbers in a retrieval key
 TOKENS = 64  # of a prompt, where one layer is scored
@@ -205,6 +219,8 @@ def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     apart = (logits - reference.read(stock, bos, pool, ids, plainly, retriever, count)).abs().max()
     return {
         "prompt_tokens": PROMPT,
+        "layers": on.layers,
+        "size": on.size,
         "slots": on.slots,
         "longterm_slots": slots,
         "retrieved": count,
@@ -212,6 +228,11 @@ def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
         "again": summary(in_turns(repeats, again=again)["again"]),
         "max_logit_difference": float(apart),
     }
+
+
+def published(on: Setting) -> Setting:
+    """Two of the 32 layers of Llama-3.1-8B and the pool of M+ (section 4.1), with a fourth of the vocabulary."""
+    return replace(SETTINGS["8b"], layers=2, slots=10_240, vocabulary=32_000, device=on.device, dtype=on.dtype)
 
 
 def fill(
@@ -290,6 +311,9 @@ def main(arguments: list[str] | None = None) -> None:
         "gather": lambda: gather(on, size, repeats, folder),
         "first_token": lambda: first_token(on, size(20_000), size(480), repeats),
         "first_token_full": lambda: first_token(on, size(150_000), size(480), repeats),
+        "first_token_published": lambda: first_token(
+            published(on), size(150_000), size(RETRIEVED), max(5, repeats // 3)
+        ),
         "resident": lambda: resident(size, folder),
     }
     report(on, parts, options.json)

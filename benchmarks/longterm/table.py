@@ -74,7 +74,8 @@ def gather(part: Figures) -> list[Row]:
 
 
 def first_token(part: Figures) -> list[Row]:
-    about = f"first token, N = {part['slots']:,}, M = {part['longterm_slots']:,}, K0 = {part['retrieved']:,}"
+    shape = f"{part['layers']} layers of d {part['size']:,}"
+    about = f"first token, {shape}, N = {part['slots']:,}, M = {part['longterm_slots']:,}, K0 = {part['retrieved']:,}"
     again = part["reference"]["median_ms"] / part["again"]["median_ms"]
     return [
         (about, ms(part["remanence"]), ms(part["reference"]), f"{part['ratio']:.2f}x"),
@@ -93,6 +94,7 @@ PARTS = {
     "gather": gather,
     "first_token": first_token,
     "first_token_full": first_token,
+    "first_token_published": first_token,
 }
 
 

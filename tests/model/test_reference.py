@@ -82,9 +82,11 @@ def test_first_generated_token_is_the_plain_paths() -> None:
     torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
 
 
-def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    count = 8
-    model = with_memory(decoder(), longterm=LongTermRules(retrieved=count), retrieval_size=16, keep_hidden=True)
+@pytest.mark.parametrize("whole", [False, True], ids=["slots", "writes"])
+def test_fast_path_retrieves_what_the_plain_one_does(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, together = 8, K if whole else 1
+    rules = LongTermRules(retrieved=count, together=together)
+    model = with_memory(decoder(), longterm=rules, retrieval_size=16, keep_hidden=True)
     retriever, slots, k = model.retriever, model.slots, model.slots_per_write
     pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
     memory = model.memory_from_slots(pool, longterm=model.new_memory().longterm)
@@ -116,7 +118,13 @@ def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyP
         out = model.read(memory, prompt)
         found.clear()
         logits = reference.read(
-            **plain(model), pool=pool, ids=prompt, longterm=longterm, retriever=retriever, count=count
+            **plain(model),
+            pool=pool,
+            ids=prompt,
+            longterm=longterm,
+            retriever=retriever,
+            count=count,
+            together=together,
         )
         torch.testing.assert_close(out.logits[0], logits, **CLOSE)
         fast = [rows[0].positions.tolist() for rows in out.past_key_values.retrieval.found]

@@ -33,8 +33,8 @@ CHUNKS, ROWS, BANK = 6, 3, 9
 PLAIN = RetrieverLoss(random_prefix=0.0)
 
 
-def model_of() -> MemoryModel:
-    rules = LongTermRules(retrieved=K0)
+def model_of(together: int = 1, retrieved: int = K0) -> MemoryModel:
+    rules = LongTermRules(retrieved=retrieved, together=together)
     model = tiny_model(slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name.startswith("retriever."))
@@ -213,6 +213,42 @@ def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkey
         assert torch.equal(cache.time[retrieved], cache.time[retrieved].sort(dim=1).values)
 
 
+def test_whole_chunks_are_retrieved_where_writes_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk in one piece but for what the pool holds of it, and the last cut short."""
+    model = model_of(together=K, retrieved=2 * K + 1)
+    chosen: list[Tensor] = []
+    project = model.backbone.project
+
+    def watched(layer: int, hidden: Tensor) -> tuple[Any, Any]:
+        keys, values = project(layer, hidden)
+
+        class Rows:
+            def __getitem__(self, index: Tensor) -> Tensor:
+                chosen.append(index)
+                return keys[index]
+
+        return (Rows(), values) if hidden.dim() == 2 and len(hidden) > 1 else (keys, values)
+
+    monkeypatch.setattr(model.backbone, "project", watched)
+    cache, _ = read(model)
+    assert len(chosen) == 2 and cache.wanted == 2 * K + 1
+    for layer, index in enumerate(chosen):
+        for row in range(ROWS):
+            retrieved, pool = index[row, : cache.wanted].tolist(), set(cache.pool[row, layer].tolist())
+            chunks = [at // K for at in retrieved]
+            assert chunks == [chunk for chunk in dict.fromkeys(chunks) for _ in range(chunks.count(chunk))]
+            whole = [
+                set(range(c * K, c * K + K)) - pool == {at for at in retrieved if at // K == c} for c in set(chunks)
+            ]
+            assert sum(not part for part in whole) <= 1
+
+
+def test_the_retriever_learns_from_means_where_writes_are_scored() -> None:
+    cold = replace(PLAIN, temperature=1e-4)
+    slots, writes = (read(model_of(together), cold)[0].losses for together in (1, K))
+    assert all(bool(one > mean) for one, mean in zip(slots, writes, strict=True)), "the best slot beats a mean"
+
+
 def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slot of a large bank answers every query, and no pool could have held it."""
     model = model_of()
@@ -225,8 +261,8 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     wanted: dict[int, Tensor] = {}
     hardest = bank.hardest
 
-    def watched(layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:
-        assert torch.equal(known, near)
+    def watched(layer: int, queries: Tensor, each: int, known: Tensor, whole: bool) -> Tensor:
+        assert torch.equal(known, near) and not whole
         bank.keys[layer, far, 1] = queries.mean(0) * 1e4
         wanted[layer] = hardest(layer, queries[:1] * 0 + queries.mean(0), each, known)
         return wanted[layer]

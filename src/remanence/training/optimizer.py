@@ -15,13 +15,13 @@ class MuonAdamW(Optimizer):
     """torch's Muon and AdamW, driven as one, so that a Trainer can schedule, save and resume them.
 
     Args:
-        matrices: parameters for Muon, 2-D.
+        matrices: parameters for Muon, 2-D; or groups of them, each with a learning rate of its own.
         others: parameters for AdamW (embeddings, norms, vectors); may be none.
     """
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter],
+        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         others: Iterable[nn.Parameter],
         *,
         muon_lr: float,
@@ -38,8 +38,9 @@ class MuonAdamW(Optimizer):
 
     def _share(self) -> None:
         """Let the parts step with the groups that a scheduler changes, and keep all state in one place."""
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups = [group]
+        groups = iter(self.param_groups)
+        for part in self._parts:
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
 
     @torch.no_grad()

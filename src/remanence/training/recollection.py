@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from remanence.memory.scoring import by_write
 from remanence.model.memory_model import MemoryModel
 from remanence.model.prefix import PrefixCache
 from remanence.model.rotation import rotate
@@ -90,6 +91,7 @@ class RecallingCache(PrefixCache):
     ) -> None:
         assert model.longterm is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
+        self.together = model.longterm.together
         self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
@@ -110,9 +112,15 @@ class RecallingCache(PrefixCache):
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
         scores = self._scores(layer, queries, hidden)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
-        picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices
-        time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
-        picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
+        ranked = scores.detach().scatter(1, pool, -1)
+        if self.together > 1 and self.wanted:
+            writes = torch.arange(ranked.shape[1], device=ranked.device) // self.together
+            ranked = by_write(ranked, writes, self.wanted)
+        picked = ranked.topk(self.wanted).indices.sort(dim=1).values
+        numbers, strangers = (len(part) // self.together for part in (self.slots, others))
+        born = torch.randint(numbers, (strangers,), generator=self.generator)
+        time = torch.cat([self.time // self.together, born.repeat_interleave(self.together).to(self.time.device)])
+        picked = picked.gather(1, time[picked].argsort(dim=1, stable=True))
         chosen = torch.cat([picked, pool], dim=1)
         if asked.any():
             self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
@@ -151,6 +159,9 @@ class RecallingCache(PrefixCache):
             nn.functional.pad(self.asked, (0, others)),
             nn.functional.pad(self.wrong, (0, others), value=True),
         )
+        if self.together > 1:
+            scores = scores.unflatten(1, (-1, self.together)).mean(dim=2)
+            asked, wrong = asked[:, :: self.together], wrong[:, :: self.together]
         positive = (scores * asked).sum(1) / asked.sum(1)
         if self.settings.temperature is None:
             negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
@@ -181,7 +192,7 @@ def recalling(
     step's own chunks keep their order in time.
     """
     assert model.longterm is not None
-    retrieved = model.longterm.retrieved
+    retrieved, whole = model.longterm.retrieved, model.longterm.together > 1
     near = bank.draw(batch.near, generator)
     chunks = torch.cat([made, bank.chunks(near).to(made.dtype)]) if len(near) else made
     count, layers, k, size = chunks.shape
@@ -196,7 +207,7 @@ def recalling(
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> Tensor:
-        return bank.hardest(layer, queries, retrieved, near) if len(bank) > len(near) else slots[:0, layer]
+        return bank.hardest(layer, queries, retrieved, near, whole) if len(bank) > len(near) else slots[:0, layer]
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return RecallingCache(
