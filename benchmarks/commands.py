@@ -24,10 +24,10 @@ COMMANDS = {
         "eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8"
     ),
     "retention/longterm_far.json": (
-        "eval retention --model tiny_longterm --samples 60 --distances 0,800,1600 --memory longterm"
+        "eval retention --model tiny_longterm --samples 40 --distances 0,800,1600 --memory longterm"
     ),
     "retention/squad.json": "eval retention --model MODEL --data dev-v1.1.json --distances 0,5,…,60",
-    "retention/retrieval.json": "eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p",
+    "retention/retrieval.json": "eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p",
     "editing/results.json": (
         "eval editing --model tiny_longterm --edits 1,10,100 --samples 10 --method none --method memory "
         "--method context --method ft --method ft_l"
@@ -38,7 +38,7 @@ COMMANDS = {
         "eval longcontext --model MODEL --data qa1_single-supporting-fact_test.txt --lengths 1k,4k,16k"
     ),
     "integrity/results.json": "eval integrity --model tiny --writes 100000 --questions 200",
-    "integrity/million.json": "eval integrity --model tiny --writes 1000000 --questions 200",
+    "integrity/million.json": "eval integrity --model tiny --writes 1000000 --windows 100 --questions 200",
     "perplexity/tiny_prose.json": "eval perplexity --model tiny",
     "perplexity/tiny_longterm_prose.json": "eval perplexity --model tiny_longterm",
     "perplexity/tiny_wikitext2.json": "eval perplexity --model tiny --text wikitext2/test.txt",
@@ -51,6 +51,7 @@ COMMANDS = {
     "gpu/attention.json": "benchmarks/gpu/attention.py",
     "grass/step.json": "make grass",
     "grass/quality.json": 'make quality TEXT="path/to/text"',
+    "grass/recall.json": "benchmarks/grass/recall.py --output runs/recall",
     "grass/memory.json": "benchmarks/grass/memory.py",
     "gpu/grass_13b.json": "benchmarks/gpu/grass_13b.py",
     "gpu/grass_throughput.json": "benchmarks/gpu/grass_throughput.py",

@@ -109,6 +109,7 @@ SECTIONS = (
         {
             "benchmarks/grass/step.py": grass.table,
             "benchmarks/grass/quality.py": grass.quality,
+            "benchmarks/grass/recall.py": grass.recall,
             "benchmarks/grass/memory.py": grass.memory,
             "benchmarks/gpu/grass_13b.py": gpu.fits,
             "benchmarks/gpu/grass_throughput.py": gpu.throughput,
@@ -270,6 +271,7 @@ PICTURES: dict[str, Draw] = {
 README: dict[str, tuple[str, Callable[[Figures], str]]] = {
     "bench:grass": ("grass/step.json", grass.table),
     "bench:quality": ("grass/quality.json", grass.quality),
+    "bench:recall": ("grass/recall.json", grass.recall),
     "retention": ("retention/results.json", retention),
     "retention:longterm": ("retention/longterm.json", retention),
     "retention:int8": ("retention/longterm_int8.json", retention),

@@ -213,6 +213,15 @@ def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkey
         assert torch.equal(cache.time[retrieved], cache.time[retrieved].sort(dim=1).values)
 
 
+def test_a_batch_may_keep_the_rest_of_the_bank_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = model_of(), replace(batch_of(), near=2, order=torch.full((ROWS, 3), CHUNKS), far=False)
+    made, bank = chunks_of(model, batch, banked=40)
+    monkeypatch.setattr(bank, "hardest", None)
+    cache = recalling(model, made, bank, batch, PLAIN, torch.Generator())
+    recall_prompts(model, cache, batch.prompts)
+    assert len(cache.losses) == 2
+
+
 def test_whole_chunks_are_retrieved_where_writes_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each chunk in one piece but for what the pool holds of it, and the last cut short."""
     model = model_of(together=K, retrieved=2 * K + 1)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from remanence.evaluation.retention import Condition
     from remanence.model.memory_model import MemoryModel
 
+StateOption = Annotated[
+    Path | None, typer.Option(help="Folder for what is finished; the same command then goes on after a cut.")
+]
+
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -112,6 +116,7 @@ def retention(
     tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
     plot: Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")] = None,
 ) -> None:
@@ -124,12 +129,12 @@ def retention(
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
-    require_places(json_file, plot)
+    require_places(json_file, plot, state=state)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
     engine = load_model(model)
     storage = storage_of(engine, tier, int8)
-    with progress_bar("measuring") as progress:
+    with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
             engine,
             distances=distances,
@@ -139,6 +144,7 @@ def retention(
             seed=seed,
             attributes_per_biography=facts,
             data=None if data is None else Passages(data, engine.tokenizer),
+            state=state,
             progress=progress,
         )
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
@@ -175,9 +181,7 @@ def longcontext(
     tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other documents.")] = 0,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder for finished batches; the same command then goes on after a cut.")
-    ] = None,
+    state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """F1 and exact match of answers about long documents, by their length."""
@@ -257,22 +261,24 @@ def retrieval(
     tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
     from remanence.evaluation.retrieval import measure
     from remanence.terminal import retrieval_table
 
-    require_places(json_file)
+    require_places(json_file, state=state)
     engine = load_model(model)
     storage = storage_of(engine, tier, int8)
-    with progress_bar("measuring") as progress:
+    with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
             engine,
             distances=distances,
             samples=samples,
             seed=seed,
             storage=storage,
+            state=state,
             progress=progress,
         )
     words = ["remanence", "eval", "retrieval", "--samples", str(samples), "--distances", distances, "--seed", str(seed)]
@@ -304,9 +310,7 @@ def editing(
     batch: Annotated[int, typer.Option(min=1, help="Prompts read at once.")] = 25,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
-    state: Annotated[
-        Path | None, typer.Option(help="Folder for what is finished; the same command then goes on after a cut.")
-    ] = None,
+    state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Efficacy, generalisation and specificity of changed facts: by memory, in context, by fine-tuning."""
@@ -361,6 +365,7 @@ def perplexity(
     memories: Annotated[int, typer.Option(min=1, help="Read in one batch, a window each.")] = 8,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other unrelated texts.")] = 0,
+    state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Perplexity of a text with an empty memory, and with memories full of other text: whether memory does harm."""
@@ -368,12 +373,19 @@ def perplexity(
     from remanence.terminal import perplexity_table
     from remanence.texts import read_text
 
-    require_places(json_file)
+    require_places(json_file, state=state)
     content = bundled_text() if text is None else read_text(text)
     engine = load_model(model)
-    with progress_bar("reading") as progress:
+    with interruptible(left(state, "finished batches are")), progress_bar("reading") as progress:
         report = measure(
-            engine, content, samples=samples, window=window, memories=memories, seed=seed, progress=progress
+            engine,
+            content,
+            samples=samples,
+            window=window,
+            memories=memories,
+            seed=seed,
+            state=state,
+            progress=progress,
         )
     words = ["remanence", "eval", "perplexity", *([] if text is None else ["--text", str(text)])]
     words += ["--samples", str(samples), "--window", str(window), "--memories", str(memories), "--seed", str(seed)]

@@ -12,9 +12,11 @@ Tokens are predicted within windows of a text, under each of these memories:
 A memory that does no harm has an unrelated perplexity like the empty one.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from math import exp, sqrt
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +26,7 @@ from torch.nn.functional import cross_entropy
 from remanence.data.episodes import unrelated
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
+from remanence.evaluation.resuming import keep, kept
 from remanence.evaluation.scoring import room
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
@@ -45,6 +48,7 @@ def measure(
     window: int = 256,
     memories: int = 8,
     seed: int = 0,
+    state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Perplexity of a text under each memory, and its ratio to that with an empty one.
@@ -53,6 +57,7 @@ def measure(
         samples: windows, spread evenly over the text; fewer if it has fewer.
         window: tokens of each. All but the first are predicted, from those before them in the window.
         memories: written apart from each other and read in one batch, a window each.
+        state: folder in which losses are kept batch by batch; a run that was cut goes on from there.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -61,7 +66,8 @@ def measure(
         of a ratio is of paired differences.
 
     Raises:
-        InvalidInputError: the text is shorter than three windows; sizes that make no sense or do not fit the model.
+        InvalidInputError: the text is shorter than three windows; sizes that make no sense or do not fit the model; a
+            state folder of another run.
     """
     if window < 2 or samples < 2 or memories < 1:
         raise InvalidInputError("perplexity needs at least two windows, of at least two tokens, and one memory")
@@ -87,26 +93,24 @@ def measure(
     for _ in range(writes):
         model.write(held, [next(stream) for stream in streams])
         step()
-    losses: dict[Condition, list[Tensor]] = {}
+    sizes = {"n": model.slots, "k": model.slots_per_write, "window": window, "memories": memories, "samples": count}
+    by = {"model": model.fingerprint(), "seed": seed}
+    run = {**sizes, **by, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    record = None if state is None else kept(state / "losses.json", run)
+    losses: dict[Condition, list[float]] = {} if record is None else record["losses"]
     for start in starts:
         part = chosen[start : start + memories]
         for condition in CONDITIONS:
-            if condition != "shipped" or model.shipped_pool is not None:
+            done = losses.setdefault(condition, [])
+            if len(done) == start and (condition != "shipped" or model.shipped_pool is not None):
                 read = _memories(model, condition, held[: len(part)], seed, windows[[index - 1 for index in part]])
-                losses.setdefault(condition, []).append(_losses(model, read, windows[part]))
+                done += _losses(model, read, windows[part]).tolist()
+        if state is not None:
+            keep(state / "losses.json", run, losses=losses)
         step()
-    means = {condition: torch.cat(each) for condition, each in losses.items()}
-    return {
-        "n": model.slots,
-        "k": model.slots_per_write,
-        "window": window,
-        "memories": memories,
-        "samples": count,
-        "tokens": count * (window - 1),
-        "conditions": {condition: _figures(each, means["empty"]) for condition, each in means.items()},
-        "model": model.fingerprint(),
-        "seed": seed,
-    }
+    means = {condition: torch.tensor(each, dtype=torch.float64) for condition, each in losses.items() if each}
+    figures = {condition: _figures(each, means["empty"]) for condition, each in means.items()}
+    return {**sizes, "tokens": count * (window - 1), "conditions": figures, **by}
 
 
 def _absent(rng: random.Random, text: str) -> Iterator[str]:

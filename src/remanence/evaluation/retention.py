@@ -15,8 +15,10 @@ every question is the first of its episode.
 | bm25 | of all that was written, the paragraphs that BM25 ranks highest for the question, in the context |
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from remanence.data.biographies import ATTRIBUTES, values
@@ -25,6 +27,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import ANSWER_TOKENS, Context, continuations, row_continuations
 from remanence.evaluation.bm25 import BestPassages, require_bm25
 from remanence.evaluation.distances import DISTANCES, parse_distances
+from remanence.evaluation.resuming import keep, kept
 from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import Question, answer_of
@@ -105,6 +108,7 @@ def measure(
     attributes_per_biography: int = FACTS,
     data: Samples | None = None,
     batch: int = 25,
+    state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The share of right answers at each distance under each condition, answered greedily.
@@ -118,6 +122,7 @@ def measure(
         data: None: biographies of held-out people.
         storage: where long-term slots lie; None: in host memory, as they are.
         batch: memories that are written at once.
+        state: folder in which counts are kept batch by batch; a run that was cut goes on from there.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -127,7 +132,7 @@ def measure(
         and what it says about itself.
 
     Raises:
-        InvalidInputError: distances, conditions or sizes that make no sense.
+        InvalidInputError: distances, conditions or sizes that make no sense; a state folder of another run.
     """
     data = Biographies(attributes_per_biography) if data is None else data
     writes_per_pool = model.slots // model.slots_per_write
@@ -144,12 +149,32 @@ def measure(
         require_bm25()
     episodes = [data.episode(seed, index) for index in range(samples)]
     starts, warm_up = range(0, samples, batch), data.warm_up(model)
-    step = _Steps(len(starts) * (warm_up + 1 + asked[-1]), progress)
-    right = {condition: dict.fromkeys(asked, 0) for condition in CONDITIONS if condition in conditions}
-    for start in starts:
+    each = warm_up + 1 + asked[-1]  # steps of a batch
+    run: dict[str, Any] = {
+        "n": model.slots,
+        "k": model.slots_per_write,
+        "model": model.fingerprint(),
+        "seed": seed,
+        "samples": samples,
+        "batch": batch,
+        "distances": asked,
+        "conditions": [condition for condition in CONDITIONS if condition in conditions],
+        "int8": storage is not None and bool(storage.int8),
+        "facts": hashlib.sha256("\0".join(episode.fact for episode in episodes).encode()).hexdigest()[:16],
+    }
+    record = None if state is None else kept(state / "right.json", run)
+    done, right = 0, {condition: dict.fromkeys(asked, 0) for condition in run["conditions"]}
+    if record is not None:
+        done = record["done"]
+        right = {condition: dict(zip(asked, counts, strict=True)) for condition, counts in record["right"].items()}
+    step = _Steps(done * each, len(starts) * each, progress)
+    for start in starts[done:]:
         indices = range(start, min(start + batch, samples))
         memories = [model.new_memory(seed + index, longterm="longterm" in right, storage=storage) for index in indices]
         _measure_batch(model, data, episodes[start : start + batch], memories, right, warm_up, step)
+        done += 1
+        if state is not None:
+            keep(state / "right.json", run, done=done, right={c: [*counts.values()] for c, counts in right.items()})
     curves = {
         condition: [point(distance, count, samples, data.score) for distance, count in counts.items()]
         for condition, counts in right.items()
@@ -197,8 +222,8 @@ def chance() -> float:
 
 
 class _Steps:
-    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
-        self._done, self._total, self._report = 0, total, report
+    def __init__(self, done: int, total: int, report: Callable[[int, int], None] | None) -> None:
+        self._done, self._total, self._report = done, total, report
 
     def __call__(self) -> None:
         self._done += 1

@@ -6,6 +6,7 @@ one question is read, and what it retrieved is traced to the writes that made it
 
 from collections.abc import Callable, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ import torch
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import parse_distances
+from remanence.evaluation.resuming import keep, kept
 from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
 
 Progress = Callable[[int, int], None]
+Batch = dict[int, tuple[list[list[float]], int]]  # per distance the shares [B][L], and how many slots a layer has
 
 
 def measure(
@@ -27,6 +30,7 @@ def measure(
     seed: int = 0,
     storage: Storage | None = None,
     batch: int = 25,
+    state: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Share of the fact's long-term slots that are among the K0 retrieved, and the share that chance would give.
@@ -34,6 +38,7 @@ def measure(
     Args:
         distances: writes between biography and question, or as `parse_distances` reads them.
         samples: people; batch: memories that are written at once.
+        state: folder in which shares are kept batch by batch; a run that was cut goes on from there.
         progress: called with (steps done, steps in all).
 
     Returns:
@@ -42,7 +47,7 @@ def measure(
         each).
 
     Raises:
-        InvalidInputError: the model has no retriever, or the sizes make no sense.
+        InvalidInputError: the model has no retriever, or the sizes make no sense; a state folder of another run.
     """
     if model.longterm is None:
         raise InvalidInputError("this model has no retriever, so there is nothing to measure")
@@ -50,36 +55,67 @@ def measure(
     asked = parse_distances(distances, writes_per_pool) if isinstance(distances, str) else sorted(set(distances))
     if not asked or asked[0] < 1 or samples < 1 or batch < 1:
         raise InvalidInputError("retrieval needs at least one sample, and distances of at least one write")
-    shares: dict[int, list[list[float]]] = {distance: [] for distance in asked}
-    sizes: dict[int, int] = {}
-    starts = range(0, samples, batch)
-    total, done = len(starts) * (2 * writes_per_pool + 1 + asked[-1]), 0
-    for start in starts:
-        indices = range(start, min(start + batch, samples))
-        episodes = [Episode(seed, index, FACTS) for index in indices]
-        memories = [model.new_memory(seed + index, storage=storage) for index in indices]
-        facts: list[int] = []
-        for step in range(-2 * writes_per_pool, asked[-1] + 1):
-            texts = [episode.fact if step == 0 else next(episode.unrelated) for episode in episodes]
-            receipts = model.write(memories, texts)
-            if step == 0:
-                facts = [receipt.writes[-1].id for receipt in receipts]
-            if step in shares:
-                prompts = [episode.question(step).text for episode in episodes]
-                shares[step] += _shares(model, memories, prompts, facts)
-                sizes[step] = min(longterm_size(memory) for memory in memories)
-            done += 1
-            if progress is not None:
-                progress(done, total)
-    return {
+    run: dict[str, Any] = {
         "n": model.slots,
         "k": model.slots_per_write,
         "k0": model.longterm.retrieved,
-        "points": [_point(d, sizes[d], model.longterm.retrieved, torch.tensor(shares[d])) for d in asked],
         "model": model.fingerprint(),
         "seed": seed,
         "samples": samples,
     }
+    settings = {**run, "batch": batch, "distances": asked, "int8": storage is not None and bool(storage.int8)}
+    record = None if state is None else kept(state / "shares.json", settings)
+    finished: list[Batch] = (
+        [] if record is None else [{int(d): at for d, at in one.items()} for one in record["batches"]]
+    )
+    starts, steps = range(0, samples, batch), 2 * writes_per_pool + 1 + asked[-1]
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(len(finished) * steps + done, len(starts) * steps)
+
+    for start in starts[len(finished) :]:
+        indices = range(start, min(start + batch, samples))
+        finished.append(
+            _measure_batch(
+                model,
+                [Episode(seed, index, FACTS) for index in indices],
+                [model.new_memory(seed + index, storage=storage) for index in indices],
+                asked,
+                told,
+            )
+        )
+        if state is not None:
+            keep(state / "shares.json", settings, batches=finished)
+    points = []
+    for distance in asked:
+        found = [one[distance] for one in finished]
+        shares = [row for each, _ in found for row in each]
+        points.append(_point(distance, min(size for _, size in found), run["k0"], torch.tensor(shares)))
+    return {**run, "points": points}
+
+
+def _measure_batch(
+    model: MemoryModel,
+    episodes: Sequence[Episode],
+    memories: Sequence[Memory],
+    asked: Sequence[int],
+    progress: Callable[[int], None],
+) -> Batch:
+    warm_up = 2 * (model.slots // model.slots_per_write)
+    facts: list[int] = []
+    measured: Batch = {}
+    for step in range(-warm_up, asked[-1] + 1):
+        texts = [episode.fact if step == 0 else next(episode.unrelated) for episode in episodes]
+        receipts = model.write(memories, texts)
+        if step == 0:
+            facts = [receipt.writes[-1].id for receipt in receipts]
+        if step in asked:
+            prompts = [episode.question(step).text for episode in episodes]
+            size = min(longterm_size(memory) for memory in memories)
+            measured[step] = _shares(model, memories, prompts, facts), size
+        progress(step + warm_up + 1)
+    return measured
 
 
 def longterm_size(memory: Memory) -> int:

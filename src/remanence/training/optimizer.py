@@ -30,7 +30,7 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         vectors = list(others)
-        self._parts: list[Optimizer] = [Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay)]
+        self._parts: list[Optimizer] = [Muon(matrices, lr=muon_lr, weight_decay=weight_decay)]
         if vectors:
             self._parts.append(AdamW(vectors, lr=adamw_lr, betas=betas, weight_decay=0.0))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
@@ -62,13 +62,15 @@ def split_parameters(model: nn.Module, part: nn.Module) -> tuple[list[nn.Paramet
     return [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]
 
 
-def choose(name: str, model: nn.Module, *, lr: float, rank: int, default: Callable[[], Optimizer]) -> Optimizer:
+def choose(
+    name: str, model: nn.Module, *, lr: float, rank: int, gap: int = 200, default: Callable[[], Optimizer]
+) -> Optimizer:
     """The optimizer that `remanence train --optimizer` names.
 
     Args:
         name: "default": the recipe's own; "adamw": AdamW; "grass": Grass on the linear layers of decoder layers, and
             AdamW on the rest.
-        rank: for Grass.
+        rank, gap: for Grass, the rows that are trained at a time, and the steps for which they are.
 
     Raises:
         InvalidInputError: another name.
@@ -79,5 +81,14 @@ def choose(name: str, model: nn.Module, *, lr: float, rank: int, default: Callab
     if name == "adamw":
         return AdamW([p for p in model.parameters() if p.requires_grad], **settings)
     if name == "grass":
-        return GrassAdamW(grass_param_groups(model, rank, scale=1.0, target_modules=["layers."]), **settings)
+        groups = grass_param_groups(
+            model,
+            rank,
+            gap,
+            scale=1.0,
+            selection="multinomial_norm",
+            on_refresh="keep",
+            target_modules=["layers."],
+        )
+        return GrassAdamW(groups, **settings)
     raise InvalidInputError(f"there is no optimizer {name!r}; take default, adamw or grass")

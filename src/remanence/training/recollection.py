@@ -36,6 +36,7 @@ class Recollections:
         spared: `[R, M]` bool, others about the same, which the retriever is told neither to score high nor low: no key
             says which of two facts is the newer.
         counted: `[R, T]` bool, the tokens that ask.
+        far: the rest of the bank can be retrieved too.
     """
 
     chunks: Tensor
@@ -46,6 +47,7 @@ class Recollections:
     spared: Tensor
     prompts: Prompts
     counted: Tensor
+    far: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def recalling(
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> Tensor:
-        return bank.hardest(layer, queries, retrieved, near, whole) if len(bank) > len(near) else slots[:0, layer]
+        if not batch.far or len(bank) <= len(near):
+            return slots[:0, layer]
+        return bank.hardest(layer, queries, retrieved, near, whole)
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return RecallingCache(

@@ -1,0 +1,21 @@
+"""Rules of eviction and of retrieval against each other."""
+
+from tables import Figures, grid, interval
+
+
+def table(figures: Figures) -> str:
+    parts = []
+    for model in dict.fromkeys(result["model"] for result in figures["results"]):
+        results = [result for result in figures["results"] if result["model"] == model]
+        distances = [point["distance"] for point in results[0]["points"]]
+        rows = [
+            (
+                result["eviction"],
+                f"by {result['retrieval']}" if result["retrieval"] else "pool only",
+                *(interval(point["exact_match"], point["stderr"]) for point in result["points"]),
+            )
+            for result in results
+        ]
+        parts.append(grid((f"`{model}`: evicted", "retrieved", *(f"{d:,}" for d in distances)), rows))
+    about = f"Exact match by distance in writes, {figures['questions']} questions each about one memory."
+    return "\n\n".join([*parts, about])
