@@ -31,12 +31,12 @@ RETRIEVAL_SIZE = 128
 CAPACITY = 150_000
 BANK = 4096  # chunks; as many slots as a memory of some 8,000 writes has
 NEAR = 64  # of them, that pools are filled with
-THRESHOLD, EASY = 0.92, 900  # namesakes come with so many answers right, at the latest at this step
+NAMESAKES = 0.5  # share of batches of people who share names, in which the whole bank is within reach
 LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
 
-def build_batch(task: RecallTask, step: int, level: int) -> Batch:
+def build_batch(task: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
     rng = random.Random(f"{SEED}/{step}")
     drawn = rng.random()
@@ -48,13 +48,13 @@ def build_batch(task: RecallTask, step: int, level: int) -> Batch:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.25:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    namesakes = level > 0 or step >= EASY
-    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, near=NEAR, namesakes=namesakes), "task": "longterm"}
+    beyond = task.beyond_pool(rng, BIOGRAPHIES, near=NEAR, namesakes=rng.random() < NAMESAKES)
+    return {"batch": beyond, "task": "longterm"}
 
 
 def build_model(base: str | Path) -> MemoryModel:
     model = MemoryModel.from_pretrained(base)
-    rules = LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY, together=model.slots_per_write)
+    rules = LongTermRules(RETRIEVED, capacity=CAPACITY, together=model.slots_per_write, pooled=True)
     model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
     assert model.retriever is not None
     trained = {id(p) for part in (model.retriever, model.backbone.layers) for p in part.parameters() if p.dim() == 2}
@@ -81,7 +81,7 @@ def train(
     *,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int = 2000,
+    steps: int = 1400,
     base: str = "",
     log_to: str = "none",
 ) -> Path:
@@ -105,14 +105,8 @@ def train(
         model,
         through="all",
         args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
-        curriculum=Curriculum(
-            lambda step, level: build_batch(task, step, level),
-            levels=2,
-            steps=steps,
-            task="longterm",
-            threshold=THRESHOLD,
-        ),
-        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=3.0),
+        curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
+        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=0.15),
         bank=BANK,
         optimizers=(build_optimizer(model), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],

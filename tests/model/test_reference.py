@@ -82,10 +82,16 @@ def test_first_generated_token_is_the_plain_paths() -> None:
     torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["slots", "writes"])
-def test_fast_path_retrieves_what_the_plain_one_does(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    count, together = 8, K if whole else 1
-    rules = LongTermRules(retrieved=count, together=together)
+@pytest.mark.parametrize(
+    ("together", "pooled"),
+    [(1, False), (K, False), (1, True), (K, True)],
+    ids=["published", "writes", "pooled", "both"],
+)
+def test_fast_path_retrieves_what_the_plain_one_does(
+    together: int, pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 8
+    rules = LongTermRules(retrieved=count, together=together, pooled=pooled)
     model = with_memory(decoder(), longterm=rules, retrieval_size=16, keep_hidden=True)
     retriever, slots, k = model.retriever, model.slots, model.slots_per_write
     pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
@@ -125,6 +131,7 @@ def test_fast_path_retrieves_what_the_plain_one_does(whole: bool, monkeypatch: p
             retriever=retriever,
             count=count,
             together=together,
+            pooled=pooled,
         )
         torch.testing.assert_close(out.logits[0], logits, **CLOSE)
         fast = [rows[0].positions.tolist() for rows in out.past_key_values.retrieval.found]

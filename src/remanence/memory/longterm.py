@@ -34,6 +34,8 @@ class LongTermRules:
             lose `decay`, and those that have some left stay, if they are more than K0. `capacity` is not looked at.
         together: so many slots as one write makes are scored by their mean and read together; 1: each on its own, as
             published.
+        pooled: a prompt asks with the mean of its tokens' queries, so that sigmoid(q·k) is the score; else each token
+            asks, and the score is their mean, as published.
         merge_after: slots written between two merges.
         repeat: fewer slots than K0 are repeated to make K0, as the published code does.
     """
@@ -42,6 +44,7 @@ class LongTermRules:
     capacity: int = 150_000
     policy: Policy = "oldest"
     together: int = 1
+    pooled: bool = False
     merge_after: int = 15_360
     initial_frequency: float = 10.0
     decay: float = 1.0
@@ -308,6 +311,7 @@ class LongTerm:
         held = self.layers[layer]
         wanted = self.readable if wanted is None else wanted
         writes = held.writes(self.clock, self.rules.together) if self.rules.together > 1 and wanted else None
+        queries = queries.mean(dim=0, keepdim=True) if self.rules.pooled else queries
         positions = held.chosen(queries, wanted, self.rules.repeat, writes)
         keys, values = held.take(positions)
         return Retrieved(keys, values, positions)

@@ -40,6 +40,7 @@ def read(
     retriever: Any = None,
     count: int = 0,
     together: int = 1,
+    pooled: bool = False,
 ) -> Tensor:
     """Logits `[T, V]` of a prompt behind [bos | retrieved | pool].
 
@@ -50,7 +51,7 @@ def read(
         ids: `[T]`.
         longterm: what to retrieve from; None: nothing is retrieved.
         retriever: a `Retriever`; of it, `query[layer]` is asked.
-        count: slots that each layer retrieves, fewer where there are fewer; together: see `retrieve`.
+        count: slots that each layer retrieves, fewer where there are fewer; together, pooled: see `retrieve`.
     """
     hidden = hf.model.embed_tokens(ids)  # [T, d]
     for index, layer in enumerate(hf.model.layers):
@@ -58,7 +59,7 @@ def read(
         if longterm is not None:
             queries = retriever.query[index](layer.input_layernorm(hidden))
             count = min(count, longterm.slots.shape[1])
-            found = retrieve(queries, longterm.keys[index], longterm.ages[index], count, together)
+            found = retrieve(queries, longterm.keys[index], longterm.ages[index], count, together, pooled)
             slots = torch.cat([longterm.slots[index][found].to(slots.device), slots])
         rows = torch.cat([_behind_bos(bos, index, slots), hidden])
         hidden = _layer(hf, layer, rows, queries=len(ids))
@@ -66,13 +67,15 @@ def read(
 
 
 def retrieve(
-    queries: Tensor, keys: Tensor, ages: Tensor, count: int, together: int = 1
+    queries: Tensor, keys: Tensor, ages: Tensor, count: int, together: int = 1, pooled: bool = False
 ) -> Tensor:  # [T, P], [M, P], [M] -> [count]
     """Indices of the slots with the highest scores, oldest first; of equal age the later first.
 
-    A slot's score is the mean over the prompt's tokens of sigmoid(q·k). With `together` > 1, which is not in the
-    published code, writes of so many slots are taken one after another, by the mean of their slots' scores.
+    A slot's score is the mean over the prompt's tokens of sigmoid(q·k). Not in the published code: `pooled`, where it
+    is the sigmoid of the mean; and `together` > 1, where writes of so many slots are taken one after another, by the
+    mean of their slots' scores.
     """
+    queries = queries.mean(dim=0, keepdim=True) if pooled else queries
     scores = (queries @ keys.to(queries.device).T).sigmoid().mean(dim=0)  # [M]
     found = scores.topk(count).indices
     if together > 1:

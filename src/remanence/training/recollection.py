@@ -55,9 +55,9 @@ class RetrieverLoss:
     """How the retriever is trained.
 
     Attributes:
-        temperature: p- weighs wrong slots by the softmax of score / temperature; None: all alike, as published. Most
-            slots are easy to tell apart and teach nothing; yet the hardest alone would first teach the retriever to
-            score all slots alike.
+        temperature: take -log of the softmax of score / temperature in the place of the published loss; None: do not.
+            Most slots are easy to tell apart, and where p- is that of the hard ones alone, the published loss is
+            smallest where all slots score 0.5.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
         weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
@@ -93,7 +93,7 @@ class RecallingCache(PrefixCache):
     ) -> None:
         assert model.longterm is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
-        self.together = model.longterm.together
+        self.together, self.pooled = model.longterm.together, model.longterm.pooled
         self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
@@ -140,10 +140,16 @@ class RecallingCache(PrefixCache):
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
-        each = (queries @ retriever.key[layer](seen).t()).float().sigmoid()  # [R, T, S]
-        scores = _mean(each, self.counted)
+        keys = retriever.key[layer](seen)
+        each = queries if self.pooled else (queries @ keys.t()).float().sigmoid()  # [R, T, P] or [R, T, S + H]
+
+        def score(counted: Tensor) -> Tensor:
+            mean = _mean(each, counted)
+            return (mean @ keys.t()).float().sigmoid() if self.pooled else mean
+
+        scores = score(self.counted)
         if self.asked.any():
-            self.losses.append(self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores))
+            self.losses.append(self._loss(score(self._beginnings()) if self.settings.random_prefix else scores))
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
@@ -164,13 +170,12 @@ class RecallingCache(PrefixCache):
         if self.together > 1:
             scores = scores.unflatten(1, (-1, self.together)).mean(dim=2)
             asked, wrong = asked[:, :: self.together], wrong[:, :: self.together]
-        positive = (scores * asked).sum(1) / asked.sum(1)
-        if self.settings.temperature is None:
-            negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
-        else:
-            logits = scores.detach() / self.settings.temperature
-            lowest = torch.finfo(logits.dtype).min
-            negative = (scores * wrong * logits.masked_fill(~wrong, lowest).softmax(1)).sum(1)
+        share = asked / asked.sum(1, keepdim=True)
+        if self.settings.temperature is not None:
+            logits = (scores / self.settings.temperature).masked_fill(~(asked | wrong), -torch.inf)
+            return (logits.logsumexp(1) - (scores * share).sum(1) / self.settings.temperature).mean()
+        positive = (scores * share).sum(1)
+        negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 
