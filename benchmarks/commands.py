@@ -24,10 +24,10 @@ COMMANDS = {
         "eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8"
     ),
     "retention/longterm_far.json": (
-        "eval retention --model tiny_longterm --samples 40 --distances 0,800,1600 --memory longterm"
+        "eval retention --model tiny_longterm --samples 60 --distances 0,800,1600 --memory longterm"
     ),
     "retention/squad.json": "eval retention --model MODEL --data dev-v1.1.json --distances 0,5,…,60",
-    "retention/retrieval.json": "eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p",
+    "retention/retrieval.json": "eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p",
     "editing/results.json": (
         "eval editing --model tiny_longterm --edits 1,10,100 --samples 10 --method none --method memory "
         "--method context --method ft --method ft_l"

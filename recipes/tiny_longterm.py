@@ -1,9 +1,8 @@
-"""Long-term memory for the bundled checkpoint: twin LoRA for writing and reading, and a retriever.
+"""Long-term memory for the bundled checkpoint: twin LoRA for writing and reading, and a retriever; the rest is frozen.
 
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
-REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names; its
-matrices learn too, slowly, its embeddings do not.
+REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names.
 """
 
 import os
@@ -27,11 +26,10 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
-RETRIEVAL_SIZE = 128
+RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
 BANK = 4096  # chunks; as many slots as a memory of some 8,000 writes has
 NEAR = 64  # of them, that pools are filled with
-NAMESAKES = 0.5  # share of batches of people who share names, in which the whole bank is within reach
 LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
@@ -48,32 +46,25 @@ def build_batch(task: RecallTask, step: int) -> Batch:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.25:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    beyond = task.beyond_pool(rng, BIOGRAPHIES, near=NEAR, namesakes=rng.random() < NAMESAKES)
-    return {"batch": beyond, "task": "longterm"}
+    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
 
 
 def build_model(base: str | Path) -> MemoryModel:
-    model = MemoryModel.from_pretrained(base)
-    rules = LongTermRules(RETRIEVED, capacity=CAPACITY, together=model.slots_per_write, pooled=True)
-    model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
+    model = MemoryModel.from_pretrained(base).with_longterm(
+        LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY), retrieval_size=RETRIEVAL_SIZE, lora=LORA
+    )
     assert model.retriever is not None
-    trained = {id(p) for part in (model.retriever, model.backbone.layers) for p in part.parameters() if p.dim() == 2}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
+    trained = {id(parameter) for parameter in model.retriever.parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(id(parameter) in trained or ".lora_" in name)
     return model
 
 
 def build_optimizer(model: MemoryModel) -> MuonAdamW:
     """Muon gets the retriever off its first plateau, where all slots score alike; LoRA under it unlearns to read."""
     assert model.retriever is not None
-    projectors, others = split_parameters(model, model.retriever)
-    adapters = {id(p) for name, p in model.named_parameters() if ".lora_" in name}
-    matrices = [
-        {"params": projectors, "lr": 0.02},
-        {"params": [p for p in others if id(p) not in adapters], "lr": 3e-3},
-    ]
-    lora = [p for p in others if id(p) in adapters]
-    return MuonAdamW(matrices, lora, muon_lr=0.02, adamw_lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.999))
+    projectors, lora = split_parameters(model, model.retriever)
+    return MuonAdamW(projectors, lora, muon_lr=0.02, adamw_lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.999))
 
 
 def train(
@@ -81,7 +72,7 @@ def train(
     *,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int = 1400,
+    steps: int = 2000,
     base: str = "",
     log_to: str = "none",
 ) -> Path:
@@ -106,7 +97,7 @@ def train(
         through="all",
         args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
         curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
-        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=0.15),
+        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=3.0),
         bank=BANK,
         optimizers=(build_optimizer(model), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],

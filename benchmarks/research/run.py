@@ -1,4 +1,4 @@
-"""Who should leave the pool, and what should be retrieved: rules against each other, on one checkpoint each.
+"""Who should leave the pool: rules against each other, for a pool alone and with long-term memory behind it.
 
     python benchmarks/research/run.py --json benchmarks/research/results.json
 
@@ -18,7 +18,6 @@ import argparse
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -92,20 +91,17 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     pool = MemoryModel.from_pretrained(bundled("tiny"))
     longterm = MemoryModel.from_pretrained(bundled("tiny_longterm"))
-    assert longterm.longterm is not None
     results = []
 
-    def measured(name: str, model: MemoryModel, eviction: str, retrieval: str, distances: tuple[int, ...]) -> None:
-        print(f"{name}, {eviction}, {retrieval or 'pool only'} ...", file=sys.stderr, flush=True)
+    def measured(name: str, model: MemoryModel, eviction: str, distances: tuple[int, ...]) -> None:
+        print(f"{name}, {eviction} ...", file=sys.stderr, flush=True)
         points = stream(model, EVICTION[eviction], distances, options.questions, options.seed)
-        results.append({"model": name, "eviction": eviction, "retrieval": retrieval, "points": points})
+        results.append({"model": name, "eviction": eviction, "points": points})
 
     for eviction in EVICTION:
-        measured("tiny", pool, eviction, "", POOL)
-    for retrieval, together in (("writes", longterm.slots_per_write), ("slots", 1)):
-        longterm.longterm = replace(longterm.longterm, together=together)
-        for eviction in ("random", "oldest"):
-            measured("tiny_longterm", longterm, eviction, retrieval, LONGTERM)
+        measured("tiny", pool, eviction, POOL)
+    for eviction in ("random", "oldest"):
+        measured("tiny_longterm", longterm, eviction, LONGTERM)
     write_down(
         {**circumstances(), "questions": options.questions, "seed": options.seed, "results": results}, options.json
     )

@@ -1,4 +1,4 @@
-"""Rules of eviction and of retrieval against each other."""
+"""Rules of eviction against each other."""
 
 from tables import Figures, grid, interval
 
@@ -11,11 +11,10 @@ def table(figures: Figures) -> str:
         rows = [
             (
                 result["eviction"],
-                f"by {result['retrieval']}" if result["retrieval"] else "pool only",
                 *(interval(point["exact_match"], point["stderr"]) for point in result["points"]),
             )
             for result in results
         ]
-        parts.append(grid((f"`{model}`: evicted", "retrieved", *(f"{d:,}" for d in distances)), rows))
+        parts.append(grid((f"`{model}`: who leaves", *(f"{d:,}" for d in distances)), rows))
     about = f"Exact match by distance in writes, {figures['questions']} questions each about one memory."
     return "\n\n".join([*parts, about])

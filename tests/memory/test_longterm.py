@@ -65,35 +65,6 @@ def test_the_highest_scores_over_all_blocks_are_retrieved_oldest_first(tokens: i
         assert torch.equal(found.values, joined(parts, "values", layer)[expected])
 
 
-def test_whole_writes_are_retrieved_by_the_mean_of_their_scores() -> None:
-    """Of the write that no longer fits, its best slots. Some slots of a write may still be in the pool."""
-    held = longterm(LongTermRules(retrieved=7, together=3))
-    ages = torch.stack([torch.randperm(30, generator=torch.Generator().manual_seed(n))[:24] for n in range(2)])
-    gone = append(held, 24, ages=ages)
-    for layer in range(SPEC.layers):
-        scores = torch.sigmoid(queries() @ gone.retrieval[layer].T).mean(0).tolist()
-        writes: dict[int, list[int]] = {}
-        for at, age in enumerate(ages[layer].tolist()):
-            writes.setdefault(age // 3, []).append(at)
-        ranked = sorted(writes.values(), key=lambda slots: -sum(scores[at] for at in slots) / len(slots))
-        expected = [at for slots in ranked for at in sorted(slots, key=lambda at: -scores[at])][:7]
-        found = positions(held, layer)
-        assert found == sorted(expected, key=lambda at: -int(ages[layer, at]))
-        assert set(found) != set(best(queries(), gone.retrieval[layer], ages[layer], 7))
-
-
-def test_a_write_of_which_slots_are_gone_is_scored_by_those_that_are_left() -> None:
-    held = longterm(LongTermRules(retrieved=2, together=2, **RECALL))
-    gone = append(held, 6, step=6, ages=torch.arange(6).repeat(2, 1))
-    held.layers[0].frequency = torch.tensor([-torch.inf, 2.0, 2.0, 2.0, 2.0, -torch.inf])
-    scores = torch.sigmoid(queries() @ gone.retrieval[0].T).mean(0)
-    means = {(1,): scores[1], (2, 3): scores[2:4].mean(), (4,): scores[4]}
-    ranked = [at for slots in sorted(means, key=lambda slots: -means[slots]) for at in slots]
-    if len(ranked) > 2 and ranked[1] == 2:
-        ranked[1] = 2 + int(scores[2:4].argmax())
-    assert sorted(positions(held, 0)) == sorted(ranked[:2])
-
-
 def test_of_slots_of_equal_age_the_later_comes_first() -> None:
     held = longterm()
     append(held, 7, ages=torch.tensor([[1, 4, 1, 4, 0, 4, 1], [3] * 7]))

@@ -82,17 +82,9 @@ def test_first_generated_token_is_the_plain_paths() -> None:
     torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("together", "pooled"),
-    [(1, False), (K, False), (1, True), (K, True)],
-    ids=["published", "writes", "pooled", "both"],
-)
-def test_fast_path_retrieves_what_the_plain_one_does(
-    together: int, pooled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 8
-    rules = LongTermRules(retrieved=count, together=together, pooled=pooled)
-    model = with_memory(decoder(), longterm=rules, retrieval_size=16, keep_hidden=True)
+    model = with_memory(decoder(), longterm=LongTermRules(retrieved=count), retrieval_size=16, keep_hidden=True)
     retriever, slots, k = model.retriever, model.slots, model.slots_per_write
     pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
     memory = model.memory_from_slots(pool, longterm=model.new_memory().longterm)
@@ -124,14 +116,7 @@ def test_fast_path_retrieves_what_the_plain_one_does(
         out = model.read(memory, prompt)
         found.clear()
         logits = reference.read(
-            **plain(model),
-            pool=pool,
-            ids=prompt,
-            longterm=longterm,
-            retriever=retriever,
-            count=count,
-            together=together,
-            pooled=pooled,
+            **plain(model), pool=pool, ids=prompt, longterm=longterm, retriever=retriever, count=count
         )
         torch.testing.assert_close(out.logits[0], logits, **CLOSE)
         fast = [rows[0].positions.tolist() for rows in out.past_key_values.retrieval.found]

@@ -69,20 +69,6 @@ def test_the_hardest_are_those_that_any_query_scores_highest() -> None:
     assert len(bank.hardest(0, queries, 1000, known)) == len(free) * K
 
 
-def test_the_hardest_chunks_are_those_whose_slots_score_highest_on_average() -> None:
-    generator = torch.Generator().manual_seed(0)
-    bank = Bank(20)
-    slots, keys = (torch.randn(12, LAYERS, K, size, generator=generator) for size in (D, P))
-    bank.add(slots, keys)
-    queries, known = torch.randn(2, P, generator=generator), torch.tensor([2, 7])
-    free = torch.tensor([c for c in range(12) if c not in (2, 7)])
-    for layer in range(LAYERS):
-        means = (queries @ keys[free, layer].flatten(0, 1).t()).sigmoid().unflatten(1, (-1, K)).mean(2)
-        best = sorted({int(i) for row in means for i in row.argsort(descending=True)[:2]})
-        found = bank.hardest(layer, queries, 2 * K - 1, known, whole=True)
-        assert torch.equal(found, slots[free[best], layer].flatten(0, 1))
-
-
 def test_a_bank_goes_on_where_it_was_saved() -> None:
     for filled in (3, 5, 7):
         bank, other = Bank(5), Bank(5)

@@ -12,7 +12,7 @@ from remanence.errors import InvalidInputError
 from remanence.model.memory_model import MemoryModel
 from remanence.optim import GrassAdamW
 from remanence.training.curriculum import Curriculum
-from remanence.training.optimizer import MuonAdamW, choose
+from remanence.training.optimizer import choose
 from remanence.training.trainer import MemoryTrainer
 from tests.training.models import arguments, tiny_model
 from tests.training.test_trainer import parameters, recitation
@@ -85,30 +85,3 @@ def test_a_run_with_grass_resumes_to_the_same_bits_from_checkpoints_that_load(tm
     resumed.train(resume_from_checkpoint=True)
     saved = [MemoryModel.from_pretrained(tmp_path / part / "checkpoint-10") for part in ("whole", "cut")]
     assert torch.equal(parameters(saved[0]), parameters(saved[1]))
-
-
-def test_groups_of_matrices_learn_at_rates_of_their_own_and_resume() -> None:
-    def made() -> tuple[list[torch.nn.Parameter], MuonAdamW]:
-        torch.manual_seed(0)
-        fast, still, vector = (torch.nn.Parameter(torch.randn(*shape)) for shape in ((4, 3), (3, 4), (5,)))
-        groups = [{"params": [fast], "lr": 0.1}, {"params": [still], "lr": 0.0}]
-        return [fast, still, vector], MuonAdamW(groups, [vector], muon_lr=1.0, adamw_lr=0.1, weight_decay=0.0)
-
-    def step(parameters: list[torch.nn.Parameter], optimizer: MuonAdamW) -> None:
-        for parameter in parameters:
-            parameter.grad = parameter.detach().cos()
-        optimizer.step()
-
-    weights, optimizer = made()
-    before = [weight.detach().clone() for weight in weights]
-    step(weights, optimizer)
-    assert [torch.equal(*pair) for pair in zip(weights, before, strict=True)] == [False, True, False]
-    copies, resumed = made()
-    for copied, weight in zip(copies, weights, strict=True):
-        copied.data.copy_(weight)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    optimizer.param_groups[1]["lr"] = resumed.param_groups[1]["lr"] = 0.05
-    step(weights, optimizer)
-    step(copies, resumed)
-    assert not torch.equal(weights[1], before[1])
-    assert all(torch.equal(*pair) for pair in zip(weights, copies, strict=True))

@@ -33,8 +33,8 @@ CHUNKS, ROWS, BANK = 6, 3, 9
 PLAIN = RetrieverLoss(random_prefix=0.0)
 
 
-def model_of(together: int = 1, retrieved: int = K0, pooled: bool = False) -> MemoryModel:
-    rules = LongTermRules(retrieved=retrieved, together=together, pooled=pooled)
+def model_of() -> MemoryModel:
+    rules = LongTermRules(retrieved=K0)
     model = tiny_model(slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name.startswith("retriever."))
@@ -76,26 +76,6 @@ def read(
     made, bank = chunks_of(model, batch)
     cache = recalling(model, made, bank, batch, loss, torch.Generator().manual_seed(seed))
     return cache, recall_prompts(model, cache, batch.prompts)
-
-
-def read_slots(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> tuple[RecallingCache, list[Tensor]]:
-    """A read, and which slots each layer took, `[R, K0 + N]`."""
-    chosen: list[Tensor] = []
-    project = model.backbone.project
-
-    def watched(layer: int, hidden: Tensor) -> tuple[Any, Any]:
-        keys, values = project(layer, hidden)
-
-        class Rows:
-            def __getitem__(self, index: Tensor) -> Tensor:
-                chosen.append(index)
-                return keys[index]
-
-        return (Rows(), values) if hidden.dim() == 2 and len(hidden) > 1 else (keys, values)
-
-    monkeypatch.setattr(model.backbone, "project", watched)
-    cache, _ = read(model)
-    return cache, chosen
 
 
 def graded(model: MemoryModel, loss: Tensor) -> dict[str, bool]:
@@ -152,9 +132,8 @@ def test_a_steps_own_chunks_keep_their_order_in_time() -> None:
         assert firsts == sorted(firsts)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_loss_is_the_papers_formula_over_the_scores_of_slots(pooled: bool) -> None:
-    model = model_of(pooled=pooled)
+def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
+    model = model_of()
     batch = batch_of()
     assert model.retriever is not None
     seen: list[Tensor] = []
@@ -166,22 +145,22 @@ def test_loss_is_the_papers_formula_over_the_scores_of_slots(pooled: bool) -> No
     expected = []
     for row in range(ROWS):
         queries = model.retriever.query[0](seen[-1][row, batch.counted[row]])
-        scores = torch.sigmoid(queries.mean(0) @ keys.T) if pooled else torch.sigmoid(queries @ keys.T).mean(0)
+        scores = torch.sigmoid(queries @ keys.T).mean(0)
         positive, negative = scores[cache.asked[row]].mean(), scores[~cache.asked[row]].mean()
         expected.append(-(positive + 1e-5).log() - (1 - negative + 1e-5).log())
     torch.testing.assert_close(cache.losses[0], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("together", [1, K])
-def test_a_temperature_ranks_what_is_asked_about_among_all_others(together: int) -> None:
-    """Cross-entropy over slots, each asked about in equal parts, or over the means of writes."""
-    cache, _ = read(model_of(together), replace(PLAIN, temperature=0.5))
-    scores = torch.rand(cache.asked.shape, generator=torch.Generator().manual_seed(0))
-    expected = []
-    for row, asked in zip(scores, cache.asked, strict=True):
-        means, right = row.view(-1, together).mean(1), asked[::together]
-        expected.append(-(means / 0.5).log_softmax(0)[right].mean())
-    torch.testing.assert_close(cache._loss(scores), torch.stack(expected).mean())
+def test_temperature_leads_from_all_wrong_slots_alike_to_the_hardest() -> None:
+    model = model_of()
+    alike, _ = read(model)
+    warm, _ = read(model, replace(PLAIN, temperature=1e4))
+    cold, _ = read(model, replace(PLAIN, temperature=1e-4))
+    colder, _ = read(model, replace(PLAIN, temperature=1e-6))
+    for every, mean, best, hardest in zip(alike.losses, warm.losses, cold.losses, colder.losses, strict=True):
+        torch.testing.assert_close(mean, every)
+        assert best > every
+        torch.testing.assert_close(hardest, best, atol=1e-3, rtol=0)
 
 
 def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:
@@ -211,38 +190,27 @@ def test_another_chunk_about_the_same_is_neither_right_nor_wrong(temperature: fl
 
 def test_nothing_of_the_pool_is_retrieved_and_what_is_stands_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
-    cache, chosen = read_slots(model, monkeypatch)
+    chosen: list[Tensor] = []
+    project = model.backbone.project
+
+    def watched(layer: int, hidden: Tensor) -> tuple[Any, Any]:
+        keys, values = project(layer, hidden)
+
+        class Rows:
+            def __getitem__(self, index: Tensor) -> Tensor:
+                chosen.append(index)
+                return keys[index]
+
+        return (Rows(), values) if hidden.dim() == 2 and len(hidden) > 1 else (keys, values)
+
+    monkeypatch.setattr(model.backbone, "project", watched)
+    cache, _ = read(model)
     for layer, index in enumerate(chosen):
         retrieved, pool = index[:, :K0], index[:, K0:]
         assert torch.equal(pool, cache.pool[:, layer])
         for row in range(ROWS):
             assert not set(retrieved[row].tolist()) & set(pool[row].tolist())
         assert torch.equal(cache.time[retrieved], cache.time[retrieved].sort(dim=1).values)
-
-
-def test_a_batch_may_keep_the_rest_of_the_bank_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, batch = model_of(), replace(batch_of(), near=2, order=torch.full((ROWS, 3), CHUNKS), far=False)
-    made, bank = chunks_of(model, batch, banked=40)
-    monkeypatch.setattr(bank, "hardest", None)
-    cache = recalling(model, made, bank, batch, PLAIN, torch.Generator())
-    recall_prompts(model, cache, batch.prompts)
-    assert len(cache.losses) == 2
-
-
-def test_whole_chunks_are_retrieved_where_writes_are_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each chunk in one piece but for what the pool holds of it, and the last cut short."""
-    model = model_of(together=K, retrieved=2 * K + 1)
-    cache, chosen = read_slots(model, monkeypatch)
-    assert len(chosen) == 2 and cache.wanted == 2 * K + 1
-    for layer, index in enumerate(chosen):
-        for row in range(ROWS):
-            retrieved, pool = index[row, : cache.wanted].tolist(), set(cache.pool[row, layer].tolist())
-            chunks = [at // K for at in retrieved]
-            assert chunks == [chunk for chunk in dict.fromkeys(chunks) for _ in range(chunks.count(chunk))]
-            whole = [
-                set(range(c * K, c * K + K)) - pool == {at for at in retrieved if at // K == c} for c in set(chunks)
-            ]
-            assert sum(not part for part in whole) <= 1
 
 
 def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +225,8 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     wanted: dict[int, Tensor] = {}
     hardest = bank.hardest
 
-    def watched(layer: int, queries: Tensor, each: int, known: Tensor, whole: bool) -> Tensor:
-        assert torch.equal(known, near) and not whole
+    def watched(layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:
+        assert torch.equal(known, near)
         bank.keys[layer, far, 1] = queries.mean(0) * 1e4
         wanted[layer] = hardest(layer, queries[:1] * 0 + queries.mean(0), each, known)
         return wanted[layer]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
-from remanence.memory.scoring import by_write, mean_sigmoid
+from remanence.memory.scoring import mean_sigmoid
 from remanence.memory.tiers import Block, Layout
 
 Policy = Literal["oldest", "recall_frequency"]
@@ -32,10 +32,6 @@ class LongTermRules:
         policy: "oldest" drops those that have been there longest (M+, section 3.2). "recall_frequency" is what the
             published code does: slots wait in a buffer; at a merge, each of them gets `initial_frequency`, all slots
             lose `decay`, and those that have some left stay, if they are more than K0. `capacity` is not looked at.
-        together: so many slots as one write makes are scored by their mean and read together; 1: each on its own, as
-            published.
-        pooled: a prompt asks with the mean of its tokens' queries, so that sigmoid(q·k) is the score; else each token
-            asks, and the score is their mean, as published.
         merge_after: slots written between two merges.
         repeat: fewer slots than K0 are repeated to make K0, as the published code does.
     """
@@ -43,8 +39,6 @@ class LongTermRules:
     retrieved: int
     capacity: int = 150_000
     policy: Policy = "oldest"
-    together: int = 1
-    pooled: bool = False
     merge_after: int = 15_360
     initial_frequency: float = 10.0
     decay: float = 1.0
@@ -53,10 +47,8 @@ class LongTermRules:
     def __post_init__(self) -> None:
         if self.policy not in ("oldest", "recall_frequency"):
             raise InvalidInputError(f"policy is 'oldest' or 'recall_frequency', not {self.policy!r}")
-        if self.retrieved < 1 or self.capacity < 0 or self.merge_after < 1 or self.together < 1:
-            raise InvalidInputError(
-                "long-term memory needs retrieved > 0, capacity >= 0, merge_after > 0 and together > 0"
-            )
+        if self.retrieved < 1 or self.capacity < 0 or self.merge_after < 1:
+            raise InvalidInputError("long-term memory needs retrieved > 0, capacity >= 0 and merge_after > 0")
         if not (isfinite(self.initial_frequency) and isfinite(self.decay)):
             raise InvalidInputError("initial_frequency and decay must be finite; a decay of 0 keeps every slot")
 
@@ -170,31 +162,18 @@ class LongTermLayer:
             scores[: len(self.frequency)].masked_fill_((self.frequency == _GONE).to(scores.device), -1)
         return scores
 
-    def chosen(
-        self, queries: Tensor, wanted: int, repeat: bool, writes: Tensor | None = None
-    ) -> Tensor:  # [T, P] -> positions [wanted]
+    def chosen(self, queries: Tensor, wanted: int, repeat: bool) -> Tensor:  # [T, P] -> positions [wanted]
         """The slots with the highest scores, oldest first; of equal age the later first.
 
         `repeat`: if fewer than `wanted` are merged they are taken over and over, and the buffer is not looked at.
-        `writes`: `[count - start]`, the write of each slot; given, slots are scored write by write.
         """
         size = self.size
         if repeat and size < wanted:
             picked = self.candidates()[:size][(torch.arange(wanted) - wanted) % size]
         else:
-            scores = self.scores(queries)
-            if writes is not None:
-                scores = by_write(scores, writes.to(scores.device), wanted)
-            picked = scores.topk(wanted).indices.cpu().sort().values + self.start
+            picked = self.scores(queries).topk(wanted).indices.cpu().sort().values + self.start
         picked = picked.flip(0)
         return picked[self.known("born", picked).argsort(stable=True)]
-
-    def writes(self, clock: int, each: int) -> Tensor:  # [count - start]
-        """How many writes ago each slot was made, by a clock that every write moves on by `each`."""
-        size = self.layout.block_rows
-        blocks = range(self.start // size, -(-self.count // size))
-        parts = [self.blocks[number].rows["born"].first(min(size, self.count - number * size)) for number in blocks]
-        return (clock - torch.cat(parts)[self.start % size :]) // each
 
     def moved(self, layout: Layout) -> "LongTermLayer":
         copy = self.fork()
@@ -309,10 +288,7 @@ class LongTerm:
             CorruptMemoryError: a score is not a number.
         """
         held = self.layers[layer]
-        wanted = self.readable if wanted is None else wanted
-        writes = held.writes(self.clock, self.rules.together) if self.rules.together > 1 and wanted else None
-        queries = queries.mean(dim=0, keepdim=True) if self.rules.pooled else queries
-        positions = held.chosen(queries, wanted, self.rules.repeat, writes)
+        positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat)
         keys, values = held.take(positions)
         return Retrieved(keys, values, positions)
 

@@ -39,8 +39,6 @@ def read(
     longterm: LongTerm | None = None,
     retriever: Any = None,
     count: int = 0,
-    together: int = 1,
-    pooled: bool = False,
 ) -> Tensor:
     """Logits `[T, V]` of a prompt behind [bos | retrieved | pool].
 
@@ -51,7 +49,7 @@ def read(
         ids: `[T]`.
         longterm: what to retrieve from; None: nothing is retrieved.
         retriever: a `Retriever`; of it, `query[layer]` is asked.
-        count: slots that each layer retrieves, fewer where there are fewer; together, pooled: see `retrieve`.
+        count: slots that each layer retrieves, fewer where there are fewer.
     """
     hidden = hf.model.embed_tokens(ids)  # [T, d]
     for index, layer in enumerate(hf.model.layers):
@@ -59,31 +57,20 @@ def read(
         if longterm is not None:
             queries = retriever.query[index](layer.input_layernorm(hidden))
             count = min(count, longterm.slots.shape[1])
-            found = retrieve(queries, longterm.keys[index], longterm.ages[index], count, together, pooled)
+            found = retrieve(queries, longterm.keys[index], longterm.ages[index], count)
             slots = torch.cat([longterm.slots[index][found].to(slots.device), slots])
         rows = torch.cat([_behind_bos(bos, index, slots), hidden])
         hidden = _layer(hf, layer, rows, queries=len(ids))
     return hf.lm_head(hf.model.norm(hidden))
 
 
-def retrieve(
-    queries: Tensor, keys: Tensor, ages: Tensor, count: int, together: int = 1, pooled: bool = False
-) -> Tensor:  # [T, P], [M, P], [M] -> [count]
+def retrieve(queries: Tensor, keys: Tensor, ages: Tensor, count: int) -> Tensor:  # [T, P], [M, P], [M] -> [count]
     """Indices of the slots with the highest scores, oldest first; of equal age the later first.
 
-    A slot's score is the mean over the prompt's tokens of sigmoid(q·k). Not in the published code: `pooled`, where it
-    is the sigmoid of the mean; and `together` > 1, where writes of so many slots are taken one after another, by the
-    mean of their slots' scores.
+    A slot's score is the mean over the prompt's tokens of sigmoid(q·k).
     """
-    queries = queries.mean(dim=0, keepdim=True) if pooled else queries
     scores = (queries @ keys.to(queries.device).T).sigmoid().mean(dim=0)  # [M]
-    found = scores.topk(count).indices
-    if together > 1:
-        writes = ages.to(scores.device) // together
-        ranked = [(writes == number).nonzero()[:, 0] for number in writes.unique()]
-        ranked.sort(key=lambda rows: -float(scores[rows].mean()))
-        found = torch.cat([rows[scores[rows].argsort(descending=True)] for rows in ranked])[:count]
-    found = found.to(ages.device).sort().values
+    found = scores.topk(count).indices.to(ages.device).sort().values
     return found[ages[found].argsort(stable=True).flip(0)]
 
 

@@ -49,21 +49,14 @@ class Bank:
         return self.slots[:, numbers.to(self.slots.device)].transpose(0, 1)
 
     @torch.no_grad()
-    def hardest(
-        self, layer: int, queries: Tensor, each: int, known: Tensor, whole: bool = False
-    ) -> Tensor:  # [R, P] -> [H, d]
-        """Slots that any of these queries takes for the best, `each` per query; none of the chunks `known`.
-
-        `whole`: chunk by chunk, by the mean of their slots' scores.
-        """
+    def hardest(self, layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:  # [R, P] -> [H, d]
+        """Slots that any of these queries takes for the best, `each` per query; none of the chunks `known`."""
         keys = self.keys[layer, : self._count]
         scores = (queries.float() @ keys.flatten(0, 1).t()).unflatten(1, keys.shape[:2])  # [R, C, K]
-        if whole:
-            scores = scores.sigmoid().mean(dim=2, keepdim=True)
         scores[:, known.to(scores.device)] = -torch.inf
-        free, each = (self._count - len(known)) * scores.shape[2], -(-each * scores.shape[2] // keys.shape[1])
+        free = (self._count - len(known)) * keys.shape[1]
         best = scores.flatten(1).topk(min(each, free), dim=1, sorted=False).indices.unique()
-        return self.slots[layer, : self._count].unflatten(1, (scores.shape[2], -1)).flatten(0, 1)[best].flatten(0, 1)
+        return self.slots[layer, : self._count].flatten(0, 1)[best]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors only."""

@@ -15,13 +15,13 @@ class MuonAdamW(Optimizer):
     """torch's Muon and AdamW, driven as one, so that a Trainer can schedule, save and resume them.
 
     Args:
-        matrices: parameters for Muon, 2-D; or groups of them, each with a learning rate of its own.
+        matrices: parameters for Muon, 2-D.
         others: parameters for AdamW (embeddings, norms, vectors); may be none.
     """
 
     def __init__(
         self,
-        matrices: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        matrices: Iterable[nn.Parameter],
         others: Iterable[nn.Parameter],
         *,
         muon_lr: float,
@@ -30,7 +30,7 @@ class MuonAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
     ) -> None:
         vectors = list(others)
-        self._parts: list[Optimizer] = [Muon(matrices, lr=muon_lr, weight_decay=weight_decay)]
+        self._parts: list[Optimizer] = [Muon(list(matrices), lr=muon_lr, weight_decay=weight_decay)]
         if vectors:
             self._parts.append(AdamW(vectors, lr=adamw_lr, betas=betas, weight_decay=0.0))
         super().__init__([group for part in self._parts for group in part.param_groups], {})
@@ -38,9 +38,8 @@ class MuonAdamW(Optimizer):
 
     def _share(self) -> None:
         """Let the parts step with the groups that a scheduler changes, and keep all state in one place."""
-        groups = iter(self.param_groups)
-        for part in self._parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups = [group]
             part.state = self.state
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
-NAMES_SHARED = (12, 40, 160)  # first names, and as many last ones, that the people of a batch beyond the pool share
+NAMES_SHARED = (6, 12, 40, 160)  # first names, and as many last ones, that the people of a batch beyond the pool share
 LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
@@ -150,7 +150,7 @@ class RecallTask:
         )
 
     def beyond_pool(
-        self, rng: random.Random, difficulty: Difficulty, *, near: int, in_pool: float = 0.35, namesakes: bool = True
+        self, rng: random.Random, difficulty: Difficulty, *, near: int, in_pool: float = 0.35
     ) -> Recollections:
         """M biographies to write; each row asks about one of them, which its pool holds with chance `in_pool` only.
 
@@ -160,11 +160,9 @@ class RecallTask:
 
         Args:
             near: chunks of earlier steps to fill pools with too.
-            namesakes: whether there are any; without, nothing but these is retrieved by mistake either: to tell
-                namesakes apart is learned once names are.
         """
-        sharing = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED) if namesakes else 0)]
-        ids, lengths, made = self._biographies(rng, difficulty, sharing)
+        namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
+        ids, lengths, made = self._biographies(rng, difficulty, namesakes)
         written = self.past_full
         asked, order, pairs = [], [], []
         for _ in range(self.rows):
@@ -183,8 +181,9 @@ class RecallTask:
         examples = self._rows(pairs, 1)
         prompts = pack(examples, self.pad)
         counted = asking(prompts, [[len(example.cue) for example in row] for row in examples])
-        places = torch.tensor(order), torch.tensor(asked), torch.tensor(spared)
-        return Recollections(ids, lengths, near, *places, prompts, counted, far=namesakes)
+        return Recollections(
+            ids, lengths, near, torch.tensor(order), torch.tensor(asked), torch.tensor(spared), prompts, counted
+        )
 
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
         """The same questions with the text in front of them, and no memory."""

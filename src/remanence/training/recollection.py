@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from remanence.memory.scoring import by_write
 from remanence.model.memory_model import MemoryModel
 from remanence.model.prefix import PrefixCache
 from remanence.model.rotation import rotate
@@ -36,7 +35,6 @@ class Recollections:
         spared: `[R, M]` bool, others about the same, which the retriever is told neither to score high nor low: no key
             says which of two facts is the newer.
         counted: `[R, T]` bool, the tokens that ask.
-        far: the rest of the bank can be retrieved too.
     """
 
     chunks: Tensor
@@ -47,7 +45,6 @@ class Recollections:
     spared: Tensor
     prompts: Prompts
     counted: Tensor
-    far: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,9 +52,9 @@ class RetrieverLoss:
     """How the retriever is trained.
 
     Attributes:
-        temperature: take -log of the softmax of score / temperature in the place of the published loss; None: do not.
-            Most slots are easy to tell apart, and where p- is that of the hard ones alone, the published loss is
-            smallest where all slots score 0.5.
+        temperature: p- weighs wrong slots by the softmax of score / temperature; None: all alike, as published. Most
+            slots are easy to tell apart and teach nothing; yet the hardest alone would first teach the retriever to
+            score all slots alike.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
         weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
@@ -93,7 +90,6 @@ class RecallingCache(PrefixCache):
     ) -> None:
         assert model.longterm is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
-        self.together, self.pooled = model.longterm.together, model.longterm.pooled
         self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
         super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
@@ -114,15 +110,9 @@ class RecallingCache(PrefixCache):
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
         scores = self._scores(layer, queries, hidden)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
-        ranked = scores.detach().scatter(1, pool, -1)
-        if self.together > 1 and self.wanted:
-            writes = torch.arange(ranked.shape[1], device=ranked.device) // self.together
-            ranked = by_write(ranked, writes, self.wanted)
-        picked = ranked.topk(self.wanted).indices.sort(dim=1).values
-        numbers, strangers = (len(part) // self.together for part in (self.slots, others))
-        born = torch.randint(numbers, (strangers,), generator=self.generator)
-        time = torch.cat([self.time // self.together, born.repeat_interleave(self.together).to(self.time.device)])
-        picked = picked.gather(1, time[picked].argsort(dim=1, stable=True))
+        picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices
+        time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
+        picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
         chosen = torch.cat([picked, pool], dim=1)
         if asked.any():
             self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
@@ -140,16 +130,10 @@ class RecallingCache(PrefixCache):
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
-        keys = retriever.key[layer](seen)
-        each = queries if self.pooled else (queries @ keys.t()).float().sigmoid()  # [R, T, P] or [R, T, S + H]
-
-        def score(counted: Tensor) -> Tensor:
-            mean = _mean(each, counted)
-            return (mean @ keys.t()).float().sigmoid() if self.pooled else mean
-
-        scores = score(self.counted)
+        each = (queries @ retriever.key[layer](seen).t()).float().sigmoid()  # [R, T, S]
+        scores = _mean(each, self.counted)
         if self.asked.any():
-            self.losses.append(self._loss(score(self._beginnings()) if self.settings.random_prefix else scores))
+            self.losses.append(self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores))
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
@@ -167,15 +151,13 @@ class RecallingCache(PrefixCache):
             nn.functional.pad(self.asked, (0, others)),
             nn.functional.pad(self.wrong, (0, others), value=True),
         )
-        if self.together > 1:
-            scores = scores.unflatten(1, (-1, self.together)).mean(dim=2)
-            asked, wrong = asked[:, :: self.together], wrong[:, :: self.together]
-        share = asked / asked.sum(1, keepdim=True)
-        if self.settings.temperature is not None:
-            logits = (scores / self.settings.temperature).masked_fill(~(asked | wrong), -torch.inf)
-            return (logits.logsumexp(1) - (scores * share).sum(1) / self.settings.temperature).mean()
-        positive = (scores * share).sum(1)
-        negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
+        positive = (scores * asked).sum(1) / asked.sum(1)
+        if self.settings.temperature is None:
+            negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
+        else:
+            logits = scores.detach() / self.settings.temperature
+            lowest = torch.finfo(logits.dtype).min
+            negative = (scores * wrong * logits.masked_fill(~wrong, lowest).softmax(1)).sum(1)
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 
@@ -199,7 +181,7 @@ def recalling(
     step's own chunks keep their order in time.
     """
     assert model.longterm is not None
-    retrieved, whole = model.longterm.retrieved, model.longterm.together > 1
+    retrieved = model.longterm.retrieved
     near = bank.draw(batch.near, generator)
     chunks = torch.cat([made, bank.chunks(near).to(made.dtype)]) if len(near) else made
     count, layers, k, size = chunks.shape
@@ -214,9 +196,7 @@ def recalling(
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> Tensor:
-        if not batch.far or len(bank) <= len(near):
-            return slots[:0, layer]
-        return bank.hardest(layer, queries, retrieved, near, whole)
+        return bank.hardest(layer, queries, retrieved, near) if len(bank) > len(near) else slots[:0, layer]
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return RecallingCache(
