@@ -49,6 +49,7 @@ COMMANDS = {
     "gpu/longterm.json": "benchmarks/longterm/run.py --device cuda --dtype bfloat16",
     "gpu/longterm_ttft.json": "benchmarks/gpu/longterm_ttft.py",
     "gpu/attention.json": "benchmarks/gpu/attention.py",
+    "research/results.json": "benchmarks/research/run.py",
     "grass/step.json": "make grass",
     "grass/quality.json": 'make quality TEXT="path/to/text"',
     "grass/recall.json": "benchmarks/grass/recall.py --output runs/recall",

@@ -25,6 +25,7 @@ from longterm.table import table as longterm
 from perplexity.table import table as perplexity
 from read_write.table import table as read_write
 from remanence.evaluation import plots
+from research.table import table as research
 from retention.table import retrieval
 from retention.table import table as retention
 from small.table import table as small
@@ -32,6 +33,7 @@ from tables import Figures, grid, interval, made_by
 
 All = dict[str, Figures]  # by path in `benchmarks`
 Draw = Callable[[Figures, Path], None]
+Tables = dict[str, tuple[str, Callable[[Figures], str]]]  # by marker, of which figures they are and how they are made
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ SECTIONS = (
             "benchmarks/gpu/grass_60m.py": grass.quality,
         },
         papers.GRASS,
+    ),
+    Section(
+        "Who leaves the pool",
+        "Rules of eviction against each other; what came of it is told in [research.md](research.md).",
+        ("research/",),
+        {"benchmarks/research/run.py": research},
     ),
     Section(
         "Training a larger model from scratch",
@@ -243,10 +251,11 @@ LINES: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ),
     (
         "perplexity of WikiText-2 behind unrelated text, times empty memory",
-        "perplexity/tiny_longterm_wikitext2.json",
+        "perplexity/tiny_wikitext2.json",
         harm,
         "1.9828 against 1.9734 (M+, Llama-3.1-8B, of other text)",
     ),
+    ("the same, `tiny_longterm`", "perplexity/tiny_longterm_wikitext2.json", harm, ""),
 )
 
 
@@ -268,7 +277,7 @@ PICTURES: dict[str, Draw] = {
     "benchmarks/gpu/grass_60m.py": losses_plot,
 }
 
-README: dict[str, tuple[str, Callable[[Figures], str]]] = {
+README: Tables = {
     "bench:grass": ("grass/step.json", grass.table),
     "bench:quality": ("grass/quality.json", grass.quality),
     "bench:recall": ("grass/recall.json", grass.recall),
@@ -284,23 +293,30 @@ README: dict[str, tuple[str, Callable[[Figures], str]]] = {
 }
 
 
-def renewed(readme: str, figures: All) -> str:
-    for marker, (name, table) in README.items():
+PAGES: dict[str, Tables] = {
+    "README.md": README,
+    "docs/research.md": {"research:eviction": ("research/results.json", research)},
+}
+
+
+def renewed(text: str, figures: All, tables: Tables) -> str:
+    for marker, (name, table) in tables.items():
         start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-        before, rest = readme.split(start)
+        before, rest = text.split(start)
         _, after = rest.split(end)
         one = figures.get(name)
         made = f"Not measured: `{shown(name)}`." if one is None else f"{table(one)} {made_by(one)}"
-        readme = f"{before}{start}\n{made}\n{end}{after}"
-    return readme
+        text = f"{before}{start}\n{made}\n{end}{after}"
+    return text
 
 
 def write(root: Path) -> None:
     figures = read(root / "benchmarks")
     (root / "docs/results").mkdir(parents=True, exist_ok=True)
     (root / "docs/results.md").write_text(page(figures), encoding="utf-8")
-    readme = root / "README.md"
-    readme.write_text(renewed(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
+    for name, tables in PAGES.items():
+        text = (root / name).read_text(encoding="utf-8")
+        (root / name).write_text(renewed(text, figures, tables), encoding="utf-8")
     pictures = {root / picture(name): one for name, one in figures.items() if kind_of(one) in PICTURES}
     for old in (root / "docs/results").glob("*.svg"):
         if old not in pictures:

@@ -3,7 +3,7 @@
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/tiny
 
 REMANENCE_PROSE names a folder with English text, searched for `*.txt` (stories, one paragraph per line) and for
-`wiki_*` (Wikipedia, as WikiExtractor writes it). The bundled checkpoint had TinyStories only.
+`wiki_*` (Wikipedia, as WikiExtractor writes it).
 """
 
 import glob

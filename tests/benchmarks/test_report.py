@@ -38,9 +38,10 @@ def test_the_page_is_that_of_the_committed_figures() -> None:
     assert (report.ROOT / "docs/results.md").read_text(encoding="utf-8") == report.page(FIGURES), STALE
 
 
-def test_the_tables_in_the_readme_are_those_of_the_committed_figures() -> None:
-    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == report.renewed(readme, FIGURES), STALE
+@pytest.mark.parametrize(("page", "tables"), report.PAGES.items(), ids=list(report.PAGES))
+def test_tables_in_other_pages_are_those_of_the_committed_figures(page: str, tables: report.Tables) -> None:
+    text = (report.ROOT / page).read_text(encoding="utf-8")
+    assert text == report.renewed(text, FIGURES, tables), STALE
 
 
 def test_pictures_show_the_committed_figures_and_no_others_lie_there() -> None:
@@ -90,9 +91,9 @@ def test_what_is_missing_is_said_with_its_command() -> None:
     line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
     assert line not in report.page(FIGURES)
     assert line in report.page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
-    readme = "<!-- {0} -->\n<!-- /{0} -->"
-    empty = report.renewed("".join(readme.format(marker) for marker in report.README), {})
-    assert all(f"Not measured: `{commands.shown(name)}`." in empty for name, _ in report.README.values())
+    for tables in report.PAGES.values():
+        empty = report.renewed("".join(f"<!-- {marker} -->\n<!-- /{marker} -->" for marker in tables), {}, tables)
+        assert all(f"Not measured: `{commands.shown(name)}`." in empty for name, _ in tables.values())
     empty = report.page({})
     assert all(f"- `{name}`: `{commands.shown(name)}`" in empty for name in commands.COMMANDS)
 

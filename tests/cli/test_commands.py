@@ -47,6 +47,11 @@ def test_help_does_not_wait_for_torch() -> None:
     assert out.stdout.strip() == "[]"
 
 
+def test_libraries_do_not_report_what_they_could_not_load() -> None:
+    code = "import remanence.cli.shared, peft, torchao"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
+
+
 @pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
 def test_help_teaches_by_example(command: list[str]) -> None:
     text = done(*command, "--help")

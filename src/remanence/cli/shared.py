@@ -1,5 +1,6 @@
 """What the commands have in common: options, errors on one line, progress bars, and loading what they work on."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 out = Console()
 err = Console(stderr=True)
+
+# Where torchao is installed peft imports it, and it reports on stderr whatever of it this machine cannot load.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class OneLineErrors(TyperGroup):
