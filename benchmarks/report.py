@@ -280,7 +280,6 @@ PICTURES: dict[str, Draw] = {
 README: Tables = {
     "bench:grass": ("grass/step.json", grass.table),
     "bench:quality": ("grass/quality.json", grass.quality),
-    "bench:recall": ("grass/recall.json", grass.recall),
     "retention": ("retention/results.json", retention),
     "retention:longterm": ("retention/longterm.json", retention),
     "retention:int8": ("retention/longterm_int8.json", retention),
