@@ -2,8 +2,8 @@
 
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
-REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names. What is
-bundled came of an earlier commit of this recipe, which its log names, and of the `tiny` of then.
+REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names. The
+bundled result came of an earlier commit of this recipe, which its log names, and of the `tiny` of then.
 """
 
 import os
