@@ -38,7 +38,10 @@ COMMANDS = {
         "eval longcontext --model MODEL --data qa1_single-supporting-fact_test.txt --lengths 1k,4k,16k"
     ),
     "integrity/results.json": "eval integrity --model tiny --writes 100000 --questions 200",
-    "integrity/million.json": "eval integrity --model tiny --writes 1000000 --windows 100 --questions 200",
+    "integrity/million.json": (
+        "eval integrity --model tiny --writes 1000000 --windows 100 --questions 200 "
+        "--state benchmarks/integrity/million"
+    ),
     "perplexity/tiny_prose.json": "eval perplexity --model tiny",
     "perplexity/tiny_longterm_prose.json": "eval perplexity --model tiny_longterm",
     "perplexity/tiny_wikitext2.json": "eval perplexity --model tiny --text wikitext2/test.txt",
