@@ -39,7 +39,7 @@ from remanence.training.trainer import MemoryTrainer
 
 LESSON = Difficulty(0, (6, 8), pronouns=0.5)
 SCALE = 0.5  # of a recipe's batch
-RANK, GAP, STEPS, HELD_OUT = 32, 15, 120, 8
+RANK, GAP, STEPS, HELD_OUT = 32, 10, 60, 8
 METHODS = ("adamw", "grass")
 BASE, FIRST = 1e-3, {"adamw": 0, "grass": 1}  # learning rates are this times a power of two; the power to begin with
 
@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of finished runs")
     parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     options.output.mkdir(parents=True, exist_ok=True)
