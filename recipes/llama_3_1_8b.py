@@ -5,7 +5,9 @@
 `long` names a folder with one file or folder of documents for each range of lengths. Short documents are streamed from
 fineweb-edu, or read from what `data` names. Any other decoder is trained likewise: `base=PATH_OR_HUB_ID`. Several GPUs:
 
-    torchrun --nproc-per-node 8 -m remanence train recipes/llama_3_1_8b.py -- long=path/to/long
+    torchrun --nproc-per-node 8 -m remanence train recipes/llama_3_1_8b.py -- long=path/to/long shard=true
+
+where `shard` has them hold a part each of weights, gradients and optimizer state, which are whole in each otherwise.
 
 The settings are the published ones (arXiv 2502.00592, and its code), where they are known. Ours are the steps of the
 third stage; the share of revisits, which is what the coin of MemoryLLM's algorithm 1 comes to; and how distances are
@@ -71,12 +73,13 @@ def train(
     optimizer: str = "adamw",
     rank: int = 128,
     accumulate: int = 1,
+    shard: bool = False,
     log_to: str = "none",
 ) -> Path | None:
     """Train all stages, or go on with the last; returns the folder with the trained model.
 
     `steps` of each stage; `tokens` of a document at most: the writes of a long one take memory. `optimizer`: adamw
-    trains twin LoRA, grass every weight.
+    trains twin LoRA, grass every weight. `shard` as above.
     """
     if steps is not None and (not isinstance(steps, list) or len(steps) != len(STAGES)):
         raise InvalidInputError(f"steps={steps} needs a number for each stage, such as steps=[{'10, ' * 2}10]")
@@ -97,6 +100,7 @@ def train(
         optimizer=optimizer,
         rank=rank,
         accumulate=accumulate,
+        shard=shard,
         log_to=log_to,
     )
     return train_stages(stages, setup, output, resume=resume, minutes=minutes)

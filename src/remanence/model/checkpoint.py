@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ SETTINGS = "remanence.json"
 PARAMETERS = "remanence.safetensors"
 FORMAT = "remanence-model-1"
 LORA = ".lora_"
+DECODER = "hf."  # what the names of its parameters begin with
 
 
 def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel":
@@ -51,8 +53,10 @@ def load(path_or_hub_id: str | os.PathLike[str], **options: Any) -> "MemoryModel
     )
 
 
-def save(model: "MemoryModel", path: Path) -> None:
+def save(model: "MemoryModel", path: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Write decoder, tokenizer, settings, and what memory adds: its parameters, the retriever, adapters.
+
+    `state`: what to write as the model's state, where its own is not whole.
 
     Raises:
         CheckpointError: the model has parts that only the published format holds.
@@ -60,16 +64,17 @@ def save(model: "MemoryModel", path: Path) -> None:
     if model.shipped_longterm is not None or (model.adapters is not None and model.adapters.settings is None):
         raise CheckpointError("a published model with adapters or long-term memory cannot be saved in this format")
     path.mkdir(parents=True, exist_ok=True)
-    decoder = {name.replace(".base_layer.", "."): t for name, t in model.hf.state_dict().items() if LORA not in name}
+    state = model.state_dict() if state is None else state
+    decoder = {
+        name.removeprefix(DECODER).replace(".base_layer.", "."): tensor
+        for name, tensor in state.items()
+        if name.startswith(DECODER) and LORA not in name
+    }
     model.hf.save_pretrained(path, state_dict=decoder)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(path)
-    tensors = {
-        "bos_embedding": model.bos_embedding,
-        "new_memory_positional_emb": model.new_memory_positional_emb,
-        "shipped_pool": model.shipped_pool,
-        **{name: parameter for name, parameter in model.hf.named_parameters() if LORA in name},
-    }
+    added = {name: t for name, t in state.items() if not name.startswith(DECODER)}
+    tensors = added | {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name}
     settings: dict[str, Any] = {
         "format": FORMAT,
         "slots": model.slots,
@@ -77,12 +82,11 @@ def save(model: "MemoryModel", path: Path) -> None:
         "eviction": model.eviction,
     }
     if model.retriever is not None and model.longterm is not None:
-        tensors |= {f"retriever.{name}": parameter for name, parameter in model.retriever.named_parameters()}
         settings["longterm"] = asdict(model.longterm)
         settings["retriever"] = {"size": model.retriever.size, "depth": model.retriever.depth}
     if model.adapters is not None and model.adapters.settings is not None:
         settings["lora"] = asdict(model.adapters.settings)
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(held, path / PARAMETERS)
     (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 

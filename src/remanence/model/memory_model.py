@@ -1,7 +1,7 @@
 """MemoryModel: a function that writes and reads memories."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -224,11 +224,14 @@ class MemoryModel(nn.Module):
         """The same by its older name."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back."""
+    def save_pretrained(self, path: str | os.PathLike[str], *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back.
+
+        `state_dict`: what to write in place of the model's own, of which a sharded model holds parts only.
+        """
         from remanence.model.checkpoint import save
 
-        save(self, Path(path))
+        save(self, Path(path), state_dict)
 
     @property
     def device(self) -> torch.device:

@@ -22,6 +22,7 @@ from remanence.training.curriculum import Curriculum
 from remanence.training.documents import DocumentTask, Lessons
 from remanence.training.recipes import reporters
 from remanence.training.recollection import RetrieverLoss
+from remanence.training.sharded import share_out, whole_state
 from remanence.training.sources import Documents, Mixture, open_documents, parts_of
 from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
 
@@ -66,6 +67,7 @@ class Setup:
         slots: N; slots_per_write: K; chunk: most tokens of a chunk.
         optimizer: "adamw" trains twin LoRA and what memory adds; "grass" trains every weight, without LoRA.
         rank: of Grass; accumulate: batches per step and process.
+        shard: share out weights, gradients and optimizer state among the processes (FSDP2).
         bank: chunks of earlier steps that pools are filled with; 0: as many as one and a half pools hold.
         log_to: as `remanence train --log-to`.
     """
@@ -82,6 +84,7 @@ class Setup:
     optimizer: str = "adamw"
     rank: int = 128
     accumulate: int = 1
+    shard: bool = False
     bank: int = 0
     save_steps: int = 500
     log_to: str = "none"
@@ -126,8 +129,6 @@ def train_stages(
 def _trainer(
     stage: Stage, setup: Setup, base: str, folder: Path, report_to: str, callbacks: list[Any]
 ) -> MemoryTrainer:
-    model = _model(stage, setup, base)
-    optimizer = _optimizer(model, stage, setup)
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -145,6 +146,10 @@ def _trainer(
         seed=SEED,
         remove_unused_columns=False,
     )
+    model = _model(stage, setup, base)
+    if setup.shard:
+        share_out(model)
+    optimizer = _optimizer(model, stage, setup)
     task = DocumentTask(
         model.tokenizer,
         _documents(stage, setup),
@@ -220,8 +225,9 @@ def _documents(stage: Stage, setup: Setup) -> Documents:
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    state = whole_state(model)
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(final)
+        model.eval().save_pretrained(final, state_dict=state)
         data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
         settings = {
             name: value

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.trainer import SCHEDULER_NAME
 
 from remanence.errors import InvalidInputError
 from remanence.model import checkpoint
@@ -21,6 +22,16 @@ from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
 from remanence.training.processes import Left, objects_of_all_processes, of_all_processes
 from remanence.training.recollection import Recollections, RetrieverLoss, recall_prompts, recalling
+from remanence.training.sharded import (
+    Wrapped,
+    is_shared_out,
+    load_optimizer,
+    load_whole,
+    require_one_unit,
+    save_optimizer,
+    touching_all,
+    whole_state,
+)
 
 CARRIED = "carried.safetensors"
 CURRICULUM = "curriculum.json"
@@ -77,9 +88,10 @@ class MemoryTrainer(Trainer):
         )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InvalidInputError(
-                "memories are written through layers' single weights, which FSDP and DeepSpeed take apart; run several "
-                "processes with torchrun alone, and train few weights: with LoRA or with Grass"
+                "memories are written through layers' single weights, which DeepSpeed and the Trainer's own FSDP take "
+                "apart; leave them out, and call torch's fully_shard(model) before the optimizer is made"
             )
+        require_one_unit(model)
         self.through, self.curriculum, self.text_weight = through, curriculum, text_weight
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
@@ -91,6 +103,11 @@ class MemoryTrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or ".")) or True
         return super().train(resume_from_checkpoint, *rest, **settings)
 
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if training and is_shared_out(model):
+            return Wrapped(model)
+        return super()._wrap_model(model, training, dataloader)
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         with self._autocast():
             loss = model(self._loss_of, inputs)
@@ -99,6 +116,9 @@ class MemoryTrainer(Trainer):
         return loss
 
     def _loss_of(self, model: MemoryModel, inputs: Any) -> Tensor:
+        return touching_all(self._loss_of_batch(model, inputs), model)
+
+    def _loss_of_batch(self, model: MemoryModel, inputs: Any) -> Tensor:
         batch, task = inputs["batch"], inputs["task"]
         if model.training:
             self._left.append(Left.nothing(model))
@@ -195,19 +215,42 @@ class MemoryTrainer(Trainer):
             averaged["level"] = self.curriculum.level
         super().log({**logs, **averaged}, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not is_shared_out(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = whole_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         path = Path(output_dir or self.args.output_dir or ".")
-        self.accelerator.unwrap_model(self.model).save_pretrained(path)
+        self.accelerator.unwrap_model(self.model).save_pretrained(path, state_dict=state_dict)
         if len(self._carried):
             save_file(self._carried.state_dict(), path / CARRIED)
         if self.curriculum is not None:
             (path / CURRICULUM).write_text(json.dumps(self.curriculum.state_dict()))
 
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_shared_out(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_optimizer(self.optimizer, Path(output_dir))
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_shared_out(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_optimizer(self.optimizer, Path(checkpoint))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint)
         saved = checkpoint.load(path, keep_hidden=False, dtype=None, attn_implementation=None)
         assert self.model is not None
-        self.model.load_state_dict(saved.state_dict())
+        load_whole(self.model, saved.state_dict())
         if (path / CARRIED).is_file():
             self._carried.load_state_dict(load_file(path / CARRIED), self.args.device)
         if self.curriculum is not None and (path / CURRICULUM).is_file():
