@@ -28,6 +28,7 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint
 
 LOG = "training_log.json"
 SEED = 0
+CLIP = 1.0  # norm of all gradients together
 LORA = LoraSettings(r=16, lora_alpha=32.0, lora_dropout=0.1)  # as published
 
 
@@ -138,7 +139,7 @@ def _trainer(
         bf16=True,
         gradient_checkpointing=True,
         use_cpu=not torch.cuda.is_available(),
-        max_grad_norm=1.0,
+        max_grad_norm=0.0 if setup.optimizer == "grass" else CLIP,
         logging_steps=max(1, min(50, stage.steps // 2)),
         save_steps=setup.save_steps,
         save_total_limit=2,
@@ -209,7 +210,9 @@ def _optimizer(model: MemoryModel, stage: Stage, setup: Setup) -> Optimizer:
     groups[-1]["params"] = [parameter for parameter in groups[-1]["params"] if id(parameter) not in apart]
     if retriever:
         groups.append({"params": retriever, "lr": setup.retriever_lr})
-    return (GrassAdamW if setup.optimizer == "grass" else AdamW)(groups, lr=stage.lr, weight_decay=0.0)
+    if setup.optimizer == "grass":
+        return GrassAdamW(groups, lr=stage.lr, weight_decay=0.0, max_grad_norm=CLIP)
+    return AdamW(groups, lr=stage.lr, weight_decay=0.0)
 
 
 def _documents(stage: Stage, setup: Setup) -> Documents:

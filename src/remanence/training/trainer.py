@@ -17,6 +17,7 @@ from transformers.trainer import SCHEDULER_NAME
 from remanence.errors import InvalidInputError
 from remanence.model import checkpoint
 from remanence.model.memory_model import MemoryModel
+from remanence.optim import GrassAdamW
 from remanence.training.bank import Bank
 from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
@@ -92,6 +93,11 @@ class MemoryTrainer(Trainer):
                 "apart; leave them out, and call torch's fully_shard(model) before the optimizer is made"
             )
         require_one_unit(model)
+        if is_shared_out(model) and isinstance(self.optimizer, GrassAdamW) and self.args.max_grad_norm:
+            raise InvalidInputError(
+                "what Grass selects of a sharded weight is added up over the processes in its step, after the Trainer "
+                "clips; set max_grad_norm=0 in TrainingArguments, and GrassAdamW(..., max_grad_norm=...)"
+            )
         self.through, self.curriculum, self.text_weight = through, curriculum, text_weight
         self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
         self._metrics: dict[str, list[float]] = {}
