@@ -72,7 +72,8 @@ def touching_all(loss: Tensor, model: nn.Module) -> Tensor:
     """
     if not is_shared_out(model):
         return loss
-    touched: Tensor = _Touched.apply(loss, *(p for p in model.parameters() if p.requires_grad))  # type: ignore[no-untyped-call]
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    touched: Tensor = _Touched.apply(loss, *trained)  # type: ignore[no-untyped-call]
     return touched
 
 
@@ -93,11 +94,15 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     state = model.state_dict()
     if not is_shared_out(model):
         return state
-    whole: dict[int, Tensor] = {}  # by where they lie: tied weights stay tied
-    for tensor in state.values():
-        if (place := local(tensor).data_ptr()) not in whole:
-            whole[place] = tensor.full_tensor() if is_sharded(tensor) else tensor
-    return {name: whole[local(tensor).data_ptr()] for name, tensor in state.items()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    whole: dict[int, Tensor] = {}  # by parameter: tied weights stay tied
+    for name, tensor in state.items():
+        if is_sharded(tensor):
+            parameter = parameters[name]
+            if id(parameter) not in whole:
+                whole[id(parameter)] = tensor.full_tensor()  # type: ignore[attr-defined]
+            state[name] = whole[id(parameter)]
+    return state
 
 
 def load_whole(model: nn.Module, state: dict[str, Any]) -> None:
