@@ -19,7 +19,7 @@ from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.optimizer import MuonAdamW, split_parameters
+from torch.optim import AdamW
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import load_module, training_arguments
 from remanence.training.recollection import RetrieverLoss
@@ -29,8 +29,8 @@ SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
 RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
-BANK = 4096  # chunks; as many slots as a memory of some 8,000 writes has
-NEAR = 64  # of them, that pools are filled with
+BANK = 0  # chunks; as many slots as a memory of some 8,000 writes has
+NEAR = 16  # of them, that pools are filled with
 LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
@@ -39,13 +39,13 @@ def build_batch(task: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
     rng = random.Random(f"{SEED}/{step}")
     drawn = rng.random()
-    if drawn < 0.03:
+    if drawn < 0.05:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.07:
+    if drawn < 0.11:
         return {"batch": task.language_beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "language_longterm"}
-    if drawn < 0.12:
+    if drawn < 0.17:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
-    if drawn < 0.25:
+    if drawn < 0.29:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
     return {"batch": task.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
 
@@ -61,11 +61,11 @@ def build_model(base: str | Path) -> MemoryModel:
     return model
 
 
-def build_optimizer(model: MemoryModel) -> MuonAdamW:
+def build_optimizer(model: MemoryModel) -> AdamW:
     """Muon gets the retriever off its first plateau, where all slots score alike; LoRA under it unlearns to read."""
     assert model.retriever is not None
-    projectors, lora = split_parameters(model, model.retriever)
-    return MuonAdamW(projectors, lora, muon_lr=0.02, adamw_lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.999))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return AdamW(trained, lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.99))
 
 
 def train(
@@ -98,7 +98,7 @@ def train(
         through="all",
         args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
         curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
-        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.25, weight=3.0),
+        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.1, weight=0.15),
         bank=BANK,
         optimizers=(build_optimizer(model), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],

@@ -130,10 +130,13 @@ class RecallingCache(PrefixCache):
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
-        each = (queries @ retriever.key[layer](seen).t()).float().sigmoid()  # [R, T, S]
+        logits = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S]
+        each = logits.sigmoid()
         scores = _mean(each, self.counted)
         if self.asked.any():
-            self.losses.append(self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores))
+            seen_scores = _mean(each, self._beginnings()) if self.settings.random_prefix else scores
+            excess = (logits.abs() - 6).relu().square().mean(2, keepdim=True)
+            self.losses.append(self._loss(seen_scores) + 0.5 * _mean(excess, self.counted).mean())
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
@@ -151,13 +154,12 @@ class RecallingCache(PrefixCache):
             nn.functional.pad(self.asked, (0, others)),
             nn.functional.pad(self.wrong, (0, others), value=True),
         )
+        if self.settings.temperature is not None:
+            logits = scores / self.settings.temperature
+            rivals = logits.masked_fill(~wrong, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
+            return ((nn.functional.softplus(rivals - logits) * asked).sum(1) / asked.sum(1)).mean()
         positive = (scores * asked).sum(1) / asked.sum(1)
-        if self.settings.temperature is None:
-            negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
-        else:
-            logits = scores.detach() / self.settings.temperature
-            lowest = torch.finfo(logits.dtype).min
-            negative = (scores * wrong * logits.masked_fill(~wrong, lowest).softmax(1)).sum(1)
+        negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
 
 
