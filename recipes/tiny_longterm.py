@@ -35,7 +35,7 @@ LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
 
 
-def build_batch(task: RecallTask, step: int) -> Batch:
+def build_batch(task: RecallTask, wide: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
     rng = random.Random(f"{SEED}/{step}")
     drawn = rng.random()
@@ -47,7 +47,7 @@ def build_batch(task: RecallTask, step: int) -> Batch:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.29:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    return {"batch": task.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
+    return {"batch": wide.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
 
 
 def build_model(base: str | Path) -> MemoryModel:
@@ -92,12 +92,13 @@ def train(
         slots_per_write=model.slots_per_write,
         rows=48,
     )
+    wide = RecallTask(task.tokenizer, task.prose, slots=model.slots, slots_per_write=model.slots_per_write, rows=48, chunks=160)
     model.hf.set_attn_implementation("sdpa_float32")
     trainer = MemoryTrainer(
         model,
-        through="all",
+        through="last",
         args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
-        curriculum=Curriculum(lambda step, _: build_batch(task, step), levels=1, steps=steps, threshold=()),
+        curriculum=Curriculum(lambda step, _: build_batch(task, wide, step), levels=1, steps=steps, threshold=()),
         retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.1, weight=0.15),
         bank=BANK,
         optimizers=(build_optimizer(model), None),

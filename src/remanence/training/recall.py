@@ -19,7 +19,7 @@ from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
-NAMES_SHARED = (6, 12, 40, 160)  # first names, and as many last ones, that the people of a batch beyond the pool share
+NAMES_SHARED = (10, 20, 60, 200)  # first names, and as many last ones, that the people of a batch beyond the pool share
 LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
