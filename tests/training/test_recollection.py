@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
@@ -151,16 +152,29 @@ def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
     torch.testing.assert_close(cache.losses[0], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
-def test_temperature_leads_from_all_wrong_slots_alike_to_the_hardest() -> None:
+def test_with_a_temperature_each_slot_asked_about_is_told_from_all_wrong_ones() -> None:
+    cache, _ = read(model_of(), replace(PLAIN, temperature=0.5))
+    scores = torch.rand(cache.asked.shape, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for row, asked in enumerate(cache.asked):
+        wrong = scores[row, ~asked]
+        choices = torch.stack([torch.cat([right[None], wrong]) for right in scores[row, asked]])
+        expected.append(cross_entropy(choices / 0.5, torch.zeros(len(choices), dtype=torch.long)))
+    torch.testing.assert_close(cache._loss(scores), torch.stack(expected).mean())
+
+
+def test_products_that_saturate_their_sigmoid_are_pushed_back() -> None:
     model = model_of()
-    alike, _ = read(model)
-    warm, _ = read(model, replace(PLAIN, temperature=1e4))
-    cold, _ = read(model, replace(PLAIN, temperature=1e-4))
-    colder, _ = read(model, replace(PLAIN, temperature=1e-6))
-    for every, mean, best, hardest in zip(alike.losses, warm.losses, cold.losses, colder.losses, strict=True):
-        torch.testing.assert_close(mean, every)
-        assert best > every
-        torch.testing.assert_close(hardest, best, atol=1e-3, rtol=0)
+    assert model.retriever is not None
+    last = [list(key.parameters())[-1] for key in model.retriever.key]
+    with torch.no_grad():
+        for weight in last:
+            weight *= 1e3
+    cache, _ = read(model, replace(PLAIN, temperature=0.5))
+    for loss, weight in zip(cache.losses, last, strict=True):
+        (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert loss > 100
+        assert (gradient * weight).sum() > 100  # a step down makes the weight smaller
 
 
 def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:

@@ -2,8 +2,8 @@
 
 One step writes M chunks side by side, and draws on a bank of chunks that earlier steps wrote. Each row reads a pool of
 some of these chunks, and retrieves from all others and the bank, layer by layer, as a read does. Two losses come of it:
-that of the answer, and that of the retriever, -log p+ - log(1 - p-), where p is the mean sigmoid score of the slots of
-the chunk asked about (p+) and of others (p-).
+that of the answer, and that of the retriever. The latter is -log p+ - log(1 - p-), where p is the mean sigmoid score of
+the slots of the chunk asked about (p+) and of others (p-), or a cross-entropy over the scores of single slots.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ from remanence.training.bank import Bank
 from remanence.training.objectives import Prompts, surviving_slots
 
 _EPS = 1e-5  # inside logarithms, as in the published code
+_SATURATED = 6.0  # |q·k| past which a sigmoid has hardly a gradient, and many slots score exactly alike
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class RetrieverLoss:
     """How the retriever is trained.
 
     Attributes:
-        temperature: p- weighs wrong slots by the softmax of score / temperature; None: all alike, as published. Most
-            slots are easy to tell apart and teach nothing; yet the hardest alone would first teach the retriever to
-            score all slots alike.
+        temperature: each slot of the chunk asked about is told from all wrong ones by cross-entropy over score /
+            temperature, and products that saturate their sigmoid are pushed back. None: -log p+ - log(1 - p-), as
+            published; where what is asked about has near doubles, it is smallest with all slots scored alike.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
         weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
@@ -130,13 +131,15 @@ class RecallingCache(PrefixCache):
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
-        logits = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S]
-        each = logits.sigmoid()
+        products = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S + H]
+        each = products.sigmoid()
         scores = _mean(each, self.counted)
         if self.asked.any():
-            seen_scores = _mean(each, self._beginnings()) if self.settings.random_prefix else scores
-            excess = (logits.abs() - 6).relu().square().mean(2, keepdim=True)
-            self.losses.append(self._loss(seen_scores) + 0.5 * _mean(excess, self.counted).mean())
+            loss = self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores)
+            if self.settings.temperature is not None:
+                past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
+                loss = loss + 0.5 * _mean(past, self.counted).mean()
+            self.losses.append(loss)
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
@@ -157,7 +160,8 @@ class RecallingCache(PrefixCache):
         if self.settings.temperature is not None:
             logits = scores / self.settings.temperature
             rivals = logits.masked_fill(~wrong, torch.finfo(logits.dtype).min).logsumexp(1, keepdim=True)
-            return ((nn.functional.softplus(rivals - logits) * asked).sum(1) / asked.sum(1)).mean()
+            each = nn.functional.softplus(rivals - logits)  # -log of a slot's share against its rivals
+            return ((each * asked).sum(1) / asked.sum(1)).mean()
         positive = (scores * asked).sum(1) / asked.sum(1)
         negative = (scores * wrong).sum(1) / wrong.sum(1).clamp(min=1)  # a first batch may have no others
         return (-(positive + _EPS).log() - (1 - negative + _EPS).log()).mean()
