@@ -19,7 +19,7 @@ from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
-from torch.optim import AdamW
+from remanence.training.optimizer import MuonAdamW
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import load_module, training_arguments
 from remanence.training.recollection import RetrieverLoss
@@ -41,9 +41,9 @@ def build_batch(task: RecallTask, wide: RecallTask, step: int) -> Batch:
     drawn = rng.random()
     if drawn < 0.05:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.11:
+    if drawn < 0.15:
         return {"batch": task.language_beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "language_longterm"}
-    if drawn < 0.17:
+    if drawn < 0.19:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < 0.29:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
@@ -51,21 +51,22 @@ def build_batch(task: RecallTask, wide: RecallTask, step: int) -> Batch:
 
 
 def build_model(base: str | Path) -> MemoryModel:
-    model = MemoryModel.from_pretrained(base).with_longterm(
-        LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY), retrieval_size=RETRIEVAL_SIZE, lora=LORA
-    )
-    assert model.retriever is not None
-    trained = {id(parameter) for parameter in model.retriever.parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(id(parameter) in trained or ".lora_" in name)
+    model = MemoryModel.from_pretrained(base)
+    model.shipped_pool = None
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.dim() == 2)
+    model.hf.get_input_embeddings().weight.requires_grad_(False)
     return model
 
 
-def build_optimizer(model: MemoryModel) -> AdamW:
+def build_optimizer(model: MemoryModel) -> MuonAdamW:
     """Muon gets the retriever off its first plateau, where all slots score alike; LoRA under it unlearns to read."""
     assert model.retriever is not None
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return AdamW(trained, lr=1.5e-3, weight_decay=0.0, betas=(0.9, 0.99))
+    layers = {id(p) for n, p in model.named_parameters() if ".lora_" not in n and not n.startswith("retriever") and p.requires_grad}
+    matrices = [p for p in model.parameters() if id(p) in layers]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in layers]
+    print(len(matrices), len(others), flush=True)
+    return MuonAdamW(matrices, others, muon_lr=3e-3, adamw_lr=7e-4, weight_decay=0.0, betas=(0.9, 0.99))
 
 
 def train(
@@ -73,7 +74,7 @@ def train(
     *,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int = 2000,
+    steps: int = 1150,
     base: str = "",
     log_to: str = "none",
 ) -> Path:
@@ -101,6 +102,7 @@ def train(
         curriculum=Curriculum(lambda step, _: build_batch(task, wide, step), levels=1, steps=steps, threshold=()),
         retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.1, weight=0.15),
         bank=BANK,
+        text_weight=0.3,
         optimizers=(build_optimizer(model), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )

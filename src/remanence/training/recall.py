@@ -19,7 +19,8 @@ from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
-NAMES_SHARED = (10, 20, 60, 200)  # first names, and as many last ones, that the people of a batch beyond the pool share
+NAMES_SHARED = (15, 30, 60, 200)
+TWINS = 0.2  # first names, and as many last ones, that the people of a batch beyond the pool share
 LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
@@ -162,7 +163,15 @@ class RecallTask:
             near: chunks of earlier steps to fill pools with too.
         """
         namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
-        ids, lengths, made = self._biographies(rng, difficulty, namesakes)
+        twins, seen = rng.random() < TWINS, set[str]()
+
+        def another() -> Chunk:
+            while (chunk := biography_chunk(rng, difficulty, namesakes)).about in seen and not twins:
+                pass
+            seen.add(chunk.about)
+            return chunk
+
+        ids, lengths, made = self._writes(rng, difficulty, self.chunks, another)
         written = self.past_full
         asked, order, pairs = [], [], []
         for _ in range(self.rows):
