@@ -2,15 +2,18 @@
 
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
-REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names. The
-bundled result came of an earlier commit of this recipe, which its log names, and of the `tiny` of then.
+REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names; one that
+has a retriever already goes through the second phase only. The bundled result came of an earlier commit of this recipe,
+which its log names, and of the `tiny` of then; docs/research.md says why, and what this one came to.
 """
 
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.optim import AdamW
 from transformers import set_seed
 
 from remanence import MemoryModel
@@ -19,7 +22,6 @@ from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.optimizer import MuonAdamW
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import load_module, training_arguments
 from remanence.training.recollection import RetrieverLoss
@@ -29,44 +31,82 @@ SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
 RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
-BANK = 0  # chunks; as many slots as a memory of some 8,000 writes has
-NEAR = 16  # of them, that pools are filled with
 LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
+ROWS = 48
 
 
-def build_batch(task: RecallTask, wide: RecallTask, step: int) -> Batch:
+@dataclass(frozen=True)
+class Phase:
+    """One phase.
+
+    Attributes:
+        trained: what of a parameter's name says that it is trained.
+        shares: of batches of language, of language behind long-term memory, of questions in context, and through the
+            pool; the others ask beyond it.
+        chunks: written in a step that asks beyond the pool; shared: names that their people share, one of these.
+        bank: chunks of earlier steps that are within reach; near: how many of them pools are filled with.
+    """
+
+    name: str
+    trained: tuple[str, ...]
+    lr: float
+    shares: tuple[float, float, float, float]
+    chunks: int
+    shared: tuple[int, ...]
+    twins: float
+    bank: int
+    near: int
+    text_weight: float
+
+
+# Writer and retriever change in the first phase, so that nobody is to be told from chunks that they wrote long ago. In
+# the second they rest, and the reader learns to read beside the likest of what a memory of some thousand writes holds.
+PHASES = (
+    Phase(
+        "1-retrieve",
+        ("retriever.", ".lora_"),
+        lr=1.5e-3,
+        shares=(0.05, 0.06, 0.06, 0.12),
+        chunks=160,
+        shared=(15, 30, 60, 200),
+        twins=0.2,
+        bank=0,
+        near=16,
+        text_weight=0.15,
+    ),
+    Phase(
+        "2-read",
+        (".query.", ".reader."),
+        lr=1e-3,
+        shares=(0.08, 0.27, 0.04, 0.06),
+        chunks=64,
+        shared=(15, 40, 0, 0),
+        twins=0.1,
+        bank=768,
+        near=64,
+        text_weight=0.3,
+    ),
+)
+
+
+def build_batch(phase: Phase, task: RecallTask, wide: RecallTask, step: int) -> Batch:
     """Mostly questions beyond the pool; some within it and some in context, so that neither is unlearned."""
-    rng = random.Random(f"{SEED}/{step}")
+    rng = random.Random(f"{SEED}/{phase.name}/{step}")
+    language, behind, context, memory = phase.shares
     drawn = rng.random()
-    if drawn < 0.05:
+    if drawn < language:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.15:
-        return {"batch": task.language_beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "language_longterm"}
-    if drawn < 0.19:
+    if drawn < language + behind:
+        batch = task.language_beyond_pool(rng, BIOGRAPHIES, near=phase.near)
+        return {"batch": batch, "task": "language_longterm"}
+    if drawn < language + behind + context:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
-    if drawn < 0.29:
+    if drawn < language + behind + context + memory:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    return {"batch": wide.beyond_pool(rng, BIOGRAPHIES, near=NEAR), "task": "longterm"}
-
-
-def build_model(base: str | Path) -> MemoryModel:
-    model = MemoryModel.from_pretrained(base)
-    model.shipped_pool = None
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.dim() == 2)
-    model.hf.get_input_embeddings().weight.requires_grad_(False)
-    return model
-
-
-def build_optimizer(model: MemoryModel) -> MuonAdamW:
-    """Muon gets the retriever off its first plateau, where all slots score alike; LoRA under it unlearns to read."""
-    assert model.retriever is not None
-    layers = {id(p) for n, p in model.named_parameters() if ".lora_" not in n and not n.startswith("retriever") and p.requires_grad}
-    matrices = [p for p in model.parameters() if id(p) in layers]
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in layers]
-    print(len(matrices), len(others), flush=True)
-    return MuonAdamW(matrices, others, muon_lr=3e-3, adamw_lr=7e-4, weight_decay=0.0, betas=(0.9, 0.99))
+    shared, twins = rng.choice(phase.shared), rng.random() < phase.twins
+    beyond = wide.beyond_pool(rng, BIOGRAPHIES, near=phase.near, shared=shared, twins=twins)
+    return {"batch": beyond, "task": "longterm"}
 
 
 def train(
@@ -74,44 +114,71 @@ def train(
     *,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int = 1150,
+    steps: int = 2000,
+    reading_steps: int = 1500,
     base: str = "",
     log_to: str = "none",
-) -> Path:
-    """Train from the base, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
+) -> Path | None:
+    """Train both phases, of `steps` and `reading_steps`, or go on where a run stopped; returns the folder with the
+    trained model, None if the minutes were over before."""
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
     recipe = load_module(Path(__file__).with_name("tiny.py"))
     paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
-    model = build_model(base or bundled("tiny"))
+    stop = [] if minutes is None else [StopAfter(minutes)]
+    model = MemoryModel.from_pretrained(base or bundled("tiny"))
+    rules = LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY)
+    phases = PHASES if model.longterm is None else PHASES[1:]
+    if model.longterm is None:
+        model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
+    for phase, count in zip(phases, (steps, reading_steps)[-len(phases) :], strict=True):
+        done = output / phase.name / "model"
+        if not (resume and (done / "training_log.json").is_file()):
+            trainer = trainer_of(phase, model, paragraphs, output / phase.name, count, log_to, stop)
+            trainer.train(resume_from_checkpoint=resume and any((output / phase.name).glob("checkpoint-*")))
+            if trainer.state.global_step < count:
+                return None
+            model.hf.set_attn_implementation("sdpa")
+            recipe.ship_pool(model.eval(), paragraphs)
+            model.save_pretrained(done)
+            data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
+            named = f"recipes/tiny_longterm.py, phase {phase.name}"
+            write_card(trainer, done, recipe=named, base=base or "the bundled checkpoint tiny", data=data)
+            write_log(trainer, done / "training_log.json", recipe=named, steps=trainer.state.global_step)
+        model = MemoryModel.from_pretrained(done)
+    return done
+
+
+def trainer_of(
+    phase: Phase,
+    model: MemoryModel,
+    paragraphs: list[str],
+    folder: Path,
+    steps: int,
+    log_to: str,
+    stop: list[StopAfter],
+) -> MemoryTrainer:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(part in name for part in phase.trained))
+    model.shipped_pool = None
     ids = model.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
-    task = RecallTask(
-        model.tokenizer,
-        [i for i in ids if len(i) >= model.slots_per_write],
-        slots=model.slots,
-        slots_per_write=model.slots_per_write,
-        rows=48,
-    )
-    wide = RecallTask(task.tokenizer, task.prose, slots=model.slots, slots_per_write=model.slots_per_write, rows=48, chunks=160)
+    prose = [i for i in ids if len(i) >= model.slots_per_write]
+    sizes = {"slots": model.slots, "slots_per_write": model.slots_per_write, "rows": ROWS}
+    task = RecallTask(model.tokenizer, prose, **sizes)
+    wide = RecallTask(model.tokenizer, prose, chunks=phase.chunks, **sizes)
     model.hf.set_attn_implementation("sdpa_float32")
-    trainer = MemoryTrainer(
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return MemoryTrainer(
         model,
         through="last",
-        args=training_arguments(output, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
-        curriculum=Curriculum(lambda step, _: build_batch(task, wide, step), levels=1, steps=steps, threshold=()),
+        args=training_arguments(folder, steps=steps, warmup=20, decay=steps - 20, save_steps=250, log_to=log_to),
+        curriculum=Curriculum(
+            lambda step, _: build_batch(phase, task, wide, step), levels=1, steps=steps, threshold=()
+        ),
         retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.1, weight=0.15),
-        bank=BANK,
-        text_weight=0.3,
-        optimizers=(build_optimizer(model), None),
-        callbacks=[] if minutes is None else [StopAfter(minutes)],
+        bank=phase.bank,
+        text_weight=phase.text_weight,
+        optimizers=(AdamW(trained, lr=phase.lr, weight_decay=0.0, betas=(0.9, 0.99)), None),
+        callbacks=stop,
     )
-    trainer.train(resume_from_checkpoint=resume)
-    model.hf.set_attn_implementation("sdpa")
-    recipe.ship_pool(model.eval(), paragraphs)
-    final = output / "model"
-    model.save_pretrained(final)
-    data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
-    write_card(trainer, final, recipe="recipes/tiny_longterm.py", base=base or "the bundled checkpoint tiny", data=data)
-    write_log(trainer, final / "training_log.json", recipe="recipes/tiny_longterm.py", steps=trainer.state.global_step)
-    return final

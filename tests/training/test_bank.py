@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from remanence.memory.scoring import mean_sigmoid
+from remanence.training import bank as bank_module
 from remanence.training.bank import Bank
 
 LAYERS, K, D, P = 2, 3, 4, 5
@@ -53,20 +55,25 @@ def test_chunks_are_drawn_once_each() -> None:
     assert len(bank.draw(20, torch.Generator())) == 8
 
 
-def test_the_hardest_are_those_that_any_query_scores_highest() -> None:
+def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bank_module, "_BLOCK", 7)  # which does not divide the keys
     generator = torch.Generator().manual_seed(0)
     bank = Bank(20)
     slots, keys = (torch.randn(12, LAYERS, K, size, generator=generator) for size in (D, P))
     bank.add(slots, keys)
-    queries, known = torch.randn(3, P, generator=generator), torch.tensor([2, 7])
+    queries, known = 4 * torch.randn(3, 6, P, generator=generator), torch.tensor([2, 7])
+    counted = torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
     free = torch.tensor([c for c in range(12) if c not in (2, 7)])
     for layer in range(LAYERS):
-        scores = queries @ keys[free, layer].flatten(0, 1).t()
+        there = keys[free, layer].flatten(0, 1)
+        scores = [mean_sigmoid(asking[tokens], there) for asking, tokens in zip(queries, counted, strict=True)]
         best = {int(i) for row in scores for i in row.argsort(descending=True)[:4]}
         expected = slots[free, layer].flatten(0, 1)[sorted(best)]
-        found = bank.hardest(layer, queries, 4, known)
+        found = bank.hardest(layer, queries, counted, 4, known)
         assert torch.equal(found.sort(dim=0).values, expected.sort(dim=0).values)
-    assert len(bank.hardest(0, queries, 1000, known)) == len(free) * K
+    assert len(bank.hardest(0, queries, counted, 1000, known)) == len(free) * K
 
 
 def test_a_bank_goes_on_where_it_was_saved() -> None:

@@ -154,7 +154,7 @@ def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked
 ) -> None:
     contradicted = 0
     for seed in range(4):
-        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16)
+        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16, shared=6, twins=True)
         texts = [tokenizer.text(ids) for ids in batch.chunks.tolist()]
         about = names_in(texts)
         given = [row[0] for row in answers(tokenizer, batch.prompts)]
@@ -173,7 +173,7 @@ def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked
 def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
     """Two biographies of one person that both tell their whole eight facts: the earlier is in no pool."""
     for seed in range(4):
-        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (8, 8)), near=16)
+        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (8, 8)), near=16, shared=6, twins=True)
         about = names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()])
         for row, target in enumerate(batch.asked.tolist()):
             same = {c for c, name in enumerate(about) if name == about[target]}
@@ -182,11 +182,12 @@ def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask
 
 
 def test_people_beyond_the_pool_share_names(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
-    fewest = 100
-    for seed in range(8):
-        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16)
+    counts = []
+    for shared, twins in ((6, True), (10, False), (0, False)):
+        batch = crowded.beyond_pool(random.Random(0), Difficulty(0, (2, 4)), near=16, shared=shared, twins=twins)
         names = [name for name in names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()]) if name]
         assert len(names) == 48
         assert all(split_of(name) == "train" for name in names)
-        fewest = min(fewest, *(len({name.split()[part] for name in names}) for part in (0, 1)))
-    assert fewest <= 6
+        assert (len(set(names)) < 48) == twins
+        counts.append(max(len({name.split()[part] for name in names}) for part in (0, 1)))
+    assert counts[0] <= 6 < counts[1] <= 10 < counts[2]

@@ -239,10 +239,11 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     wanted: dict[int, Tensor] = {}
     hardest = bank.hardest
 
-    def watched(layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:
+    def watched(layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor) -> Tensor:
         assert torch.equal(known, near)
-        bank.keys[layer, far, 1] = queries.mean(0) * 1e4
-        wanted[layer] = hardest(layer, queries[:1] * 0 + queries.mean(0), each, known)
+        alike = queries * 0 + queries[counted].mean(0)
+        bank.keys[layer, far, 1] = alike[0, 0] * 1e4
+        wanted[layer] = hardest(layer, alike, counted, each, known)
         return wanted[layer]
 
     monkeypatch.setattr(bank, "hardest", watched)

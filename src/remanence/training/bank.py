@@ -7,6 +7,8 @@ large as the memory to come. Only what is hardest to tell from what is asked abo
 import torch
 from torch import Tensor
 
+_BLOCK = 16_384  # keys that are scored at a time
+
 
 class Bank:
     """The newest chunks of a run: at most `capacity`, or those of one step where that is more.
@@ -49,12 +51,23 @@ class Bank:
         return self.slots[:, numbers.to(self.slots.device)].transpose(0, 1)
 
     @torch.no_grad()
-    def hardest(self, layer: int, queries: Tensor, each: int, known: Tensor) -> Tensor:  # [R, P] -> [H, d]
-        """Slots that any of these queries takes for the best, `each` per query; none of the chunks `known`."""
-        keys = self.keys[layer, : self._count]
-        scores = (queries.float() @ keys.flatten(0, 1).t()).unflatten(1, keys.shape[:2])  # [R, C, K]
+    def hardest(self, layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor) -> Tensor:
+        """Slots `[H, d]` that any row scores among its `each` best, as a read scores them; none of the chunks `known`.
+
+        `queries` `[R, T, P]`, of which those tokens count that `counted` `[R, T]` says.
+        """
+        keys = self.keys[layer, : self._count].flatten(0, 1)  # [C · K, P]
+        row = torch.arange(len(queries), device=queries.device)[:, None].expand_as(counted)[counted]
+        asking = queries[counted].float()
+        share = (1 / counted.sum(1).float())[row]
+        scores = torch.zeros(len(queries), len(keys), device=keys.device)
+        for start in range(0, len(keys), _BLOCK):
+            block = keys[start : start + _BLOCK]
+            each_token = (asking @ block.t()).sigmoid_() * share[:, None]
+            scores[:, start : start + _BLOCK].index_add_(0, row, each_token)
+        scores = scores.unflatten(1, (self._count, -1))
         scores[:, known.to(scores.device)] = -torch.inf
-        free = (self._count - len(known)) * keys.shape[1]
+        free = (self._count - len(known)) * scores.shape[2]
         best = scores.flatten(1).topk(min(each, free), dim=1, sorted=False).indices.unique()
         return self.slots[layer, : self._count].flatten(0, 1)[best]
 

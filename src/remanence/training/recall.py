@@ -19,8 +19,6 @@ from remanence.training.objectives import Episodes, Prompts
 from remanence.training.recollection import Recollections, asking
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
-NAMES_SHARED = (15, 30, 60, 200)
-TWINS = 0.2  # first names, and as many last ones, that the people of a batch beyond the pool share
 LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
 Kind = Literal["pairs", "biographies"]
 Ask = Callable[[random.Random], tuple[str, str]]
@@ -151,24 +149,33 @@ class RecallTask:
         )
 
     def beyond_pool(
-        self, rng: random.Random, difficulty: Difficulty, *, near: int, in_pool: float = 0.35
+        self,
+        rng: random.Random,
+        difficulty: Difficulty,
+        *,
+        near: int,
+        shared: int = 0,
+        twins: bool = False,
+        in_pool: float = 0.35,
     ) -> Recollections:
         """M biographies to write; each row asks about one of them, which its pool holds with chance `in_pool` only.
 
-        A memory of many writes is full of people who share a name, and holds of some what was true once. So the people
-        of a batch share few names. Of two chunks that answer a question the later one is right, and the earlier one
-        never stands in the pool, where it would be the newer.
+        A memory of many writes is full of people who share a name, and holds of some what was true once. Of two chunks
+        that answer a question the later one is right, and the earlier one never stands in the pool, where it would be
+        the newer.
 
         Args:
             near: chunks of earlier steps to fill pools with too.
+            shared: first names, and as many last ones, that the people of the batch share; 0: all that there are.
+            twins: people may have both names in common, and are the same person then.
         """
-        namesakes = [sample_person(rng, "train") for _ in range(rng.choice(NAMES_SHARED))]
-        twins, seen = rng.random() < TWINS, set[str]()
+        namesakes = [sample_person(rng, "train") for _ in range(shared)]
+        names: set[str] = set()
 
         def another() -> Chunk:
-            while (chunk := biography_chunk(rng, difficulty, namesakes)).about in seen and not twins:
+            while (chunk := biography_chunk(rng, difficulty, namesakes)).about in names and not twins:
                 pass
-            seen.add(chunk.about)
+            names.add(chunk.about)
             return chunk
 
         ids, lengths, made = self._writes(rng, difficulty, self.chunks, another)
@@ -268,10 +275,8 @@ class RecallTask:
         """Writes after which a pool has evicted for some time."""
         return self.capacity + self.capacity // 2
 
-    def _biographies(
-        self, rng: random.Random, difficulty: Difficulty, namesakes: Sequence[Person] = ()
-    ) -> tuple[Tensor, list[int], list[Chunk]]:
-        return self._writes(rng, difficulty, self.chunks, lambda: biography_chunk(rng, difficulty, namesakes))
+    def _biographies(self, rng: random.Random, difficulty: Difficulty) -> tuple[Tensor, list[int], list[Chunk]]:
+        return self._writes(rng, difficulty, self.chunks, lambda: biography_chunk(rng, difficulty))
 
     def _writes(
         self, rng: random.Random, difficulty: Difficulty, count: int, make: Callable[[], Chunk]

@@ -85,7 +85,7 @@ class RecallingCache(PrefixCache):
         asked: Tensor,  # [R, S] bool
         spared: Tensor,  # [R, S] bool
         counted: Tensor,  # [R, T] bool, the tokens that ask
-        others: Callable[[int, Tensor], Tensor],  # layer, queries [R, P] -> more slots to retrieve from [H, d]
+        others: Callable[[int, Tensor], Tensor],  # layer, queries [R, T, P] -> more slots to retrieve from [H, d]
         loss: RetrieverLoss,
         generator: torch.Generator,
     ) -> None:
@@ -107,7 +107,7 @@ class RecallingCache(PrefixCache):
         backbone, retriever = self.model.backbone, self.model.retriever
         assert retriever is not None
         queries = retriever.query[layer](normed.detach())  # [R, T, P]
-        others = self.others(layer, _mean(queries.detach(), self.counted))
+        others = self.others(layer, queries.detach())
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
         scores = self._scores(layer, queries, hidden)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
@@ -202,7 +202,9 @@ def recalling(
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> Tensor:
-        return bank.hardest(layer, queries, retrieved, near) if len(bank) > len(near) else slots[:0, layer]
+        if len(bank) <= len(near):
+            return slots[:0, layer]
+        return bank.hardest(layer, queries, batch.counted, retrieved, near)
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return RecallingCache(
