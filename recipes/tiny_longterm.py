@@ -2,9 +2,9 @@
 
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
-REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names; one that
-has a retriever already goes through the second phase only. The bundled result came of an earlier commit of this recipe,
-which its log names, and of the `tiny` of then; docs/research.md says why, and what this one came to.
+REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint, or what `-- base=PATH` names; one
+that has a retriever already goes through the second phase only. The bundled result came of an earlier commit of this
+recipe, which its log names, and of the `tiny` of then; docs/research.md says why, and what this one came to.
 """
 
 import os
