@@ -42,6 +42,8 @@ def first_token(on: Setting, repeats: int) -> Figures:
     | `other` | was kept: prompts go to two memories by turns |
     | `after_write` | was made by the write just before, whose time does not count |
     | `again` | was kept: the memory was read last, and not written since |
+
+    `alone` is the same decoder on the same prompt without memory, which no way to read one can undercut.
     """
     rows: list[Figures] = []
     cases = ("unread", "other", "after_write", "again")
@@ -77,10 +79,21 @@ def first_token(on: Setting, repeats: int) -> Figures:
         def again(memory: Memory = memory, ask: Callable[..., float] = ask) -> float:
             return ask(memory)
 
+        def alone(model: MemoryModel = model, ids: Tensor = ids) -> None:
+            model.hf.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=1, **GREEDY)
+
         def plain(stock: Any = stock, bos: Any = model.bos_embedding, pool: Tensor = pool, ids: Tensor = ids) -> None:
             reference.read(stock, bos, pool, ids)[-1].argmax()
 
-        seconds = in_turns(repeats, unread=unread, other=other, after_write=after_write, again=again, reference=plain)
+        ways: dict[str, Callable[[], float | None]] = {
+            "unread": unread,
+            "other": other,
+            "after_write": after_write,
+            "again": again,
+            "alone": alone,
+            "reference": plain,
+        }
+        seconds = in_turns(repeats, **ways)
         middle = {name: statistics.median(taken) for name, taken in seconds.items()}
         ratios = {name: round(middle["reference"] / middle[name], 3) for name in cases}
         rows.append({"slots": slots, **{name: summary(taken) for name, taken in seconds.items()}, "ratio": ratios})

@@ -26,6 +26,11 @@ def table(figures: Figures) -> str:
         for row in first["by_slots"]
     ]
     rows += [
+        ("first token without any memory", ms(row["alone"]), "", "")
+        for row in first["by_slots"]
+        if row["slots"] == decode["slots"]
+    ]
+    rows += [
         (
             "first token on a memory not read before, more for every 1,000 slots",
             f"{slopes['unread']:.1f} ms",

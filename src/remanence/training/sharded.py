@@ -100,7 +100,7 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
         if is_sharded(tensor):
             parameter = parameters[name]
             if id(parameter) not in whole:
-                whole[id(parameter)] = tensor.full_tensor()  # type: ignore[attr-defined]
+                whole[id(parameter)] = tensor.full_tensor()
             state[name] = whole[id(parameter)]
     return state
 
