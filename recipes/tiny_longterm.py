@@ -46,6 +46,7 @@ class Phase:
             pool; the others ask beyond it.
         chunks: written in a step that asks beyond the pool; shared: names that their people share, one of these.
         bank: chunks of earlier steps that are within reach; near: how many of them pools are filled with.
+        push_back: as `RetrieverLoss` has it; where keys rest it would only turn queries away from them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Phase:
     bank: int
     near: int
     text_weight: float
+    push_back: float = 0.0
 
 
 # Writer and retriever change in the first phase, so that nobody is to be told from chunks that they wrote long ago. In
@@ -74,6 +76,7 @@ PHASES = (
         bank=0,
         near=16,
         text_weight=0.15,
+        push_back=0.5,
     ),
     Phase(
         "2-read",
@@ -176,7 +179,9 @@ def trainer_of(
         curriculum=Curriculum(
             lambda step, _: build_batch(phase, task, wide, step), levels=1, steps=steps, threshold=()
         ),
-        retriever_loss=RetrieverLoss(temperature=0.02, detach=False, random_prefix=0.1, weight=0.15),
+        retriever_loss=RetrieverLoss(
+            temperature=0.02, push_back=phase.push_back, detach=False, random_prefix=0.1, weight=0.15
+        ),
         bank=phase.bank,
         text_weight=phase.text_weight,
         optimizers=(AdamW(trained, lr=phase.lr, weight_decay=0.0, betas=(0.9, 0.99)), None),

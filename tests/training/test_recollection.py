@@ -170,7 +170,7 @@ def test_products_that_saturate_their_sigmoid_are_pushed_back() -> None:
     with torch.no_grad():
         for weight in last:
             weight *= 1e3
-    cache, _ = read(model, replace(PLAIN, temperature=0.5))
+    cache, _ = read(model, replace(PLAIN, temperature=0.5, push_back=0.5))
     for loss, weight in zip(cache.losses, last, strict=True):
         (gradient,) = torch.autograd.grad(loss, weight, retain_graph=True)
         assert loss > 100

@@ -54,8 +54,10 @@ class RetrieverLoss:
 
     Attributes:
         temperature: each slot of the chunk asked about is told from all wrong ones by cross-entropy over score /
-            temperature, and products that saturate their sigmoid are pushed back. None: -log p+ - log(1 - p-), as
-            published; where what is asked about has near doubles, it is smallest with all slots scored alike.
+            temperature. None: -log p+ - log(1 - p-), as published; where what is asked about has near doubles, it is
+            smallest with all slots scored alike.
+        push_back: weight of a loss on products that saturate their sigmoid, without which queries and keys that learn
+            together by cross-entropy outgrow it.
         detach: keep the gradient from the hidden states of slots, as published. Queries are always detached.
         random_prefix: how often the loss sees the beginning of a prompt only.
         weight: of the loss against that of the answers, whose gradient is so much larger that where slots do not say
@@ -63,6 +65,7 @@ class RetrieverLoss:
     """
 
     temperature: float | None = None
+    push_back: float = 0.0
     detach: bool = True
     random_prefix: float = 0.5
     weight: float = 1.0
@@ -136,9 +139,9 @@ class RecallingCache(PrefixCache):
         scores = _mean(each, self.counted)
         if self.asked.any():
             loss = self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores)
-            if self.settings.temperature is not None:
+            if self.settings.push_back:
                 past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
-                loss = loss + 0.5 * _mean(past, self.counted).mean()
+                loss = loss + self.settings.push_back * _mean(past, self.counted).mean()
             self.losses.append(loss)
         return scores
 
