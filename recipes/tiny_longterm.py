@@ -25,7 +25,7 @@ from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import load_module, training_arguments
 from remanence.training.recollection import RetrieverLoss
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
 
 SEED = 0
 RETRIEVED = 128  # K0, a quarter of the pool, as published
@@ -131,15 +131,16 @@ def train(
     paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
     stop = [] if minutes is None else [StopAfter(minutes)]
     model = MemoryModel.from_pretrained(base or bundled("tiny"))
-    rules = LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY)
-    phases = PHASES if model.longterm is None else PHASES[1:]
+    phases = PHASES[1:]
     if model.longterm is None:
+        phases, rules = PHASES, LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY)
         model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
     for phase, count in zip(phases, (steps, reading_steps)[-len(phases) :], strict=True):
-        done = output / phase.name / "model"
+        folder = output / phase.name
+        done = folder / "model"
         if not (resume and (done / "training_log.json").is_file()):
-            trainer = trainer_of(phase, model, paragraphs, output / phase.name, count, log_to, stop)
-            trainer.train(resume_from_checkpoint=resume and any((output / phase.name).glob("checkpoint-*")))
+            trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
+            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
             if trainer.state.global_step < count:
                 return None
             model.hf.set_attn_implementation("sdpa")

@@ -85,15 +85,9 @@ def first_token(on: Setting, repeats: int) -> Figures:
         def plain(stock: Any = stock, bos: Any = model.bos_embedding, pool: Tensor = pool, ids: Tensor = ids) -> None:
             reference.read(stock, bos, pool, ids)[-1].argmax()
 
-        ways: dict[str, Callable[[], float | None]] = {
-            "unread": unread,
-            "other": other,
-            "after_write": after_write,
-            "again": again,
-            "alone": alone,
-            "reference": plain,
-        }
-        seconds = in_turns(repeats, **ways)
+        seconds = in_turns(
+            repeats, unread=unread, other=other, after_write=after_write, again=again, alone=alone, reference=plain
+        )
         middle = {name: statistics.median(taken) for name, taken in seconds.items()}
         ratios = {name: round(middle["reference"] / middle[name], 3) for name in cases}
         rows.append({"slots": slots, **{name: summary(taken) for name, taken in seconds.items()}, "ratio": ratios})

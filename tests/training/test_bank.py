@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from remanence.memory.scoring import mean_sigmoid
-from remanence.training import bank as bank_module
 from remanence.training.bank import Bank
 
 LAYERS, K, D, P = 2, 3, 4, 5
@@ -55,10 +53,7 @@ def test_chunks_are_drawn_once_each() -> None:
     assert len(bank.draw(20, torch.Generator())) == 8
 
 
-def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(bank_module, "_BLOCK", 7)  # which does not divide the keys
+def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them() -> None:
     generator = torch.Generator().manual_seed(0)
     bank = Bank(20)
     slots, keys = (torch.randn(12, LAYERS, K, size, generator=generator) for size in (D, P))
@@ -68,7 +63,8 @@ def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them
     free = torch.tensor([c for c in range(12) if c not in (2, 7)])
     for layer in range(LAYERS):
         there = keys[free, layer].flatten(0, 1)
-        scores = [mean_sigmoid(asking[tokens], there) for asking, tokens in zip(queries, counted, strict=True)]
+        each = (asking[tokens] @ there.t() for asking, tokens in zip(queries, counted, strict=True))
+        scores = [products.sigmoid().mean(0) for products in each]
         best = {int(i) for row in scores for i in row.argsort(descending=True)[:4]}
         expected = slots[free, layer].flatten(0, 1)[sorted(best)]
         found = bank.hardest(layer, queries, counted, 4, known)

@@ -7,7 +7,7 @@ large as the memory to come. Only what is hardest to tell from what is asked abo
 import torch
 from torch import Tensor
 
-_BLOCK = 16_384  # keys that are scored at a time
+from remanence.memory.scoring import mean_sigmoid
 
 
 class Bank:
@@ -57,15 +57,8 @@ class Bank:
         `queries` `[R, T, P]`, of which those tokens count that `counted` `[R, T]` says.
         """
         keys = self.keys[layer, : self._count].flatten(0, 1)  # [C · K, P]
-        row = torch.arange(len(queries), device=queries.device)[:, None].expand_as(counted)[counted]
-        asking = queries[counted].float()
-        share = (1 / counted.sum(1).float())[row]
-        scores = torch.zeros(len(queries), len(keys), device=keys.device)
-        for start in range(0, len(keys), _BLOCK):
-            block = keys[start : start + _BLOCK]
-            each_token = (asking @ block.t()).sigmoid_() * share[:, None]
-            scores[:, start : start + _BLOCK].index_add_(0, row, each_token)
-        scores = scores.unflatten(1, (self._count, -1))
+        asking = [row[tokens].float() for row, tokens in zip(queries, counted, strict=True)]
+        scores = torch.stack([mean_sigmoid(row, keys) for row in asking]).unflatten(1, (self._count, -1))
         scores[:, known.to(scores.device)] = -torch.inf
         free = (self._count - len(known)) * scores.shape[2]
         best = scores.flatten(1).topk(min(each, free), dim=1, sorted=False).indices.unique()
