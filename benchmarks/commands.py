@@ -39,8 +39,7 @@ COMMANDS = {
     ),
     "integrity/results.json": "eval integrity --model tiny --writes 100000 --questions 200",
     "integrity/million.json": (
-        "eval integrity --model tiny --writes 1000000 --windows 100 --questions 200 "
-        "--state benchmarks/integrity/million"
+        "eval integrity --model tiny --writes 1000000 --windows 100 --questions 200 --state runs/million"
     ),
     "perplexity/tiny_prose.json": "eval perplexity --model tiny",
     "perplexity/tiny_longterm_prose.json": "eval perplexity --model tiny_longterm",

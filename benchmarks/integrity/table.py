@@ -1,19 +1,44 @@
-"""The newest fact, window by window."""
+"""The newest fact, window by window; where there are many windows, tenth by tenth of all writes."""
+
+from dataclasses import dataclass
+from math import ceil, sqrt
 
 from tables import Figures, grid, interval
 
+_MOST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """Some windows that follow each other: writes when the last was over, and what they say together."""
+
+    writes: int
+    exact_match: float
+    stderr: float
+    resident_bytes: int
+
+
+def rows(figures: Figures) -> list[Row]:
+    windows = figures["windows"]
+    each = 1 if len(windows) <= _MOST_ROWS else ceil(len(windows) / 10)
+    return [_together(windows[start : start + each]) for start in range(0, len(windows), each)]
+
+
+def _together(windows: list[Figures]) -> Row:
+    samples = sum(window["samples"] for window in windows)
+    share = sum(window["exact_match"] * window["samples"] for window in windows) / samples
+    most = max(window["resident_bytes"] for window in windows)
+    return Row(windows[-1]["writes"], share, sqrt(share * (1 - share) / samples), most)
+
 
 def table(figures: Figures) -> str:
-    rows = [
-        (
-            f"{window['writes']:,}",
-            interval(window["exact_match"], window["stderr"]),
-            f"{window['resident_bytes'] / 2**20:.0f} MiB",
-        )
-        for window in figures["windows"]
+    lines = [
+        (f"{row.writes:,}", interval(row.exact_match, row.stderr), f"{row.resident_bytes / 2**20:.0f} MiB")
+        for row in rows(figures)
     ]
+    windows = figures["windows"]
     about = (
-        f"One memory; in each window {figures['questions']} questions about the biography that was just written, with "
-        f"one standard error. N = {figures['n']}, K = {figures['k']}."
+        f"One memory; {figures['questions']} questions in every {windows[0]['writes']:,} writes, each about the "
+        f"biography that was just written, with one standard error. N = {figures['n']}, K = {figures['k']}."
     )
-    return "\n".join([grid(("writes", "newest fact recalled", "resident memory"), rows), "", about])
+    return "\n".join([grid(("writes", "newest fact recalled", "resident memory"), lines), "", about])

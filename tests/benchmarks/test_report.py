@@ -67,6 +67,18 @@ def test_new_figures_appear_with_what_they_were_made_by() -> None:
     assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in page
 
 
+def test_many_windows_are_shown_tenth_by_tenth_of_the_writes() -> None:
+    window = integrity(7)["windows"][0]
+    windows = [
+        {**window, "writes": 10 * n, "exact_match": n % 4 / 4, "resident_bytes": n * 2**20} for n in range(1, 41)
+    ]
+    few, many = ({**integrity(7), "windows": windows[:count]} for count in (20, 40))
+    assert report.integrity(few).count("\n| ") == 20
+    assert report.integrity(many).count("\n| ") == 10
+    assert "| 40 | 0.375 ± 0.121 | 4 MiB |" in report.integrity(many), "four windows, of four questions each"
+    assert report.newest(many) == "0.375 ± 0.121, then 0.375 ± 0.121 (400 writes)"
+
+
 def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
     point = {"f1": 0.5, "f1_stderr": 0.25, "exact_match": 0.0, "exact_match_stderr": 0.0, "samples": 3}
     curve = [{"length": 4096, **point}, {"length": None, **point}]
