@@ -25,8 +25,8 @@ def integrity(writes: int) -> dict[str, Any]:
     return {
         "n": 24,
         "k": 6,
-        "questions": 4,
-        "windows": [{"writes": writes, "exact_match": 0.25, "stderr": 0.125, "samples": 4, "resident_bytes": 2**20}],
+        "questions": 12,
+        "windows": [{"writes": writes, "exact_match": 0.25, "stderr": 0.125, "samples": 12, "resident_bytes": 2**20}],
         "command": f"remanence eval integrity --writes {writes} --model other",
         "date": "2026-01-02T03:04:05+00:00",
         "device": "a device",
@@ -75,8 +75,8 @@ def test_many_windows_are_shown_tenth_by_tenth_of_the_writes() -> None:
     few, many = ({**integrity(7), "windows": windows[:count]} for count in (20, 40))
     assert report.integrity(few).count("\n| ") == 20
     assert report.integrity(many).count("\n| ") == 10
-    assert "| 40 | 0.375 ± 0.121 | 4 MiB |" in report.integrity(many), "four windows, of four questions each"
-    assert report.newest(many) == "0.375 ± 0.121, then 0.375 ± 0.121 (400 writes)"
+    assert "| 40 | 0.375 ± 0.070 | 4 MiB |" in report.integrity(many), "four windows, of twelve questions each"
+    assert report.newest(many) == "0.375 ± 0.070, then 0.375 ± 0.070 (400 writes)"
 
 
 def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
