@@ -3,8 +3,8 @@
     python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
 
 Everything is measured in one run, with two threads, on a random Llama (d 512, 8 layers, 8 heads, 2 key/value heads;
-float32 unless --dtype says otherwise). What is compared is measured in turns, A B A B, so that a machine that is busy
-for a while slows both alike.
+float32 unless --dtype says otherwise) whose weights are packed where they can be. What is compared is measured in
+turns, A B A B, so that a machine that is busy for a while slows both alike.
 """
 
 import statistics
@@ -33,6 +33,10 @@ def slope(points: Sequence[tuple[int, float]]) -> float:
     return statistics.linear_regression(*zip(*points, strict=True)).slope * 1000
 
 
+def packed(model: MemoryModel) -> MemoryModel:
+    return model.pack() if model.device.type == "cpu" and model.backbone.dtype == torch.float32 else model
+
+
 def first_token(on: Setting, repeats: int) -> Figures:
     """From prompt to first token.
 
@@ -42,13 +46,14 @@ def first_token(on: Setting, repeats: int) -> Figures:
     | `other` | was kept: prompts go to two memories by turns |
     | `after_write` | was made by the write just before, whose time does not count |
     | `again` | was kept: the memory was read last, and not written since |
+    | `unpacked` | likewise, by a model whose weights are not packed |
 
     `alone` is the same decoder on the same prompt without memory, which no way to read one can undercut.
     """
     rows: list[Figures] = []
-    cases = ("unread", "other", "after_write", "again")
+    cases = ("unread", "other", "after_write", "again", "unpacked")
     for slots in (on.slots // 4, on.slots // 2, on.slots, 2 * on.slots):
-        model, stock = on.model(slots), on.decoder()
+        model, stock, loose = packed(on.model(slots)), on.decoder(), on.model(slots)
         (memory, pool), (second, _) = on.filled(model), on.filled(model, seed=1)
         ids, text = on.prompt(), on.prompt(seed=1)
 
@@ -79,6 +84,9 @@ def first_token(on: Setting, repeats: int) -> Figures:
         def again(memory: Memory = memory, ask: Callable[..., float] = ask) -> float:
             return ask(memory)
 
+        def unpacked(memory: Memory = memory, loose: MemoryModel = loose, ask: Callable[..., float] = ask) -> float:
+            return ask(memory, loose)
+
         def alone(model: MemoryModel = model, ids: Tensor = ids) -> None:
             model.hf.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=1, **GREEDY)
 
@@ -86,7 +94,14 @@ def first_token(on: Setting, repeats: int) -> Figures:
             reference.read(stock, bos, pool, ids)[-1].argmax()
 
         seconds = in_turns(
-            repeats, unread=unread, other=other, after_write=after_write, again=again, alone=alone, reference=plain
+            repeats,
+            unread=unread,
+            other=other,
+            after_write=after_write,
+            again=again,
+            unpacked=unpacked,
+            alone=alone,
+            reference=plain,
         )
         middle = {name: statistics.median(taken) for name, taken in seconds.items()}
         ratios = {name: round(middle["reference"] / middle[name], 3) for name in cases}
@@ -153,7 +168,7 @@ class Clock(LogitsProcessor):
 def decode(on: Setting, repeats: int) -> Figures:
     """Per token, behind the first; the stock model reads as many entries from a static cache."""
     tokens = 64
-    model, stock = on.model(), on.decoder()
+    model, stock = packed(on.model()), on.decoder()
     memory, _ = on.filled(model)
     long = on.prompt(tokens=on.slots + 1 + PROMPT)[None]
 
@@ -202,7 +217,7 @@ def slot_bytes(on: Setting) -> Figures:
 def batch(on: Setting, repeats: int) -> Figures:
     """Eight memories in one call against eight calls, and how far the rows differ."""
     count, tokens = 8, 32
-    model = on.model()
+    model = packed(on.model())
     memories = [on.filled(model, seed)[0] for seed in range(count)]
     ids = torch.stack([on.prompt(seed) for seed in range(count)])
     options = {"max_new_tokens": tokens, "return_dict_in_generate": True, "output_logits": True, **GREEDY}

@@ -7,6 +7,7 @@ CASES = {
     "other": "on two memories by turns",
     "after_write": "after a write",
     "again": "on the memory read last",
+    "unpacked": "on the memory read last, weights not packed",
 }
 
 

@@ -2,7 +2,7 @@
 
 torch sends float32 products on a CPU to MKL, which leaves half of an AMD processor unused, be it at the few rows of a
 prompt or the thousands of a training batch. oneDNN, which torch carries too, does not. The weights stay where and as
-they are.
+they are; what oneDNN makes of a weight at every product, an order that suits it, can be kept beside it (`Packed`).
 """
 
 from typing import Any
@@ -15,19 +15,55 @@ from torch.nn.functional import linear
 _onednn: Any = None
 if torch.backends.mkldnn.is_available():
     _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # what torch.compile calls on CPUs
+_ROWS = 32  # for which the order is chosen; it is no worse at one row or at a thousand
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # [..., in], [out, in] -> [..., out]
+class Packed:
+    """A weight in the order in which oneDNN multiplies, and which weight that is.
+
+    A copy of a layer starts without it, and so does a layer that was pickled.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        self._of = weight.detach()  # held, so that nothing else comes to lie at its address
+        self._version = weight._version
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this is the weight, unchanged. What was written through `weight.data` goes unseen."""
+        return weight._version == self._version and weight.data_ptr() == self._of.data_ptr()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+
+def multiplies(weight: Tensor) -> bool:
+    """Whether products with this weight go through oneDNN."""
+    return (
+        _onednn is not None
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and type(weight) in (Tensor, torch.nn.Parameter)  # not a quantized or a distributed one
+        and weight.is_contiguous()  # it copes with others, a thousand times slower, unless they are transposed
+        and weight.numel() > 0
+    )
+
+
+def product(
+    rows: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed | None = None
+) -> Tensor:  # [..., in], [out, in] -> [..., out]
     """`torch.nn.functional.linear`, but for the kernel; results and gradients differ by rounding.
 
     Gradients can be taken once, not of gradients.
+
+    `packed`: of the weight, to be used where no gradient is wanted.
     """
     if not _fits(rows, weight):
         return linear(rows, weight, bias)
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (rows, weight, bias)):
         made: Tensor = _Product.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
         return made
-    return _multiply(rows, weight, bias)
+    return _multiply(rows, weight if packed is None else packed.weight, bias)
 
 
 def product_back(grad: Tensor, weight: Tensor) -> Tensor:  # [..., out], [out, in] -> [..., in]
@@ -46,15 +82,12 @@ def transposed_product(left: Tensor, right: Tensor) -> Tensor:  # [b, m], [b, n]
 
 def _fits(rows: Tensor, weight: Tensor) -> bool:
     return (
-        _onednn is not None
-        and rows.device.type == "cpu"
-        and rows.dtype == weight.dtype == torch.float32
-        and type(weight) in (Tensor, torch.nn.Parameter)  # not a quantized or a distributed one
-        and weight.is_contiguous()  # it copes with others, a thousand times slower, unless they are transposed
+        multiplies(weight)
+        and rows.device == weight.device
+        and rows.dtype == weight.dtype
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and rows.numel() > 0
-        and weight.numel() > 0
     )
 
 

@@ -2,14 +2,16 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from remanence import MemoryModel
-from remanence.model.linear import OneDnnLinear, use_onednn
+from remanence import MemoryModel, products
+from remanence.errors import InvalidInputError
+from remanence.model.linear import OneDnnLinear, pack, use_onednn
 from tests import tiny
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -122,6 +124,115 @@ def test_a_changed_layer_can_be_copied_and_pickled() -> None:
     for copied in (copy.deepcopy(swapped), pickle.loads(pickle.dumps(swapped))):
         assert type(copied) is type(swapped)
         assert torch.equal(copied.weight, swapped.weight)
+
+
+@pytest.fixture
+def weights_used(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The weights that oneDNN multiplied."""
+    used: list[Tensor] = []
+    multiply = products._onednn
+
+    def product(given: Tensor, weight: Tensor, *rest: object) -> Tensor:
+        used.append(weight)
+        made: Tensor = multiply(given, weight, *rest)
+        return made
+
+    monkeypatch.setattr("remanence.products._onednn", product)
+    return used
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(48,), (1, 48), (33, 48), (700, 48), (2, 5, 48), (0, 48)], ids=str)
+def test_a_packed_weight_gives_the_product_of_the_stock_layer(shape: tuple[int, ...], bias: bool) -> None:
+    stock, swapped = layers(bias)
+    assert pack(swapped) == 1
+    given = torch.randn(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
+
+
+def _scale(layer: nn.Linear) -> None:
+    with torch.no_grad():
+        layer.weight.mul_(-2)
+
+
+def _load(layer: nn.Linear) -> None:
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+
+
+def _replace(layer: nn.Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach() + 1)
+
+
+def _round(layer: nn.Linear) -> None:
+    layer.bfloat16().float()
+
+
+def _train(layer: nn.Linear) -> None:
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    layer(torch.ones(2, 48)).square().sum().backward()
+    optimizer.step()
+
+
+@needs_onednn
+@pytest.mark.parametrize("change", [_scale, _load, _replace, _round, _train], ids=lambda change: change.__name__)
+def test_a_packed_weight_is_let_go_when_the_weight_changes(
+    change: Callable[[nn.Linear], None], weights_used: list[Tensor]
+) -> None:
+    stock, swapped = layers()
+    pack(swapped)
+    given = torch.randn(5, 48)
+    with torch.no_grad():
+        swapped(given)
+    assert weights_used[-1] is not swapped.weight
+    change(stock)
+    change(swapped)
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-5, rtol=1e-5)
+        assert weights_used[-1] is swapped.weight
+        assert pack(swapped) == 1
+        torch.testing.assert_close(swapped(given), stock(given), atol=1e-5, rtol=1e-5)
+    assert weights_used[-1] is not swapped.weight
+
+
+@needs_onednn
+def test_gradients_are_taken_of_the_weight_though_it_is_packed(weights_used: list[Tensor]) -> None:
+    stock, swapped = layers()
+    pack(swapped)
+    for layer in (stock, swapped):
+        layer(torch.ones(5, 48)).square().sum().backward()
+    assert weights_used[0] is swapped.weight
+    torch.testing.assert_close(swapped.weight.grad, stock.weight.grad, atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+def test_a_copy_of_a_packed_layer_starts_unpacked() -> None:
+    _, swapped = layers()
+    pack(swapped)
+    for copied in (copy.deepcopy(swapped), pickle.loads(pickle.dumps(swapped))):
+        assert copied.packed is None
+        assert torch.equal(copied.weight, swapped.weight)
+
+
+@needs_onednn
+def test_a_packed_model_reads_and_writes_as_before() -> None:
+    model = tiny.with_memory(tiny.decoder())
+    ids = tiny.ids(5)
+    seen = []
+    for _ in range(2):
+        memory = model.new_memory()
+        model.write(memory, tiny.ids(40))
+        seen.append(model.read(memory, ids).logits)
+        assert model.pack() is model
+    torch.testing.assert_close(seen[1], seen[0], atol=1e-5, rtol=1e-5)
+
+
+def test_packing_a_model_that_oneDNN_does_not_multiply_is_refused() -> None:
+    model = tiny.with_memory(tiny.decoder())
+    model.hf.bfloat16()
+    with pytest.raises(InvalidInputError, match=r"nothing to pack.*bfloat16 on cpu"):
+        model.pack()
 
 
 @needs_onednn
