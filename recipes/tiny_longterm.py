@@ -28,7 +28,6 @@ from remanence.training.recollection import RetrieverLoss
 from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
 
 SEED = 0
-RETRIEVED = 96  # K0; with the published quarter of the pool, 128, more is read that misleads
 RETRIEVAL_SIZE = 64
 CAPACITY = 150_000
 LORA = LoraSettings(r=32, lora_alpha=64.0)
@@ -49,6 +48,8 @@ class Phase:
         bank: chunks of earlier steps that are within reach; near: how many of them pools are filled with.
         push_back: as `RetrieverLoss` has it; where keys rest it would only turn queries away from them.
         retrieving: weight of the retriever's loss.
+        retrieved: K0. A quarter of the pool, 128, is published; where slots say well whom they are about, fewer mislead
+            less.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Phase:
     text_weight: float
     push_back: float = 0.0
     retrieving: float = 0.15
+    retrieved: int = 128
 
 
 # Writer and retriever change in the first phase, so that nobody is to be told from chunks that they wrote long ago. In
@@ -93,6 +95,7 @@ TOGETHER = replace(
     rest=3e-4,
     shares=(0.03, 0.35, 0.04, 0.08),
     text_weight=0.5,
+    retrieved=96,
 )
 PHASES = (
     Phase(
@@ -115,12 +118,13 @@ PHASES = (
     replace(
         TOGETHER,
         name="4-harmless",
-        steps=1400,
+        steps=500,
         lr=4e-4,
         rest=2e-4,
-        shares=(0.0, 0.4, 0.04, 0.06),
-        text_weight=0.7,
-        retrieving=0.25,
+        shares=(0.0, 0.35, 0.04, 0.06),
+        text_weight=0.55,
+        retrieving=0.2,
+        retrieved=64,
     ),
 )
 
@@ -164,14 +168,14 @@ def train(
     model = MemoryModel.from_pretrained(base or bundled("tiny"))
     phases = PHASES[1:]
     if model.longterm is None:
-        phases, rules = PHASES, LongTermRules(retrieved=RETRIEVED, capacity=CAPACITY)
+        phases, rules = PHASES, LongTermRules(retrieved=PHASES[0].retrieved, capacity=CAPACITY)
         model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
-    assert model.longterm is not None
     for phase in phases:
         folder = output / phase.name
         done = folder / "model"
+        assert model.longterm is not None
         if not (resume and (done / "training_log.json").is_file()):
-            model.longterm = replace(model.longterm, retrieved=RETRIEVED)
+            model.longterm = replace(model.longterm, retrieved=phase.retrieved)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
             trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
