@@ -3,8 +3,8 @@
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
 REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint `tiny`, or what `-- base=PATH` names;
-one that has a retriever already goes through all phases but the first. The bundled result came of the last three, from
-an older checkpoint; its log names it, and docs/research.md says why.
+one that has a retriever already goes through all phases but the first. The bundled result came of an earlier
+commit of this recipe, which its log names; docs/research.md says what this one came to.
 """
 
 import os
@@ -115,17 +115,6 @@ PHASES = (
     ),
     READ,
     TOGETHER,
-    replace(
-        TOGETHER,
-        name="4-harmless",
-        steps=500,
-        lr=4e-4,
-        rest=2e-4,
-        shares=(0.0, 0.35, 0.04, 0.06),
-        text_weight=0.55,
-        retrieving=0.2,
-        retrieved=64,
-    ),
 )
 
 
