@@ -190,8 +190,11 @@ def trainer_of(
     log_to: str,
     stop: list[StopAfter],
 ) -> MemoryTrainer:
+    reading, others = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in phase.trained))
+        if parameter.requires_grad:
+            (reading if ".reader." in name or ".query." in name else others).append(parameter)
     model.shipped_pool = None
     ids = model.tokenizer(paragraphs, add_special_tokens=False)["input_ids"]
     prose = [i for i in ids if len(i) >= model.slots_per_write]
@@ -199,10 +202,6 @@ def trainer_of(
     task = RecallTask(model.tokenizer, prose, **sizes)
     wide = RecallTask(model.tokenizer, prose, chunks=phase.chunks, **sizes)
     model.hf.set_attn_implementation("sdpa_float32")
-    reading, others = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (reading if ".reader." in name or ".query." in name else others).append(parameter)
     groups = [{"params": reading, "lr": phase.lr}, {"params": others, "lr": phase.rest}]
     return MemoryTrainer(
         model,
