@@ -19,12 +19,12 @@ CHECKPOINTS = ROOT / "src/remanence/checkpoints"
 # Figures, in `benchmarks`, and the command that makes them. Those of `eval` take `--json` besides.
 COMMANDS = {
     "retention/results.json": "eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64",
-    "retention/longterm.json": "eval retention --model tiny_longterm --samples 100 --distances 0,16,32,64,160,320",
+    "retention/longterm.json": "eval retention --model tiny_longterm --samples 200 --distances 0,16,32,64,160,320",
     "retention/longterm_int8.json": (
         "eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8"
     ),
     "retention/longterm_far.json": (
-        "eval retention --model tiny_longterm --samples 60 --distances 0,800,1600 --memory longterm"
+        "eval retention --model tiny_longterm --samples 100 --distances 0,800,1600 --memory longterm"
     ),
     "retention/squad.json": "eval retention --model MODEL --data dev-v1.1.json --distances 0,5,…,60",
     "retention/retrieval.json": "eval retrieval --model tiny_longterm --samples 100 --distances 5p,10p,20p",

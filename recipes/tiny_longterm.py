@@ -3,8 +3,8 @@
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
 
 REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint `tiny`, or what `-- base=PATH` names;
-one that has a retriever already goes through all phases but the first. The bundled result came of an earlier
-commit of this recipe, which its log names; docs/research.md says what this one came to.
+one that has a retriever already goes through all phases but the first. So came the bundled result, from the checkpoint
+that an earlier commit of this recipe made; its log names both. docs/research.md says what each phase came to.
 """
 
 import os
@@ -71,7 +71,8 @@ class Phase:
 
 # Writer and retriever change in the first phase, so that nobody is to be told from chunks that they wrote long ago. In
 # the second they rest, and the reader learns to read beside the likest of what a memory of some thousand writes holds.
-# Then all weights learn together, so slowly that what the bank holds is still what the writer writes.
+# Then all weights learn together, so slowly that what the bank holds is still what the writer writes, and once more
+# slower still, until a memory that says nothing about a text does not make it harder to read.
 READ = Phase(
     "2-read",
     steps=1000,
@@ -97,6 +98,7 @@ TOGETHER = replace(
     text_weight=0.5,
     retrieved=96,
 )
+SETTLE = replace(TOGETHER, name="4-settle", steps=2000, lr=4e-4, rest=2e-4, retrieved=64)
 PHASES = (
     Phase(
         "1-retrieve",
@@ -115,6 +117,7 @@ PHASES = (
     ),
     READ,
     TOGETHER,
+    SETTLE,
 )
 
 
