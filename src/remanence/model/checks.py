@@ -12,10 +12,12 @@ from remanence.memory import Memory
 from remanence.model.inputs import to_ids, to_rows
 
 if TYPE_CHECKING:
-    from remanence.model.memory_model import MemoryModel
+    from remanence.model.decoder import MemoryDecoder
 
 
-def rows_of(model: "MemoryModel", memory: Memory | Sequence[Memory], content: Any) -> tuple[list[Memory], list[Tensor]]:
+def rows_of(
+    model: "MemoryDecoder", memory: Memory | Sequence[Memory], content: Any
+) -> tuple[list[Memory], list[Tensor]]:
     """Memories of this model, and a row of token ids for each.
 
     Raises:
@@ -33,7 +35,7 @@ def rows_of(model: "MemoryModel", memory: Memory | Sequence[Memory], content: An
     return memories, rows
 
 
-def require_own(model: "MemoryModel", *memories: Memory) -> None:
+def require_own(model: "MemoryDecoder", *memories: Memory) -> None:
     """Raise where a memory was written by another model, or lies elsewhere."""
     spec, device = model.spec, model.device
     for memory in memories:
@@ -53,7 +55,7 @@ def integer(name: str, value: Any) -> int:
     return int(value)
 
 
-def require_slots(model: "MemoryModel", slots: Tensor | Sequence[Tensor]) -> Tensor:  # [L, q, d]
+def require_slots(model: "MemoryDecoder", slots: Tensor | Sequence[Tensor]) -> Tensor:  # [L, q, d]
     """Slots in hidden form, several joined in their order."""
     slots = slots if isinstance(slots, Tensor) else torch.cat(list(slots), dim=1)
     expected = (len(model.backbone.layers), model.hf.config.hidden_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,10 @@ from remanence.model.linear import pack, use_onednn
 from remanence.model.prefix import mask_each_step, show_prefix_to_sliding_layers
 from remanence.model.retriever import Retriever, install_retrieval, new_retriever
 from remanence.model.rotation import rotate
-from remanence.model.shipped import ShippedLongTerm
 from remanence.model.spare import Spare
+
+if TYPE_CHECKING:
+    from remanence.model.shipped import ShippedLongTerm
 
 
 class MemoryDecoder(nn.Module):

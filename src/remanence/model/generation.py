@@ -1,7 +1,7 @@
 """Generation behind memories: transformers' own, with a prefix, room for its tokens, and a check for numbers."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -9,11 +9,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, Memory, Pool
 from remanence.model.adapters import Role
+from remanence.model.decoder import MemoryDecoder
 from remanence.model.prefix import PrefixCache, PrefixLayer, pool_prefix
 from remanence.model.retriever import Retrieval
-
-if TYPE_CHECKING:
-    from remanence.model.memory_model import MemoryModel
 
 
 class FiniteOnly(LogitsProcessor):
@@ -38,7 +36,7 @@ def require_finite(logits: Tensor) -> None:
 
 
 def prefix_for(
-    model: "MemoryModel",
+    model: MemoryDecoder,
     pools: Sequence[Pool | None],
     longterms: Sequence[LongTerm | None],
     room: int,
@@ -62,7 +60,7 @@ def prefix_for(
 
 
 def generate(
-    model: "MemoryModel",
+    model: MemoryDecoder,
     memories: Sequence[Memory],
     ids: Tensor,
     mask: Tensor,
@@ -109,7 +107,7 @@ def generate(
     return out
 
 
-def prepare(model: "MemoryModel", memory: Memory) -> None:
+def prepare(model: MemoryDecoder, memory: Memory) -> None:
     """Make the prefix of the next prompt on this memory, in the buffers of the last."""
     with model.role("read"):
         cache = prefix_for(model, [memory.pool], [memory.longterm], room=0, stamp=model.last_stamp)
@@ -120,7 +118,7 @@ def prepare(model: "MemoryModel", memory: Memory) -> None:
         model.spare.give(memory.pool, about, buffers)
 
 
-def _option(model: "MemoryModel", kwargs: dict[str, Any], name: str) -> Any:
+def _option(model: MemoryDecoder, kwargs: dict[str, Any], name: str) -> Any:
     """An option of `generate` as transformers will find it; None where nobody set it."""
     given = kwargs.get(name)
     for config in (kwargs.get("generation_config"), model.hf.generation_config):
@@ -128,11 +126,11 @@ def _option(model: "MemoryModel", kwargs: dict[str, Any], name: str) -> Any:
     return given
 
 
-def _apart(model: "MemoryModel", kwargs: dict[str, Any]) -> bool:
+def _apart(model: MemoryDecoder, kwargs: dict[str, Any]) -> bool:
     """Whether the sequences of one prompt are drawn one by one. Beams take over each other's text instead."""
     return bool(_option(model, kwargs, "do_sample")) and (_option(model, kwargs, "num_beams") or 1) == 1
 
 
-def _new_tokens(model: "MemoryModel", kwargs: dict[str, Any]) -> int:
+def _new_tokens(model: MemoryDecoder, kwargs: dict[str, Any]) -> int:
     """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
     return int(_option(model, kwargs, "max_new_tokens") or _option(model, kwargs, "max_length") or 20)

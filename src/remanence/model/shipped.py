@@ -1,7 +1,6 @@
 """What a new memory starts with: a pool, and long-term memory, which is empty or comes with a published checkpoint."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,13 +8,11 @@ from torch import Tensor
 from remanence.errors import InvalidInputError
 from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, Pool, Storage
 from remanence.model.checks import integer, require_slots
+from remanence.model.decoder import MemoryDecoder
 from remanence.model.writing import projected
 
-if TYPE_CHECKING:
-    from remanence.model.memory_model import MemoryModel
 
-
-def memory_of(model: "MemoryModel", hidden: Tensor, seed: int, longterm: LongTerm | None) -> Memory:
+def memory_of(model: MemoryDecoder, hidden: Tensor, seed: int, longterm: LongTerm | None) -> Memory:
     """A memory whose pool holds slots in hidden form, `[L, N, d]`, oldest first."""
     if require_slots(model, hidden).shape[1] != model.slots:
         raise InvalidInputError(f"the pool takes {model.slots} slots per layer, got {hidden.shape[1]}")
@@ -33,7 +30,7 @@ def memory_of(model: "MemoryModel", hidden: Tensor, seed: int, longterm: LongTer
     )
 
 
-def new_longterm(model: "MemoryModel", capacity: int | None, storage: Storage) -> LongTerm | None:
+def new_longterm(model: MemoryDecoder, capacity: int | None, storage: Storage) -> LongTerm | None:
     """None for a model without a retriever.
 
     Raises:
@@ -82,14 +79,14 @@ class ShippedLongTerm:
         self.layers = layers
         self._made: tuple[object, LongTerm] | None = None
 
-    def longterm(self, model: "MemoryModel", rules: LongTermRules, layout: Layout) -> LongTerm:
+    def longterm(self, model: MemoryDecoder, rules: LongTermRules, layout: Layout) -> LongTerm:
         made_for = (model.stamp(), layout, rules)
         if self._made is None or self._made[0] != made_for:
             self._made = (made_for, self._make(model, rules, layout))
         return self._made[1].fork()
 
     @torch.no_grad()
-    def _make(self, model: "MemoryModel", rules: LongTermRules, layout: Layout) -> LongTerm:
+    def _make(self, model: MemoryDecoder, rules: LongTermRules, layout: Layout) -> LongTerm:
         made = []
         for index, shipped in enumerate(self.layers):
             layer = LongTermLayer(layout)

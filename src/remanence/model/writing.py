@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +12,15 @@ from remanence.errors import InvalidInputError
 from remanence.memory import Memory, NewSlots, Receipt
 from remanence.model.adapters import Role
 from remanence.model.checks import require_ages, require_slots
+from remanence.model.decoder import MemoryDecoder
 from remanence.model.encoder import encode
 from remanence.model.inputs import chunked, left_padded
-
-if TYPE_CHECKING:
-    from remanence.model.memory_model import MemoryModel
-
 
 Progress = Callable[[int, int], None]
 
 
 def write_rows(
-    model: "MemoryModel",
+    model: MemoryDecoder,
     memories: Sequence[Memory],
     rows: Sequence[Tensor],
     evict: Tensor | None,
@@ -51,7 +48,7 @@ def write_rows(
 
 
 def put(
-    model: "MemoryModel",
+    model: MemoryDecoder,
     memory: Memory,
     slots: Tensor | Sequence[Tensor],
     tokens: int,
@@ -75,7 +72,7 @@ def put(
     return Receipt((record,), (evicted,))
 
 
-def new_slots(model: "MemoryModel", memories: Sequence[Memory], chunks: Sequence[Tensor]) -> list[NewSlots]:
+def new_slots(model: MemoryDecoder, memories: Sequence[Memory], chunks: Sequence[Tensor]) -> list[NewSlots]:
     """The slots that one chunk each makes in several memories, as one batch."""
     hidden = encode_rows(model, chunks, [m.newest if m.written else None for m in memories])
     tokens = [len(chunk) for chunk in chunks]
@@ -85,7 +82,7 @@ def new_slots(model: "MemoryModel", memories: Sequence[Memory], chunks: Sequence
 
 
 def encode_rows(
-    model: "MemoryModel", rows: Sequence[Tensor], newest: Sequence[Tensor | None]
+    model: MemoryDecoder, rows: Sequence[Tensor], newest: Sequence[Tensor | None]
 ) -> list[Tensor]:  # [L, q, d] each
     """New slots in hidden form; `newest` `[L, K, d]` of each memory, None where it was never written."""
     k = model.slots_per_write
@@ -111,7 +108,7 @@ def encode_rows(
 
 
 def projected(
-    model: "MemoryModel", hidden: Tensor, tokens: Sequence[int], role: Role = "read"
+    model: MemoryDecoder, hidden: Tensor, tokens: Sequence[int], role: Role = "read"
 ) -> list[NewSlots]:  # hidden [B, L, q, d]
     """Slots in hidden form as keys and values, by the adapter that will read them, and as retrieval keys."""
     with model.role(role):
