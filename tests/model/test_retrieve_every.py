@@ -9,6 +9,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from remanence import Memory, MemoryModel
 from remanence.memory import LongTermRules, Retrieved
+from remanence.memory.agreement import Agreement
 from remanence.model.retriever import Retrieval, Retriever
 from tests import tiny
 from tests.tiny import ids
@@ -17,23 +18,26 @@ SIZE = 8
 
 
 class Asked:
-    """Stands for a long-term memory, and keeps the queries that it is asked with."""
+    """Stands for a long-term memory, and keeps what it is asked with."""
 
     readable = 1
+    rules = LongTermRules(retrieved=1, agreement=0.02)
 
     def __init__(self) -> None:
         self.queries: list[Tensor] = []
+        self.agreements: list[Agreement | None] = []
 
-    def retrieve(self, layer: int, queries: Tensor, wanted: int) -> Retrieved:
+    def retrieve(self, layer: int, queries: Tensor, wanted: int, agreement: Agreement | None) -> Retrieved:
         self.queries.append(queries)
+        self.agreements.append(agreement)
         none = torch.zeros(1, 1, 1)
         return Retrieved(none, none, torch.zeros(1))
 
 
-def retrieval_of(memories: int, every: int) -> tuple[Retrieval, list[Any]]:
+def retrieval_of(memories: int, every: int, layers: int = 1) -> tuple[Retrieval, list[Any]]:
     torch.manual_seed(0)
     asked: list[Any] = [Asked() for _ in range(memories)]
-    return Retrieval(Retriever(1, SIZE, 4), asked, every), asked
+    return Retrieval(Retriever(layers, SIZE, 4), asked, slots_per_write=1, every=every), asked
 
 
 def test_a_memory_is_asked_again_with_the_tokens_since_it_was_asked_last() -> None:
@@ -56,6 +60,20 @@ def test_beams_start_from_one_prompt_and_go_on_to_ask_together() -> None:
         first, again = memory.queries
         torch.testing.assert_close(first, query(prompts[3 * row]))
         torch.testing.assert_close(again, query(text[3 * row : 3 * row + 3]).flatten(0, 1))
+
+
+def test_layers_agree_anew_each_time_and_each_memory_for_itself() -> None:
+    retrieval, asked = retrieval_of(memories=2, every=1, layers=4)
+    for _ in range(2):
+        for layer in range(4):
+            assert retrieval.observe(layer, torch.randn(2, 1, SIZE), None)
+    seen = []
+    for memory in asked:
+        assert memory.agreements[0] is memory.agreements[4] is None  # of layer 0
+        for start in (1, 5):
+            assert len({id(one) for one in memory.agreements[start : start + 3]}) == 1
+            seen.append(id(memory.agreements[start]))
+    assert len(set(seen)) == 4
 
 
 class Recite(LogitsProcessor):

@@ -9,6 +9,7 @@ from torch import Tensor
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
+from remanence.memory.agreement import Agreement
 from remanence.model.adapters import LoraSettings
 from tests import tiny
 from tests.tiny import ids
@@ -88,9 +89,31 @@ def test_what_is_retrieved_is_read_as_if_it_stood_at_the_front_of_a_larger_pool(
     assert pools.longterm is None
 
 
+def test_layers_above_the_second_go_by_what_those_below_found_where_they_agree() -> None:
+    by_itself, agreeing = (model_of(longterm=LongTermRules(retrieved=K0, agreement=share)) for share in (0.0, 0.02))
+    memory, prompt = written(by_itself), ids(7, seed=5)
+    assert memory.longterm is not None and by_itself.retriever is not None
+    seen: list[Tensor] = []
+    for layer in by_itself.backbone.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+        )
+    before = found_in(by_itself.read(memory, prompt))
+    after = found_in(agreeing.read(written(agreeing), prompt))
+    weighed, agreement = [], Agreement(0.02, tiny.K)
+    for layer, held in list(enumerate(memory.longterm.layers))[1:]:
+        scores = held.scores(by_itself.retriever.query[layer](seen[layer][0]))
+        weighed.append(agreement.weighed(scores, held.serials()).topk(K0).indices.sort().values.tolist())
+    positions = [[rows[0].positions.sort().values.tolist() for rows in found if rows[0]] for found in (before, after)]
+    assert positions[1][:2] == positions[0][:2]
+    assert positions[1][1:] == weighed
+    assert positions[1][2] != positions[0][2]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_rows_with_different_long_term_memories_equal_single_calls(attention: str) -> None:
-    model = model_of(attention=attention)
+@pytest.mark.parametrize("agreement", [0.0, 0.02])
+def test_rows_with_different_long_term_memories_equal_single_calls(attention: str, agreement: float) -> None:
+    model = model_of(attention=attention, longterm=LongTermRules(retrieved=K0, agreement=agreement))
     memories = [written(model, 1, 9), written(model, 2, 3), written(model, 3, 0), written(model, 4, 14)]
     memories.append(written(model, 5, 12, longterm=False))
     prompts = [ids(length, seed=length) for length in (6, 2, 9, 1, 4)]
@@ -191,9 +214,9 @@ def test_each_retrieval_is_asked_by_what_was_written_since_the_last(monkeypatch:
     memory, real = written(model, writes=20), LongTerm.retrieve
     tokens: list[list[int]] = [[] for _ in range(tiny.LAYERS)]
 
-    def counting(self: LongTerm, layer: int, queries: Tensor, wanted: int | None = None) -> Retrieved:
+    def counting(self: LongTerm, layer: int, queries: Tensor, *rest: Any) -> Retrieved:
         tokens[layer].append(len(queries))
-        return real(self, layer, queries, wanted)
+        return real(self, layer, queries, *rest)
 
     monkeypatch.setattr(LongTerm, "retrieve", counting)
     model.generate(memory, ids(3), retrieve_every=2, max_new_tokens=8, do_sample=False, eos_token_id=None)

@@ -9,13 +9,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, TrainingArguments
 from remanence import MemoryModel
 
 
-def tiny_model(**settings: Any) -> MemoryModel:
+def tiny_model(layers: int = 2, **settings: Any) -> MemoryModel:
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,

@@ -67,9 +67,10 @@ def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them
         scores = [products.sigmoid().mean(0) for products in each]
         best = {int(i) for row in scores for i in row.argsort(descending=True)[:4]}
         expected = slots[free, layer].flatten(0, 1)[sorted(best)]
-        found = bank.hardest(layer, queries, counted, 4, known)
+        found, numbers = bank.hardest(layer, queries, counted, 4, known)
+        assert torch.equal(bank.slots[layer].flatten(0, 1)[numbers], found)
         assert torch.equal(found.sort(dim=0).values, expected.sort(dim=0).values)
-    assert len(bank.hardest(0, queries, counted, 1000, known)) == len(free) * K
+    assert len(bank.hardest(0, queries, counted, 1000, known)[0]) == len(free) * K
 
 
 def test_a_bank_goes_on_where_it_was_saved() -> None:

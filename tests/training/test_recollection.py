@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
+from remanence.memory.agreement import Agreement
 from remanence.model.adapters import LoraSettings
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
@@ -34,9 +35,9 @@ CHUNKS, ROWS, BANK = 6, 3, 9
 PLAIN = RetrieverLoss(random_prefix=0.0)
 
 
-def model_of() -> MemoryModel:
-    rules = LongTermRules(retrieved=K0)
-    model = tiny_model(slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
+def model_of(layers: int = 2, agreement: float = 0.0) -> MemoryModel:
+    rules = LongTermRules(retrieved=K0, agreement=agreement)
+    model = tiny_model(layers, slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name.startswith("retriever."))
         if ".lora_B." in name:
@@ -239,12 +240,13 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     wanted: dict[int, Tensor] = {}
     hardest = bank.hardest
 
-    def watched(layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor) -> Tensor:
+    def watched(layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor) -> tuple[Tensor, Tensor]:
         assert torch.equal(known, near)
         alike = queries * 0 + queries[counted].mean(0)
         bank.keys[layer, far, 1] = alike[0, 0] * 1e4
-        wanted[layer] = hardest(layer, alike, counted, each, known)
-        return wanted[layer]
+        found, numbers = hardest(layer, alike, counted, each, known)
+        wanted[layer] = found
+        return found, numbers
 
     monkeypatch.setattr(bank, "hardest", watched)
     cache = recalling(model, made, bank, batch, PLAIN, generator)
@@ -253,6 +255,34 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
         assert any(torch.equal(slot, bank.slots[layer, far, 1]) for slot in others)
         assert others.shape == (K0, model.hf.config.hidden_size)
     assert len(cache.losses) == len(wanted) == 2
+
+
+@pytest.mark.parametrize("temperature", [None, 0.02], ids=["published loss", "cross-entropy"])
+def test_layers_agree_in_training_as_they_do_in_a_read(
+    monkeypatch: pytest.MonkeyPatch, temperature: float | None
+) -> None:
+    """Layers 0 and 1 retrieve as without, so layer 2 sees the same, and weighs it by what layer 1 found."""
+    batch, loss = replace(batch_of(), near=2), RetrieverLoss(temperature=temperature, random_prefix=0.0)
+    scores: dict[float, list[tuple[Tensor, Tensor]]] = {0.0: [], 0.02: []}
+    losses, real = [], RecallingCache._scores
+    for agreement, seen in scores.items():
+
+        def noted(self: RecallingCache, *args: Any, seen: Any = seen) -> Tensor:
+            seen.append((real(self, *args), args[-1]))
+            weighed: Tensor = seen[-1][0]
+            return weighed
+
+        monkeypatch.setattr(RecallingCache, "_scores", noted)
+        cache, _ = read(model_of(layers=3, agreement=agreement), loss, batch)
+        losses.append([float(one.detach()) for one in cache.losses])
+    agreed = Agreement(0.02, K)
+    for layer, ((alone, numbers), (together, serial)) in enumerate(zip(*scores.values(), strict=True)):
+        assert torch.equal(numbers, serial) and len(serial.unique()) == len(serial) > (CHUNKS + 2) * K
+        expected = agreed.weighed(alone, serial) if layer else alone
+        torch.testing.assert_close(together, expected, atol=1e-6, rtol=0.0)
+    assert not torch.allclose(scores[0.0][2][0], scores[0.02][2][0], atol=1e-3)
+    assert losses[0][:2] == losses[1][:2]
+    assert (losses[0][2] == losses[1][2]) is (temperature is None)
 
 
 def test_the_answer_trains_both_adapters_and_not_the_retriever() -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.agreement import Agreement
 from remanence.memory.scoring import mean_sigmoid
 from remanence.memory.tiers import Block, Layout
 
@@ -34,6 +35,8 @@ class LongTermRules:
             lose `decay`, and those that have some left stay, if they are more than K0. `capacity` is not looked at.
         merge_after: slots written between two merges.
         repeat: fewer slots than K0 are repeated to make K0, as the published code does.
+        agreement: layers agree on which writes a prompt asks about: what a layer found weighs in the layers above it.
+            The temperature of its softmax; 0, as published: each layer retrieves for itself.
     """
 
     retrieved: int
@@ -43,14 +46,24 @@ class LongTermRules:
     initial_frequency: float = 10.0
     decay: float = 1.0
     repeat: bool = False
+    agreement: float = 0.0
 
     def __post_init__(self) -> None:
         if self.policy not in ("oldest", "recall_frequency"):
             raise InvalidInputError(f"policy is 'oldest' or 'recall_frequency', not {self.policy!r}")
         if self.retrieved < 1 or self.capacity < 0 or self.merge_after < 1:
             raise InvalidInputError("long-term memory needs retrieved > 0, capacity >= 0 and merge_after > 0")
+        if not (isfinite(self.agreement) and self.agreement >= 0):
+            raise InvalidInputError(f"agreement is a temperature, at least 0, not {self.agreement}")
         if not (isfinite(self.initial_frequency) and isfinite(self.decay)):
             raise InvalidInputError("initial_frequency and decay must be finite; a decay of 0 keeps every slot")
+
+    def agreeing(self, slots_per_write: int) -> Agreement | None:
+        """What the layers of one retrieval share, if they do; of layer 0 nothing is asked.
+
+        Its slots are embeddings of single tokens, which say nothing of the text around them.
+        """
+        return Agreement(self.agreement, slots_per_write) if self.agreement else None
 
 
 @dataclass(frozen=True)
@@ -162,7 +175,15 @@ class LongTermLayer:
             scores[: len(self.frequency)].masked_fill_((self.frequency == _GONE).to(scores.device), -1)
         return scores
 
-    def chosen(self, queries: Tensor, wanted: int, repeat: bool) -> Tensor:  # [T, P] -> positions [wanted]
+    def serials(self) -> Tensor:  # [count - start], those of slots that are gone too
+        size, end = self.layout.block_rows, self.count
+        numbers = range(self.start // size, -(-end // size))
+        parts = [self.blocks[number].rows["serial"].first(min(size, end - number * size)) for number in numbers]
+        return torch.cat(parts)[self.start % size :]
+
+    def chosen(  # [T, P] -> positions [wanted]
+        self, queries: Tensor, wanted: int, repeat: bool, agreement: Agreement | None = None
+    ) -> Tensor:
         """The slots with the highest scores, oldest first; of equal age the later first.
 
         `repeat`: if fewer than `wanted` are merged they are taken over and over, and the buffer is not looked at.
@@ -171,7 +192,10 @@ class LongTermLayer:
         if repeat and size < wanted:
             picked = self.candidates()[:size][(torch.arange(wanted) - wanted) % size]
         else:
-            picked = self.scores(queries).topk(wanted).indices.cpu().sort().values + self.start
+            scores = self.scores(queries)
+            if agreement is not None and len(scores):
+                scores = agreement.weighed(scores, self.serials().to(scores.device))
+            picked = scores.topk(wanted).indices.cpu().sort().values + self.start
         picked = picked.flip(0)
         return picked[self.known("born", picked).argsort(stable=True)]
 
@@ -279,16 +303,20 @@ class LongTerm:
                 held.merge(self.rules)
             self.waited = 0
 
-    def retrieve(self, layer: int, queries: Tensor, wanted: int | None = None) -> Retrieved:  # [T, P]
+    def retrieve(  # [T, P]
+        self, layer: int, queries: Tensor, wanted: int | None = None, agreement: Agreement | None = None
+    ) -> Retrieved:
         """What a prompt with these queries reads in one layer.
 
-        `wanted`: `readable`, where it is known already; it looks at all layers.
+        Args:
+            wanted: `readable`, where it is known already; it looks at all layers.
+            agreement: what the layers below found; holds what this one finds afterwards.
 
         Raises:
             CorruptMemoryError: a score is not a number.
         """
         held = self.layers[layer]
-        positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat)
+        positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat, agreement)
         keys, values = held.take(positions)
         return Retrieved(keys, values, positions)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from remanence.memory.agreement import Agreement
 from remanence.memory.longterm import LongTerm, Retrieved
 from remanence.model.families import Backbone
 
@@ -51,8 +52,16 @@ class Retrieval:
         found: per layer passed so far, what each row read; None for a row without long-term memory.
     """
 
-    def __init__(self, retriever: Retriever, longterms: Sequence[LongTerm | None], every: int | None = None) -> None:
+    def __init__(
+        self,
+        retriever: Retriever,
+        longterms: Sequence[LongTerm | None],
+        slots_per_write: int,
+        every: int | None = None,
+    ) -> None:
         self.retriever, self.longterms, self.every = retriever, list(longterms), every
+        self._k = slots_per_write
+        self._agreed: list[Agreement | None] = []
         self.sizes = [0 if longterm is None else longterm.readable for longterm in self.longterms]
         self.found: list[list[Retrieved | None]] = []
         self._since: list[list[Tensor]] = [[] for _ in retriever.query]
@@ -73,11 +82,14 @@ class Retrieval:
                 return False
             queries, mask = torch.cat(since, dim=2), None
             since.clear()
+        if layer <= 1:
+            self._agreed = [one.rules.agreeing(self._k) if one and layer else None for one in self.longterms]
         found = []
         for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
             rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
             kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
-            found.append(None if longterm is None else longterm.retrieve(layer, kept.flatten(0, 1), size))
+            asking, agreed = kept.flatten(0, 1), self._agreed[row]
+            found.append(None if longterm is None else longterm.retrieve(layer, asking, size, agreed))
         self.found[layer : layer + 1] = [found]
         return True
 

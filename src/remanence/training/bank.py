@@ -51,8 +51,12 @@ class Bank:
         return self.slots[:, numbers.to(self.slots.device)].transpose(0, 1)
 
     @torch.no_grad()
-    def hardest(self, layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor) -> Tensor:
-        """Slots `[H, d]` that any row scores among its `each` best, as a read scores them; none of the chunks `known`.
+    def hardest(
+        self, layer: int, queries: Tensor, counted: Tensor, each: int, known: Tensor
+    ) -> tuple[Tensor, Tensor]:  # [H, d], [H]
+        """Slots that any row scores among its `each` best, as a read scores them, and their numbers: K to a chunk.
+
+        None of the chunks `known` is among them.
 
         `queries` `[R, T, P]`, of which those tokens count that `counted` `[R, T]` says.
         """
@@ -62,7 +66,7 @@ class Bank:
         scores[:, known.to(scores.device)] = -torch.inf
         free = (self._count - len(known)) * scores.shape[2]
         best = scores.flatten(1).topk(min(each, free), dim=1, sorted=False).indices.unique()
-        return self.slots[layer, : self._count].flatten(0, 1)[best]
+        return self.slots[layer, : self._count].flatten(0, 1)[best], best
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors only."""

@@ -88,7 +88,7 @@ class RecallingCache(PrefixCache):
         asked: Tensor,  # [R, S] bool
         spared: Tensor,  # [R, S] bool
         counted: Tensor,  # [R, T] bool, the tokens that ask
-        others: Callable[[int, Tensor], Tensor],  # layer, queries [R, T, P] -> more slots to retrieve from [H, d]
+        others: Callable[[int, Tensor], tuple[Tensor, Tensor]],  # layer, queries [R, T, P] -> more slots [H, d], [H]
         loss: RetrieverLoss,
         generator: torch.Generator,
     ) -> None:
@@ -101,6 +101,7 @@ class RecallingCache(PrefixCache):
         self.others, self.settings, self.generator = others, loss, generator
         self.losses: list[Tensor] = []
         self.share: list[float] = []
+        self.agreed = model.longterm.agreeing(model.slots_per_write)
         positions = torch.arange(self.prefix, device=slots.device)[None]
         self.rotary = model.backbone.rotary(positions, slots[..., :0].to(model.backbone.dtype))
 
@@ -110,9 +111,10 @@ class RecallingCache(PrefixCache):
         backbone, retriever = self.model.backbone, self.model.retriever
         assert retriever is not None
         queries = retriever.query[layer](normed.detach())  # [R, T, P]
-        others = self.others(layer, queries.detach())
+        others, numbers = self.others(layer, queries.detach())
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
-        scores = self._scores(layer, queries, hidden)
+        serial = torch.cat([torch.arange(len(self.slots), device=numbers.device), len(self.slots) + numbers])
+        scores = self._scores(layer, queries, hidden, serial)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
         picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices
         time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
@@ -130,15 +132,20 @@ class RecallingCache(PrefixCache):
         cos, sin = self.rotary(layer)
         self.layers[layer].update(rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
 
-    def _scores(self, layer: int, queries: Tensor, hidden: Tensor) -> Tensor:  # [R, S + H]
+    def _scores(self, layer: int, queries: Tensor, hidden: Tensor, serial: Tensor) -> Tensor:  # [R, S + H]
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
         products = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S + H]
         each = products.sigmoid()
-        scores = _mean(each, self.counted)
+        whole = scores = _mean(each, self.counted)
+        if self.agreed is not None and layer:  # as in a read
+            scores = self.agreed.weighed(whole, serial)
         if self.asked.any():
-            loss = self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores)
+            told = _mean(each, self._beginnings()) if self.settings.random_prefix else whole
+            if self.settings.temperature is not None:  # the published loss takes scores as chances
+                told = told + (scores - whole).detach()
+            loss = self._loss(told)
             if self.settings.push_back:
                 past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
                 loss = loss + self.settings.push_back * _mean(past, self.counted).mean()
@@ -204,9 +211,9 @@ def recalling(
     marked[1, :, : len(made)] = batch.spared.cpu()
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
-    def others(layer: int, queries: Tensor) -> Tensor:
+    def others(layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         if len(bank) <= len(near):
-            return slots[:0, layer]
+            return slots[:0, layer], asked.new_empty(0, dtype=torch.long)
         return bank.hardest(layer, queries, batch.counted, retrieved, near)
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
