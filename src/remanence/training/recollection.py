@@ -138,19 +138,14 @@ class RecallingCache(PrefixCache):
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
         products = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S + H]
         each = products.sigmoid()
-        whole = scores = _mean(each, self.counted)
-        if self.agreed is not None and layer:  # as in a read
-            scores = self.agreed.weighed(whole, serial)
+        scores = _mean(each, self.counted)
         if self.asked.any():
-            told = _mean(each, self._beginnings()) if self.settings.random_prefix else whole
-            if self.settings.temperature is not None:  # the published loss takes scores as chances
-                told = told + (scores - whole).detach()
-            loss = self._loss(told)
+            loss = self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores)
             if self.settings.push_back:
                 past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
                 loss = loss + self.settings.push_back * _mean(past, self.counted).mean()
             self.losses.append(loss)
-        return scores
+        return scores if self.agreed is None or not layer else self.agreed.weighed(scores, serial)
 
     def _beginnings(self) -> Tensor:  # [R, T]
         """Each row's tokens, or of some rows only the first few."""
