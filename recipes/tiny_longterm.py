@@ -29,6 +29,7 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint
 
 SEED = 0
 RETRIEVAL_SIZE = 64
+RETRIEVED, AGREEMENT = 32, 0.02  # of what is shipped: where layers agree, a write's worth of slots is the right one's
 CAPACITY = 150_000
 LORA = LoraSettings(r=32, lora_alpha=64.0)
 BIOGRAPHIES = Difficulty(0, (2, 4), pronouns=0.5)
@@ -72,7 +73,8 @@ class Phase:
 # Writer and retriever change in the first phase, so that nobody is to be told from chunks that they wrote long ago. In
 # the second they rest, and the reader learns to read beside the likest of what a memory of some thousand writes holds.
 # Then all weights learn together, so slowly that what the bank holds is still what the writer writes, and once more
-# slower still, until a memory that says nothing about a text does not make it harder to read.
+# slower still, until a memory that says nothing about a text does not make it harder to read. By then slots say whom
+# they are about, and what is left is to find them: the retriever goes on alone.
 READ = Phase(
     "2-read",
     steps=1000,
@@ -99,6 +101,16 @@ TOGETHER = replace(
     retrieved=96,
 )
 SETTLE = replace(TOGETHER, name="4-settle", steps=2000, lr=4e-4, rest=2e-4, retrieved=64)
+FIND = replace(
+    SETTLE,
+    name="5-find",
+    steps=400,
+    trained=("retriever.",),
+    lr=6e-4,
+    rest=6e-4,
+    shares=(0.0, 0.0, 0.0, 0.0),
+    bank=1024,
+)
 PHASES = (
     Phase(
         "1-retrieve",
@@ -118,6 +130,7 @@ PHASES = (
     READ,
     TOGETHER,
     SETTLE,
+    FIND,
 )
 
 
@@ -167,7 +180,7 @@ def train(
         done = folder / "model"
         assert model.longterm is not None
         if not (resume and (done / "training_log.json").is_file()):
-            model.longterm = replace(model.longterm, retrieved=phase.retrieved)
+            model.longterm = replace(model.longterm, retrieved=phase.retrieved, agreement=0.0)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
             trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
@@ -175,6 +188,8 @@ def train(
                 return None
             model.hf.set_attn_implementation("sdpa")
             recipe.ship_pool(model.eval(), paragraphs)
+            if phase is phases[-1]:
+                model.longterm = replace(model.longterm, retrieved=RETRIEVED, agreement=AGREEMENT)
             model.save_pretrained(done)
             data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
             named = f"recipes/tiny_longterm.py, phase {phase.name}"

@@ -135,7 +135,10 @@ def test_report_has_the_promised_shape_with_long_term_memory_too() -> None:
     model = model_of(longterm=LongTermRules(retrieved=8), retrieval_size=8)
     seen: list[tuple[int, int]] = []
     report = measure(model, TEXT, **SIZES, seed=3, progress=lambda done, total: seen.append((done, total)))
-    assert list(report) == ["n", "k", "window", "memories", "samples", "tokens", "conditions", "model", "seed"]
+    assert list(report) == [
+        *("n", "k", "model", "longterm", "window", "memories", "samples", "seed", "tokens", "conditions")
+    ]
+    assert report["longterm"]["retrieved"] == 8
     assert (report["n"], report["k"], report["window"], report["samples"], report["seed"]) == (N, K, 20, 5, 3)
     assert list(report["conditions"]) == ["empty", "unrelated", "related"]
     assert seen[-1] == (11, 11) and len(seen) == 11

@@ -65,3 +65,12 @@ def test_what_another_run_has_kept_is_refused(name: str, tmp_path: Path) -> None
     measure(model, state=tmp_path)
     with pytest.raises(InvalidInputError, match=r"another seed.*; name another folder"):
         measure(model, state=tmp_path, seed=1)
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_what_was_measured_under_other_rules_is_refused(name: str, tmp_path: Path) -> None:
+    measure, model = EVALUATIONS[name], model_of()
+    measure(model, state=tmp_path)
+    model.longterm = LongTermRules(retrieved=4, agreement=0.02)
+    with pytest.raises(InvalidInputError, match="another longterm; name another folder"):
+        measure(model, state=tmp_path)

@@ -157,10 +157,11 @@ def test_report_has_the_promised_shape() -> None:
     assert list(report) == [
         "n",
         "k",
+        "model",
+        "longterm",
         "curves",
         "survival",
         "chance",
-        "model",
         "seed",
         "samples",
         "attributes_per_biography",

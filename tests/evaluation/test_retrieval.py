@@ -24,7 +24,7 @@ def model() -> MemoryModel:
 def choose(monkeypatch: pytest.MonkeyPatch, pick: Any) -> None:
     """Let every layer retrieve what `pick` says, of the serial numbers that are there."""
 
-    def chosen(self: LongTermLayer, queries: torch.Tensor, wanted: int, repeat: bool) -> torch.Tensor:
+    def chosen(self: LongTermLayer, queries: torch.Tensor, wanted: int, *rest: Any) -> torch.Tensor:
         candidates = self.candidates()
         serial = self.known("serial", candidates)
         others = candidates[~fact_serials(serial)]

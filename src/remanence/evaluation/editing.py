@@ -26,8 +26,6 @@ Every method starts from the same model and the same memory, which holds what th
 """
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -42,6 +40,7 @@ from remanence.data.edits import Edit, Kind
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import Context, answer_rows
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 
@@ -99,9 +98,7 @@ def measure(
     if len(edits) < (needed := edits_needed(counts, samples)):
         raise InvalidInputError(f"{needed} edits are needed, but there are {len(edits)}; ask for fewer samples")
     run = {
-        "n": model.slots,
-        "k": model.slots_per_write,
-        "model": model.fingerprint(),
+        **identity(model),
         "set": kind,
         "edits": _digest(edits[:needed]),
         "seed": seed,
@@ -110,13 +107,14 @@ def measure(
         "steps": STEPS,
         "bound": bound,
     }
-    kept = {} if state is None else _kept(state, run)
+    record = None if state is None else kept(state / "editing.json", run)
+    finished: Figures = {} if record is None else record["results"]
     pairs = [(method, count) for count in dict.fromkeys(counts) for method in METHODS if method in methods]
     step = _Steps(sum(_asked_in_all(count, samples) for _, count in pairs), progress)
     for method, count in pairs:
         groups = [edits[start : start + count] for start in range(0, _asked_in_all(count, samples), count)]
         name = f"{method}/{count}"
-        if name in kept:
+        if name in finished:
             step(count * len(groups))
             continue
         scored: list[list[float]] = [[], [], []]
@@ -125,10 +123,10 @@ def measure(
             editor = _Editor(model, memory, method, rate, bound)
             for metric, found in zip(scored, editor.scores(group, kind, batch, step), strict=True):
                 metric += found
-        kept[name] = {"method": method, "edits": count, **summary(scored)}
+        finished[name] = {"method": method, "edits": count, **summary(scored)}
         if state is not None:
-            _keep(state, run, kept)
-    return {**run, "results": [kept[f"{method}/{count}"] for method, count in pairs]}
+            keep(state / "editing.json", run, results=finished)
+    return {**run, "results": [finished[f"{method}/{count}"] for method, count in pairs]}
 
 
 def edits_needed(counts: Sequence[int], samples: int) -> int:
@@ -273,24 +271,3 @@ class _Steps:
 
 def _digest(edits: Sequence[Edit]) -> str:
     return hashlib.blake2b(repr(list(edits)).encode(), digest_size=8).hexdigest()
-
-
-def _kept(state: Path, run: Figures) -> Figures:
-    record = state / "editing.json"
-    if not record.is_file():
-        return {}
-    kept = json.loads(record.read_text())
-    differing = [name for name, value in run.items() if kept["run"].get(name) != value]
-    if differing:
-        raise InvalidInputError(
-            f"{state} holds a run with another {' and '.join(differing)}; name another folder, or delete this one"
-        )
-    results: Figures = kept["results"]
-    return results
-
-
-def _keep(state: Path, run: Figures, results: Figures) -> None:
-    state.mkdir(parents=True, exist_ok=True)
-    partial = state / "editing.json.partial"
-    partial.write_text(json.dumps({"run": run, "results": results}, indent=1) + "\n")
-    os.replace(partial, state / "editing.json")

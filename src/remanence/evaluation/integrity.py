@@ -17,7 +17,7 @@ import psutil
 from remanence.data.episodes import Episode, unrelated
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import answer
-from remanence.evaluation.resuming import keep, kept
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
 
@@ -57,9 +57,7 @@ def measure(
     if questions < 1 or length % questions:
         raise InvalidInputError(f"{questions} questions do not spread evenly over a window of {length} writes")
     run = {
-        "n": model.slots,
-        "k": model.slots_per_write,
-        "model": model.fingerprint(),
+        **identity(model),
         "seed": seed,
         "window_writes": length,
         "questions": questions,

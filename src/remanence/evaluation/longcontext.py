@@ -22,7 +22,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import Context, continuations, row_continuations
 from remanence.evaluation.bm25 import BestPassages, require_bm25
 from remanence.evaluation.documents import Document, Task
-from remanence.evaluation.resuming import keep, kept
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.evaluation.retention import Condition
 from remanence.evaluation.scores import exact_match, f1
 from remanence.memory import Memory, Storage
@@ -63,9 +63,7 @@ def measure(
     conditions = _require(model, conditions, batch)
     documents, total = task.documents, len(task.documents)
     run = {
-        "n": model.slots,
-        "k": model.slots_per_write,
-        "model": model.fingerprint(),
+        **identity(model),
         "seed": seed,
         "documents": _digest(documents),
         "conditions": conditions,

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 from remanence.data.episodes import unrelated
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.resuming import keep, kept
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.evaluation.scoring import room
 from remanence.memory import Memory
 from remanence.model.memory_model import MemoryModel
@@ -93,9 +93,8 @@ def measure(
     for _ in range(writes):
         model.write(held, [next(stream) for stream in streams])
         step()
-    sizes = {"n": model.slots, "k": model.slots_per_write, "window": window, "memories": memories, "samples": count}
-    by = {"model": model.fingerprint(), "seed": seed}
-    run = {**sizes, **by, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}
+    by = {**identity(model), "window": window, "memories": memories, "samples": count, "seed": seed}
+    run = {**by, "text": hashlib.sha256(text.encode()).hexdigest()[:16]}
     record = None if state is None else kept(state / "losses.json", run)
     losses: dict[Condition, list[float]] = {} if record is None else record["losses"]
     for start in starts:
@@ -110,7 +109,7 @@ def measure(
         step()
     means = {condition: torch.tensor(each, dtype=torch.float64) for condition, each in losses.items() if each}
     figures = {condition: _figures(each, means["empty"]) for condition, each in means.items()}
-    return {**sizes, "tokens": count * (window - 1), "conditions": figures, **by}
+    return {**by, "tokens": count * (window - 1), "conditions": figures}
 
 
 def _absent(rng: random.Random, text: str) -> Iterator[str]:

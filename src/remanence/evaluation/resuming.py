@@ -2,10 +2,23 @@
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from remanence.errors import InvalidInputError
+from remanence.model.memory_model import MemoryModel
+
+
+def identity(model: MemoryModel) -> dict[str, Any]:
+    """What of a model its figures hang on: `n` and `k`, `model`, a fingerprint of its weights, and `longterm`, how its
+    long-term memory is read."""
+    return {
+        "n": model.slots,
+        "k": model.slots_per_write,
+        "model": model.fingerprint(),
+        "longterm": None if model.longterm is None else asdict(model.longterm),
+    }
 
 
 def kept(path: Path, run: dict[str, Any]) -> dict[str, Any] | None:

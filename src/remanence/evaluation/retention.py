@@ -27,7 +27,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import ANSWER_TOKENS, Context, continuations, row_continuations
 from remanence.evaluation.bm25 import BestPassages, require_bm25
 from remanence.evaluation.distances import DISTANCES, parse_distances
-from remanence.evaluation.resuming import keep, kept
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
 from remanence.texts import Question, answer_of
@@ -151,9 +151,7 @@ def measure(
     starts, warm_up = range(0, samples, batch), data.warm_up(model)
     each = warm_up + 1 + asked[-1]  # steps of a batch
     run: dict[str, Any] = {
-        "n": model.slots,
-        "k": model.slots_per_write,
-        "model": model.fingerprint(),
+        **identity(model),
         "seed": seed,
         "samples": samples,
         "batch": batch,
@@ -180,12 +178,10 @@ def measure(
         for condition, counts in right.items()
     }
     return {
-        "n": model.slots,
-        "k": model.slots_per_write,
+        **identity(model),
         "curves": curves,
         "survival": survival(curves.get("pool", []), model.slots, model.slots_per_write, data.score),
         **({} if data.chance is None else {"chance": data.chance}),
-        "model": model.fingerprint(),
         "seed": seed,
         "samples": samples,
         **data.about,

@@ -14,7 +14,7 @@ import torch
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import parse_distances
-from remanence.evaluation.resuming import keep, kept
+from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory, Storage
 from remanence.model.memory_model import MemoryModel
 
@@ -56,10 +56,8 @@ def measure(
     if not asked or asked[0] < 1 or samples < 1 or batch < 1:
         raise InvalidInputError("retrieval needs at least one sample, and distances of at least one write")
     run: dict[str, Any] = {
-        "n": model.slots,
-        "k": model.slots_per_write,
+        **identity(model),
         "k0": model.longterm.retrieved,
-        "model": model.fingerprint(),
         "seed": seed,
         "samples": samples,
     }
