@@ -27,7 +27,7 @@ class Asked:
         self.queries: list[Tensor] = []
         self.agreements: list[Agreement | None] = []
 
-    def retrieve(self, layer: int, queries: Tensor, wanted: int, agreement: Agreement | None) -> Retrieved:
+    def retrieve(self, layer: int, queries: Tensor, wanted: int, agreement: Agreement | None, pool: None) -> Retrieved:
         self.queries.append(queries)
         self.agreements.append(agreement)
         none = torch.zeros(1, 1, 1)
@@ -37,7 +37,7 @@ class Asked:
 def retrieval_of(memories: int, every: int, layers: int = 1) -> tuple[Retrieval, list[Any]]:
     torch.manual_seed(0)
     asked: list[Any] = [Asked() for _ in range(memories)]
-    return Retrieval(Retriever(layers, SIZE, 4), asked, slots_per_write=1, every=every), asked
+    return Retrieval(Retriever(layers, SIZE, 4), asked, [None] * memories, slots_per_write=1, every=every), asked
 
 
 def test_a_memory_is_asked_again_with_the_tokens_since_it_was_asked_last() -> None:

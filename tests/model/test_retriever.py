@@ -101,13 +101,53 @@ def test_layers_above_the_second_go_by_what_those_below_found_where_they_agree()
     before = found_in(by_itself.read(memory, prompt))
     after = found_in(agreeing.read(written(agreeing), prompt))
     weighed, agreement = [], Agreement(0.02, tiny.K)
+    pool = memory.pool
+    assert pool.retrieval is not None
     for layer, held in list(enumerate(memory.longterm.layers))[1:]:
-        scores = held.scores(by_itself.retriever.query[layer](seen[layer][0]))
-        weighed.append(agreement.weighed(scores, held.serials()).topk(K0).indices.sort().values.tolist())
-    positions = [[rows[0].positions.sort().values.tolist() for rows in found if rows[0]] for found in (before, after)]
-    assert positions[1][:2] == positions[0][:2]
-    assert positions[1][1:] == weighed
-    assert positions[1][2] != positions[0][2]
+        queries = by_itself.retriever.query[layer](seen[layer][0])
+        keys = torch.cat([block.rows["keys"].first(held.count) for block in held.blocks.values()])
+        scores = torch.sigmoid(queries @ torch.cat([keys, pool.retrieval[layer]]).T).mean(0)
+        serial = torch.cat([held.serials(), pool.serial[layer]])
+        best = agreement.weighed(scores, serial).topk(K0).indices
+        weighed.append(
+            (best[best < held.count].sort().values.tolist(), pool.keys[layer][best[best >= held.count] - held.count])
+        )
+    for layer, (positions, keys) in enumerate(weighed, start=1):
+        found = after[layer][0]
+        assert found is not None and found.positions.sort().values.tolist() == positions
+        behind = found.keys[len(positions) :]
+        assert len(behind) == len(keys) == K0 - len(positions) and {*map(float, behind[:, 0, 0])} == {
+            *map(float, keys[:, 0, 0])
+        }
+    assert 0 < sum(len(positions) for positions, _ in weighed) < 2 * K0, "nothing is read twice, or all is"
+    first, second = (found[0][0] for found in (before, after))
+    assert first is not None and second is not None and first.positions.tolist() == second.positions.tolist()
+
+
+def test_what_is_best_in_the_pool_is_read_twice_rather_than_others_that_resemble_it() -> None:
+    model = model_of(longterm=LongTermRules(retrieved=tiny.K, agreement=0.02))
+    memory, prompt = written(model), ids(7, seed=5)
+    assert model.retriever is not None
+    pool = memory.pool
+    assert pool.retrieval is not None
+    newest = pool.order[:, -tiny.K :]
+    queries: list[Tensor] = [torch.empty(0)] * tiny.LAYERS
+    for layer, decoder_layer in enumerate(model.backbone.layers):
+        decoder_layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs, layer=layer: queries.__setitem__(
+                layer, model.retriever.query[layer](kwargs["hidden_states"][0])
+            ),
+            with_kwargs=True,
+        )
+    model.read(memory, prompt)
+    for layer in range(tiny.LAYERS):
+        pool.retrieval[layer][newest[layer]] = 1e3 * queries[layer].mean(0)
+    found = found_in(model.read(memory, prompt))
+    for layer in range(1, 2):  # what layer 1 reads changes what the next asks
+        rows = found[layer][0]
+        assert rows is not None and not len(rows.positions)
+        assert torch.equal(rows.keys, pool.keys[layer][newest[layer]])
+        assert torch.equal(rows.values, pool.values[layer][newest[layer]])
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -260,26 +260,45 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
 def test_layers_agree_in_training_as_they_do_in_a_read_and_each_is_trained_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Layers 0 and 1 retrieve as without, so layer 2 sees the same, and weighs it by what layer 1 found."""
+    batch, real = replace(batch_of(), near=2), Agreement.weighed
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def noted(self: Agreement, scores: Tensor, serial: Tensor) -> Tensor:
+        seen.append((scores, serial, real(self, scores, serial)))
+        return seen[-1][2]
+
+    monkeypatch.setattr(Agreement, "weighed", noted)
+    alone, _ = read(model_of(layers=3), batch=batch)
+    assert not seen
+    together, _ = read(model_of(layers=3, agreement=0.02), batch=batch)
+    assert len(seen) == 2  # of three layers, the first has no say
+    again = Agreement(0.02, K)
+    for scores, serial, weighed in seen:
+        assert torch.equal(real(again, scores, serial), weighed)
+        assert len(serial.unique()) == len(serial) > (CHUNKS + 2) * K
+    assert not torch.equal(seen[1][0], seen[1][2])
+    torch.testing.assert_close(alone.losses[:2], together.losses[:2])  # until what is read differs
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.02])
+def test_what_is_best_in_the_pool_is_read_twice_where_layers_agree(
+    monkeypatch: pytest.MonkeyPatch, agreement: float
+) -> None:
+    def pool_first(self: RecallingCache, layer: int, *_: Any) -> Tensor:
+        scores = torch.zeros(ROWS, len(self.slots) + K0)
+        return scores.scatter(1, self.pool[:, layer], 1.0)
+
+    monkeypatch.setattr(RecallingCache, "_scores", pool_first)
     batch = replace(batch_of(), near=2)
-    scores: dict[float, list[tuple[Tensor, Tensor]]] = {0.0: [], 0.02: []}
-    losses, real = [], RecallingCache._scores
-    for agreement, seen in scores.items():
-
-        def noted(self: RecallingCache, *args: Any, seen: Any = seen) -> Tensor:
-            seen.append((real(self, *args), args[-1]))
-            weighed: Tensor = seen[-1][0]
-            return weighed
-
-        monkeypatch.setattr(RecallingCache, "_scores", noted)
-        losses.append(read(model_of(layers=3, agreement=agreement), batch=batch)[0].losses)
-    agreed = Agreement(0.02, K)
-    for layer, ((alone, numbers), (together, serial)) in enumerate(zip(*scores.values(), strict=True)):
-        assert torch.equal(numbers, serial) and len(serial.unique()) == len(serial) > (CHUNKS + 2) * K
-        expected = agreed.weighed(alone, serial) if layer else alone
-        torch.testing.assert_close(together, expected, atol=1e-6, rtol=0.0)
-    assert not torch.allclose(scores[0.0][2][0], scores[0.02][2][0], atol=1e-3)
-    torch.testing.assert_close(losses[0], losses[1])
+    batch = replace(batch, order=torch.cat([batch.asked[:, None], batch.order[:, :2]], dim=1))
+    cache, _ = read(model_of(agreement=agreement), batch=batch)
+    for layer, held in enumerate(cache.layers):
+        values = held.values[:, :, : cache.prefix].transpose(1, 2).flatten(2)  # [R, P, d]
+        for row in values:
+            behind = row[-SLOTS:]
+            twice = sum(bool((slot == behind).all(1).any()) for slot in row[-SLOTS - K0 : -SLOTS])
+            assert twice == (K0 if agreement and layer else 0)
+    assert all(share <= 1 for share in cache.share)
 
 
 def test_the_answer_trains_both_adapters_and_not_the_retriever() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.agreement import Agreement
+from remanence.memory.pool import Pool
 from remanence.memory.scoring import mean_sigmoid
 from remanence.memory.tiers import Block, Layout
 
@@ -36,7 +37,8 @@ class LongTermRules:
         merge_after: slots written between two merges.
         repeat: fewer slots than K0 are repeated to make K0, as the published code does.
         agreement: layers agree on which writes a prompt asks about: what a layer found weighs in the layers above it.
-            The temperature of its softmax; 0, as published: each layer retrieves for itself.
+            They look in the pool too, and what is best there is read twice, rather than others that resemble it. The
+            temperature of a softmax; 0, as published: each layer retrieves for itself, from long-term memory.
     """
 
     retrieved: int
@@ -59,10 +61,8 @@ class LongTermRules:
             raise InvalidInputError("initial_frequency and decay must be finite; a decay of 0 keeps every slot")
 
     def agreeing(self, slots_per_write: int) -> Agreement | None:
-        """What the layers of one retrieval share, if they do; of layer 0 nothing is asked.
-
-        Its slots are embeddings of single tokens, which say nothing of the text around them.
-        """
+        """What the layers of one retrieval share, if they do. Layer 0 has no say: there the tokens of a prompt have not
+        seen each other yet, and ask one by one."""
         return Agreement(self.agreement, slots_per_write) if self.agreement else None
 
 
@@ -84,7 +84,11 @@ class Evicted:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Slots of one layer that a prompt reads, oldest first, `[K0, H, D]`, and their positions."""
+    """Slots of one layer that a prompt reads, oldest first, `[K0, H, D]`.
+
+    Attributes:
+        positions: in long-term memory; fewer than K0 where the last of them are from the pool.
+    """
 
     keys: Tensor
     values: Tensor
@@ -159,18 +163,12 @@ class LongTermLayer:
 
     @torch.no_grad()
     def scores(self, queries: Tensor) -> Tensor:  # [T, P] -> [count - start], -1 where a slot is gone
-        """Raises CorruptMemoryError where one is not a number."""
         size, parts = self.layout.block_rows, []
         for number in range(self.start // size, -(-self.count // size)):
             first = number * size
             keys = self.blocks[number].rows["keys"].first(min(size, self.count - first))
             parts.append(mean_sigmoid(queries, keys[max(0, self.start - first) :]))
         scores = torch.cat(parts) if parts else queries.new_empty(0)
-        if bool(scores.isnan().any()):
-            raise CorruptMemoryError(
-                "scores of long-term slots are not numbers: the retriever or its keys hold NaN or infinity. "
-                "Go back to a saved memory, or check the model in float32"
-            )
         if self.frequency is not None:
             scores[: len(self.frequency)].masked_fill_((self.frequency == _GONE).to(scores.device), -1)
         return scores
@@ -181,22 +179,19 @@ class LongTermLayer:
         parts = [self.blocks[number].rows["serial"].first(min(size, end - number * size)) for number in numbers]
         return torch.cat(parts)[self.start % size :]
 
-    def chosen(  # [T, P] -> positions [wanted]
-        self, queries: Tensor, wanted: int, repeat: bool, agreement: Agreement | None = None
-    ) -> Tensor:
+    def chosen(self, queries: Tensor, wanted: int, repeat: bool) -> Tensor:  # [T, P] -> positions [wanted]
         """The slots with the highest scores, oldest first; of equal age the later first.
 
         `repeat`: if fewer than `wanted` are merged they are taken over and over, and the buffer is not looked at.
         """
         size = self.size
         if repeat and size < wanted:
-            picked = self.candidates()[:size][(torch.arange(wanted) - wanted) % size]
-        else:
-            scores = self.scores(queries)
-            if agreement is not None and len(scores):
-                scores = agreement.weighed(scores, self.serials().to(scores.device))
-            picked = scores.topk(wanted).indices.cpu().sort().values + self.start
-        picked = picked.flip(0)
+            return self.by_age(self.candidates()[:size][(torch.arange(wanted) - wanted) % size])
+        return self.by_age(_best(self.scores(queries), wanted) + self.start)
+
+    def by_age(self, positions: Tensor) -> Tensor:  # ascending
+        """Oldest first; of equal age the later first."""
+        picked = positions.flip(0)
         return picked[self.known("born", picked).argsort(stable=True)]
 
     def moved(self, layout: Layout) -> "LongTermLayer":
@@ -304,20 +299,39 @@ class LongTerm:
             self.waited = 0
 
     def retrieve(  # [T, P]
-        self, layer: int, queries: Tensor, wanted: int | None = None, agreement: Agreement | None = None
+        self,
+        layer: int,
+        queries: Tensor,
+        wanted: int | None = None,
+        agreement: Agreement | None = None,
+        pool: Pool | None = None,
     ) -> Retrieved:
         """What a prompt with these queries reads in one layer.
 
         Args:
             wanted: `readable`, where it is known already; it looks at all layers.
             agreement: what the layers below found; holds what this one finds afterwards.
+            pool: where to look too, if layers agree.
 
         Raises:
             CorruptMemoryError: a score is not a number.
         """
-        held = self.layers[layer]
-        positions = held.chosen(queries, self.readable if wanted is None else wanted, self.rules.repeat, agreement)
+        held, wanted = self.layers[layer], self.readable if wanted is None else wanted
+        if agreement is None or not wanted or (self.rules.repeat and held.size < wanted):
+            positions = held.chosen(queries, wanted, self.rules.repeat)
+            return Retrieved(*held.take(positions), positions)
+        scores, serial = held.scores(queries), held.serials()
+        there = len(scores)
+        if pool is not None and pool.retrieval is not None:
+            order = pool.order[layer]
+            scores = torch.cat([scores, mean_sigmoid(queries, pool.retrieval[layer][order])])
+            serial = torch.cat([serial, pool.serial[layer][order].to(serial.device)])
+        picked = _best(agreement.weighed(scores, serial.to(scores.device)), wanted)
+        positions = held.by_age(picked[picked < there] + held.start)
         keys, values = held.take(positions)
+        if len(positions) < wanted and pool is not None:
+            places = order[(picked[picked >= there] - there).to(order.device)]
+            keys, values = torch.cat([keys, pool.keys[layer][places]]), torch.cat([values, pool.values[layer][places]])
         return Retrieved(keys, values, positions)
 
     def alive(self) -> Tensor:  # serial numbers of all slots, each once
@@ -341,3 +355,12 @@ class LongTerm:
         slots = sum(held.count - held.start for held in self.layers)
         layout = self.layout
         return {"slots": slots * layout.slot_bytes, "keys": slots * layout.key_size * layout.dtype.itemsize}
+
+
+def _best(scores: Tensor, wanted: int) -> Tensor:  # [M] -> [wanted], ascending
+    if bool(scores.isnan().any()):
+        raise CorruptMemoryError(
+            "scores of long-term slots are not numbers: the retriever or its keys hold NaN or infinity. "
+            "Go back to a saved memory, or check the model in float32"
+        )
+    return scores.topk(wanted).indices.cpu().sort().values

@@ -55,7 +55,7 @@ def prefix_for(
         raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
     retrieval = None
     if model.retriever is not None and any(longterm is not None for longterm in longterms):
-        retrieval = Retrieval(model.retriever, longterms, model.slots_per_write, retrieve_every)
+        retrieval = Retrieval(model.retriever, longterms, pools, model.slots_per_write, retrieve_every)
     return pool_prefix(model.backbone, pools, model.bos_slots(role, stamp=stamp), room, retrieval)
 
 

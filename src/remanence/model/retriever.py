@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from remanence.memory.agreement import Agreement
 from remanence.memory.longterm import LongTerm, Retrieved
+from remanence.memory.pool import Pool
 from remanence.model.families import Backbone
 
 
@@ -56,11 +57,12 @@ class Retrieval:
         self,
         retriever: Retriever,
         longterms: Sequence[LongTerm | None],
+        pools: Sequence[Pool | None],
         slots_per_write: int,
         every: int | None = None,
     ) -> None:
         self.retriever, self.longterms, self.every = retriever, list(longterms), every
-        self._k = slots_per_write
+        self._pools, self._k = list(pools), slots_per_write
         self._agreed: list[Agreement | None] = []
         self.sizes = [0 if longterm is None else longterm.readable for longterm in self.longterms]
         self.found: list[list[Retrieved | None]] = []
@@ -88,8 +90,8 @@ class Retrieval:
         for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
             rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
             kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
-            asking, agreed = kept.flatten(0, 1), self._agreed[row]
-            found.append(None if longterm is None else longterm.retrieve(layer, asking, size, agreed))
+            asking, agreed, pool = kept.flatten(0, 1), self._agreed[row], self._pools[row]
+            found.append(None if longterm is None else longterm.retrieve(layer, asking, size, agreed, pool))
         self.found[layer : layer + 1] = [found]
         return True
 

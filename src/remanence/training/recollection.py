@@ -116,12 +116,16 @@ class RecallingCache(PrefixCache):
         serial = torch.cat([torch.arange(len(self.slots), device=numbers.device), len(self.slots) + numbers])
         scores = self._scores(layer, queries, hidden, serial)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
-        picked = scores.detach().scatter(1, pool, -1).topk(self.wanted).indices
+        free = scores.detach()
+        if self.agreed is None or not layer:  # or else what is best may be read twice
+            free = free.scatter(1, pool, -1)
+        picked = free.topk(self.wanted).indices
         time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
         picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
         chosen = torch.cat([picked, pool], dim=1)
         if asked.any():
-            self.share.append(float((asked.gather(1, chosen).sum(1) / asked.sum(1)).mean()))
+            within = asked & torch.zeros_like(asked).scatter(1, chosen, True)
+            self.share.append(float((within.sum(1) / asked.sum(1)).mean()))
         keys, values = (part[chosen] for part in backbone.project(layer, hidden))  # [R, K0 + N, H, D]
         if self.model.bos_embedding is not None:
             bos = backbone.project(layer, self.model.bos_embedding[layer])
