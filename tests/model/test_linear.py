@@ -152,6 +152,24 @@ def test_a_packed_weight_gives_the_product_of_the_stock_layer(shape: tuple[int, 
         torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
 
 
+@needs_onednn
+@pytest.mark.parametrize("by_mkl", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_row_goes_to_mkl_where_that_is_faster(
+    weights_used: list[Tensor], monkeypatch: pytest.MonkeyPatch, by_mkl: bool, packed: bool
+) -> None:
+    monkeypatch.setattr(products, "_one_row_by_mkl", by_mkl)
+    stock, swapped = layers()
+    if packed:
+        pack(swapped)
+    for shape, used in (((1, 1, 48), not by_mkl), ((2, 48), True)):
+        weights_used.clear()
+        given = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
+        assert bool(weights_used) is used
+
+
 def _scale(layer: nn.Linear) -> None:
     with torch.no_grad():
         layer.weight.mul_(-2)
