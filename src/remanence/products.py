@@ -1,7 +1,7 @@
 """Products with a weight, through oneDNN where float32 is multiplied on a CPU.
 
 torch sends float32 products on a CPU to MKL, which leaves half of an AMD processor unused, be it at the few rows of a
-prompt or the thousands of a training batch. oneDNN, which torch carries too, does not. On an Intel processor the two are
+prompt or the thousands of a training batch. oneDNN, which torch carries too, does not. On an Intel processor they are
 alike, but at one row, that of a decode step, MKL takes half the time. The weights stay where and as they are; what
 oneDNN makes of a weight at every product, an order that suits it, can be kept beside it (`Packed`).
 """
