@@ -6,6 +6,7 @@ alike, but at one row, that of a decode step, MKL takes half the time. The weigh
 oneDNN makes of a weight at every product, an order that suits it, can be kept beside it (`Packed`).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -18,7 +19,6 @@ from remanence.machine import cpu_names
 _onednn: Any = None
 if torch.backends.mkldnn.is_available():
     _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # what torch.compile calls on CPUs
-_one_row_by_mkl = torch.backends.mkl.is_available() and "Intel" in cpu_names()[0]
 _ROWS = 32  # for which the order is chosen; it is no worse at one row or at a thousand
 
 
@@ -67,7 +67,7 @@ def product(
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (rows, weight, bias)):
         made: Tensor = _Product.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
         return made
-    if _one_row_by_mkl and rows.numel() == rows.shape[-1]:
+    if _one_row_by_mkl() and rows.numel() == rows.shape[-1]:
         return linear(rows, weight, bias)
     return _multiply(rows, weight if packed is None else packed.weight, bias)
 
@@ -84,6 +84,11 @@ def transposed_product(left: Tensor, right: Tensor) -> Tensor:  # [b, m], [b, n]
     if not _fits(left, right):
         return left.t() @ right
     return _multiply(left.t(), right.t(), None)
+
+
+@functools.cache
+def _one_row_by_mkl() -> bool:
+    return torch.backends.mkl.is_available() and "Intel" in cpu_names()[0]
 
 
 def _fits(rows: Tensor, weight: Tensor) -> bool:

@@ -158,7 +158,7 @@ def test_a_packed_weight_gives_the_product_of_the_stock_layer(shape: tuple[int, 
 def test_one_row_goes_to_mkl_where_that_is_faster(
     weights_used: list[Tensor], monkeypatch: pytest.MonkeyPatch, by_mkl: bool, packed: bool
 ) -> None:
-    monkeypatch.setattr(products, "_one_row_by_mkl", by_mkl)
+    monkeypatch.setattr(products, "_one_row_by_mkl", lambda: by_mkl)
     stock, swapped = layers()
     if packed:
         pack(swapped)

@@ -284,8 +284,8 @@ def test_layers_agree_in_training_as_they_do_in_a_read_and_each_is_trained_by_it
 def test_what_is_best_in_the_pool_is_read_twice_where_layers_agree(
     monkeypatch: pytest.MonkeyPatch, agreement: float
 ) -> None:
-    def pool_first(self: RecallingCache, layer: int, *_: Any) -> Tensor:
-        scores = torch.zeros(ROWS, len(self.slots) + K0)
+    def pool_first(self: RecallingCache, layer: int, _: Tensor, hidden: Tensor) -> Tensor:
+        scores = torch.zeros(ROWS, len(hidden))
         return scores.scatter(1, self.pool[:, layer], 1.0)
 
     monkeypatch.setattr(RecallingCache, "_scores", pool_first)

@@ -87,7 +87,7 @@ def measure(
         progress: called with (edits made, edits in all).
 
     Returns:
-        `n`, `k`, `model`, `set`, `edits` (a digest), `seed`, `samples`, `rate`, `steps`, `bound`; `results`: a list of
+        what `identity` gives, `set`, `edits` (a digest), `seed`, `samples`, `rate`, `steps`, `bound`; `results`: a list of
         `method`, `edits`, `samples`, and for each metric `rate` and `stderr`, and `score`.
 
     Raises:

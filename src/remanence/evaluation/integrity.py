@@ -45,7 +45,7 @@ def measure(
         progress: called with (writes done, writes in all).
 
     Returns:
-        `n`, `k`, `model`, `seed`; `windows`: a list of `writes` (at its end), `exact_match`, `stderr`, `samples`,
+        what `identity` gives, `seed`; `windows`: a list of `writes` (at its end), `exact_match`, `stderr`, `samples`,
         `resident_bytes` and `seconds`; `drift`: exact match of the last window less that of the first.
 
     Raises:

@@ -54,7 +54,7 @@ def measure(
         progress: called with (documents done, documents in all).
 
     Returns:
-        `n`, `k`, `model`, `seed`, `documents` (a digest); `points`: per condition a list of `length` (None: longer
+        what `identity` gives, `seed`, `documents` (a digest); `points`: per condition a list of `length` (None: longer
         than all lengths named), `f1`, `exact_match`, their `f1_stderr` and `exact_match_stderr`, and `samples`.
 
     Raises:

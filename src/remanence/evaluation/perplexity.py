@@ -61,7 +61,7 @@ def measure(
         progress: called with (steps done, steps in all).
 
     Returns:
-        `n`, `k`, `window`, `memories`, `samples`, `tokens` (predicted), `model`, `seed`; `conditions`: per memory
+        what `identity` gives, `window`, `memories`, `samples`, `seed`, `tokens` (predicted); `conditions`: per memory
         `perplexity` and its `stderr`, `ratio` to empty and its `ratio_stderr`. One standard error, over windows; that
         of a ratio is of paired differences.
 

@@ -126,7 +126,7 @@ def measure(
         progress: called with (steps done, steps in all).
 
     Returns:
-        `n`, `k`; `curves`: per condition a list of `distance`, `exact_match`, `stderr`, `samples`; `survival`: a list
+        what `identity` gives; `curves`: per condition a list of `distance`, `exact_match`, `stderr`, `samples`; `survival`: a list
         of `distance` and `line` (see `survival`); `chance`; `model`: its fingerprint; `seed`, `samples` and
         `attributes_per_biography`. Of other data: its own score in place of `exact_match`, `chance` if it is known,
         and what it says about itself.
@@ -150,8 +150,9 @@ def measure(
     episodes = [data.episode(seed, index) for index in range(samples)]
     starts, warm_up = range(0, samples, batch), data.warm_up(model)
     each = warm_up + 1 + asked[-1]  # steps of a batch
+    by = identity(model)
     run: dict[str, Any] = {
-        **identity(model),
+        **by,
         "seed": seed,
         "samples": samples,
         "batch": batch,
@@ -178,7 +179,7 @@ def measure(
         for condition, counts in right.items()
     }
     return {
-        **identity(model),
+        **by,
         "curves": curves,
         "survival": survival(curves.get("pool", []), model.slots, model.slots_per_write, data.score),
         **({} if data.chance is None else {"chance": data.chance}),

@@ -42,7 +42,7 @@ def measure(
         progress: called with (steps done, steps in all).
 
     Returns:
-        `n`, `k`, `k0`, `model`, `seed`; `points`: per distance `distance`, `longterm` (slots per layer), `random`
+        what `identity` gives, `k0`, `seed`; `points`: per distance `distance`, `longterm` (slots per layer), `random`
         (K0 of them), `share` (mean over layers and samples), `stderr` (over samples), `samples`, `layers` (share of
         each).
 

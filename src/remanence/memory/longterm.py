@@ -163,12 +163,13 @@ class LongTermLayer:
 
     @torch.no_grad()
     def scores(self, queries: Tensor) -> Tensor:  # [T, P] -> [count - start], -1 where a slot is gone
+        """Raises CorruptMemoryError where one is not a number."""
         size, parts = self.layout.block_rows, []
         for number in range(self.start // size, -(-self.count // size)):
             first = number * size
             keys = self.blocks[number].rows["keys"].first(min(size, self.count - first))
             parts.append(mean_sigmoid(queries, keys[max(0, self.start - first) :]))
-        scores = torch.cat(parts) if parts else queries.new_empty(0)
+        scores = _numbers(torch.cat(parts)) if parts else queries.new_empty(0)
         if self.frequency is not None:
             scores[: len(self.frequency)].masked_fill_((self.frequency == _GONE).to(scores.device), -1)
         return scores
@@ -323,14 +324,14 @@ class LongTerm:
         scores, serial = held.scores(queries), held.serials()
         there = len(scores)
         if pool is not None and pool.retrieval is not None:
-            order = pool.order[layer]
-            scores = torch.cat([scores, mean_sigmoid(queries, pool.retrieval[layer][order])])
-            serial = torch.cat([serial, pool.serial[layer][order].to(serial.device)])
+            scores = torch.cat([scores, _numbers(mean_sigmoid(queries, pool.retrieval[layer]))])
+            serial = torch.cat([serial, pool.serial[layer].to(serial.device)])
         picked = _best(agreement.weighed(scores, serial.to(scores.device)), wanted)
         positions = held.by_age(picked[picked < there] + held.start)
         keys, values = held.take(positions)
         if len(positions) < wanted and pool is not None:
-            places = order[(picked[picked >= there] - there).to(order.device)]
+            places = (picked[picked >= there] - there).to(pool.serial.device)
+            places = places[pool.serial[layer][places].argsort()]
             keys, values = torch.cat([keys, pool.keys[layer][places]]), torch.cat([values, pool.values[layer][places]])
         return Retrieved(keys, values, positions)
 
@@ -358,9 +359,13 @@ class LongTerm:
 
 
 def _best(scores: Tensor, wanted: int) -> Tensor:  # [M] -> [wanted], ascending
+    return scores.topk(wanted).indices.cpu().sort().values
+
+
+def _numbers(scores: Tensor) -> Tensor:
     if bool(scores.isnan().any()):
         raise CorruptMemoryError(
             "scores of long-term slots are not numbers: the retriever or its keys hold NaN or infinity. "
             "Go back to a saved memory, or check the model in float32"
         )
-    return scores.topk(wanted).indices.cpu().sort().values
+    return scores

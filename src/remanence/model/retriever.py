@@ -84,13 +84,13 @@ class Retrieval:
                 return False
             queries, mask = torch.cat(since, dim=2), None
             since.clear()
-        if layer <= 1:
-            self._agreed = [one.rules.agreeing(self._k) if one and layer else None for one in self.longterms]
+        if not layer:
+            self._agreed = [None if one is None else one.rules.agreeing(self._k) for one in self.longterms]
         found = []
         for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
             rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
             kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
-            asking, agreed, pool = kept.flatten(0, 1), self._agreed[row], self._pools[row]
+            asking, agreed, pool = kept.flatten(0, 1), self._agreed[row] if layer else None, self._pools[row]
             found.append(None if longterm is None else longterm.retrieve(layer, asking, size, agreed, pool))
         self.found[layer : layer + 1] = [found]
         return True

@@ -113,12 +113,13 @@ class RecallingCache(PrefixCache):
         queries = retriever.query[layer](normed.detach())  # [R, T, P]
         others, numbers = self.others(layer, queries.detach())
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
-        serial = torch.cat([torch.arange(len(self.slots), device=numbers.device), len(self.slots) + numbers])
-        scores = self._scores(layer, queries, hidden, serial)
+        scores = self._scores(layer, queries, hidden)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
-        free = scores.detach()
-        if self.agreed is None or not layer:  # or else what is best may be read twice
-            free = free.scatter(1, pool, -1)
+        if self.agreed is None or not layer:
+            free = scores.detach().scatter(1, pool, -1)
+        else:  # what is best may be read twice, as in a read
+            serial = torch.cat([torch.arange(len(self.slots), device=numbers.device), len(self.slots) + numbers])
+            free = self.agreed.weighed(scores.detach(), serial)
         picked = free.topk(self.wanted).indices
         time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
         picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
@@ -136,7 +137,7 @@ class RecallingCache(PrefixCache):
         cos, sin = self.rotary(layer)
         self.layers[layer].update(rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
 
-    def _scores(self, layer: int, queries: Tensor, hidden: Tensor, serial: Tensor) -> Tensor:  # [R, S + H]
+    def _scores(self, layer: int, queries: Tensor, hidden: Tensor) -> Tensor:  # [R, S + H]
         retriever = self.model.retriever
         assert retriever is not None
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
@@ -149,7 +150,7 @@ class RecallingCache(PrefixCache):
                 past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
                 loss = loss + self.settings.push_back * _mean(past, self.counted).mean()
             self.losses.append(loss)
-        return scores if self.agreed is None or not layer else self.agreed.weighed(scores, serial)
+        return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
         """Each row's tokens, or of some rows only the first few."""
