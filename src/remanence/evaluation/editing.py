@@ -87,8 +87,8 @@ def measure(
         progress: called with (edits made, edits in all).
 
     Returns:
-        what `identity` gives, `set`, `edits` (a digest), `seed`, `samples`, `rate`, `steps`, `bound`; `results`: a list of
-        `method`, `edits`, `samples`, and for each metric `rate` and `stderr`, and `score`.
+        what `identity` gives, `set`, `edits` (a digest), `seed`, `samples`, `rate`, `steps`, `bound`; `results`: a list
+        of `method`, `edits`, `samples`, and for each metric `rate` and `stderr`, and `score`.
 
     Raises:
         InvalidInputError: no such method, counts that make no sense, too few edits; a state folder of another run.

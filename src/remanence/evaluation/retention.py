@@ -126,8 +126,8 @@ def measure(
         progress: called with (steps done, steps in all).
 
     Returns:
-        what `identity` gives; `curves`: per condition a list of `distance`, `exact_match`, `stderr`, `samples`; `survival`: a list
-        of `distance` and `line` (see `survival`); `chance`; `model`: its fingerprint; `seed`, `samples` and
+        what `identity` gives; `curves`: per condition a list of `distance`, `exact_match`, `stderr`, `samples`;
+        `survival`: a list of `distance` and `line` (see `survival`); `chance`; `seed`, `samples` and
         `attributes_per_biography`. Of other data: its own score in place of `exact_match`, `chance` if it is known,
         and what it says about itself.
 
