@@ -359,7 +359,13 @@ class LongTerm:
 
 
 def _best(scores: Tensor, wanted: int) -> Tensor:  # [M] -> [wanted], ascending
-    return scores.topk(wanted).indices.cpu().sort().values
+    """Of slots that score alike, such as those of one token in layer 0, the first; `topk` by itself takes any."""
+    if not wanted:
+        return torch.empty(0, dtype=torch.long)
+    last = scores.topk(wanted).values[-1]
+    above = (scores > last).nonzero()[:, 0]
+    alike = (scores == last).nonzero()[: wanted - len(above), 0]
+    return torch.cat([above, alike]).cpu().sort().values
 
 
 def _numbers(scores: Tensor) -> Tensor:
