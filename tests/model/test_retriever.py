@@ -153,16 +153,17 @@ def test_what_is_best_in_the_pool_is_read_twice_rather_than_others_that_resemble
 def test_of_slots_that_score_alike_the_first_are_read_whatever_the_others_score(agreement: float) -> None:
     """Slots of one token are the same in layer 0, so the last places often fall among such."""
     wanted, size, alike = 8, 60, torch.arange(3, 60, 5)
+    model = model_of(longterm=LongTermRules(retrieved=wanted, agreement=agreement))
+    longterm = written(model, writes=14).longterm
+    assert longterm is not None and longterm.layers[0].size >= size
+    held = longterm.layers[0]
     for seed in range(20):
-        model = model_of(longterm=LongTermRules(retrieved=wanted, agreement=agreement))
-        longterm = written(model, writes=14).longterm
-        assert longterm is not None and longterm.layers[0].size >= size
-        scores = torch.rand(longterm.layers[0].size, generator=torch.Generator().manual_seed(seed)) * 0.1
+        scores = torch.rand(held.size, generator=torch.Generator().manual_seed(seed)) * 0.1
         scores[alike] = 0.5
-        longterm.layers[0].scores = lambda _, scores=scores: scores  # type: ignore[method-assign]
+        held.scores = lambda _, scores=scores: scores  # type: ignore[method-assign]
         agreed = longterm.rules.agreeing(tiny.K)
         found = longterm.retrieve(0, torch.zeros(1, 16), wanted, agreed)
-        assert sorted(found.positions.tolist()) == [int(at) + longterm.layers[0].start for at in alike[:wanted]]
+        assert sorted(found.positions.tolist()) == [int(at) + held.start for at in alike[:wanted]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
