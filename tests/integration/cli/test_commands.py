@@ -1,0 +1,492 @@
+"""Every command works from end to end, on a tiny random model; what goes wrong is one line and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remanence import Memory, MemoryModel, __version__
+from remanence.checkpoints import bundled
+from remanence.errors import CorruptMemoryError, MemoryFileError
+from tests.support.cli import a_memory, done, refused
+from tests.support.tiny import decoder, tokenizer, with_memory
+
+COMMANDS = [
+    ["demo"],
+    ["write"],
+    ["ask"],
+    ["chat"],
+    ["show"],
+    ["train"],
+    ["eval", "retention"],
+    ["eval", "integrity"],
+    ["eval", "retrieval"],
+    ["eval", "editing"],
+    ["eval", "perplexity"],
+]
+RECIPE = """
+def train(output, *, resume=False, minutes=None, steps=5):
+    output.mkdir(parents=True)
+    (output / "made").write_text(f"{resume} {minutes} {steps!r}")
+    return output
+"""
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from remanence.cli import app; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([name for name in ('torch', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_libraries_do_not_report_what_they_could_not_load() -> None:
+    code = "import remanence.cli.shared, peft, torchao"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_teaches_by_example(command: list[str]) -> None:
+    text = done(*command, "--help")
+    assert "Examples:" in text
+    assert " ".join(["remanence", *command]) in text.partition("Examples:")[2]
+
+
+def test_kernels_that_torch_keeps_are_few_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    a_memory()
+    assert (os.environ["LRU_CACHE_CAPACITY"], os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) == ("7", "64")
+
+
+def test_version_is_the_packages() -> None:
+    assert done("--version").split() == ["remanence", __version__]
+
+
+def test_module_is_the_command() -> None:
+    out = subprocess.run([sys.executable, "-m", "remanence", "--version"], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["remanence", __version__]
+
+
+def test_write_makes_a_memory_with_one_write_per_paragraph() -> None:
+    assert Memory.load(a_memory()).write_count == 2
+
+
+def test_write_goes_on_where_the_memory_stands_and_reads_standard_input() -> None:
+    path = a_memory()
+    assert "1 written, 3 writes in all" in done("write", str(path), "-", stdin="Bob Green lives in Paris.\n")
+    assert json.loads(done("write", str(path), "notes.txt", "notes.txt", "--json")) == {
+        "memory": "notes.mem",
+        "written": 4,
+        "writes": 7,
+    }
+    assert Memory.load(path).write_count == 7
+
+
+def test_write_whole_cuts_by_tokens_instead_of_paragraphs() -> None:
+    Path("short.txt").write_text("One.\n\nTwo.\n\nThree.\n")
+    done("write", "whole.mem", "short.txt", "--whole")
+    assert Memory.load("whole.mem").write_count == 1
+
+
+@pytest.mark.parametrize("problem", ["no file", "no text", "a folder", "a failing write"])
+def test_memory_file_is_unchanged_when_a_write_fails(problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+    before = path.read_bytes()
+    files = {"no file": "none.txt", "no text": "empty.txt", "a folder": ".", "a failing write": "notes.txt"}
+    Path("empty.txt").write_text("\n")
+    if problem == "a failing write":
+        calls: list[str] = []
+        whole = MemoryModel.write
+
+        def failing(self: MemoryModel, memory: Any, content: Any, **kwargs: Any) -> Any:
+            calls.append(content)
+            if len(calls) == 3:
+                raise CorruptMemoryError("the write made slots that are not finite")
+            return whole(self, memory, content, **kwargs)
+
+        monkeypatch.setattr(MemoryModel, "write", failing)
+    refused("write", str(path), *(["notes.txt"] if problem != "no text" else []), files[problem])
+    assert path.read_bytes() == before
+    assert [file.name for file in Path().iterdir() if "partial" in file.name] == []
+
+
+def test_no_memory_is_made_when_its_first_write_fails() -> None:
+    refused("write", "new.mem", "-", stdin="\n")
+    assert not Path("new.mem").exists()
+
+
+def test_ask_prints_the_answer_and_leaves_the_memory_alone() -> None:
+    path = a_memory()
+    before = path.read_bytes()
+    asked = json.loads(done("ask", str(path), "Where was Alice Brown born?", "--max-new-tokens", "4", "--json"))
+    assert asked["prompt"] == "Question: Where was Alice Brown born? Answer:"
+    assert done("ask", str(path), asked["prompt"], "--max-new-tokens", "4").strip("\n") == asked["answer"]
+    assert path.read_bytes() == before
+
+
+def test_ask_reads_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+
+    def generate(self: MemoryModel, memory: Memory, prompt: str, **_: Any) -> str:
+        return f" {memory.write_count} writes, {prompt}\nand more"
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
+    assert done("ask", str(path), " Who? ").strip() == "2 writes, Question: Who? Answer:"
+
+
+def test_show_tells_sizes_and_whether_the_model_can_read_it(tmp_path: Path) -> None:
+    path = a_memory()
+    details = json.loads(done("show", str(path), "--json"))
+    memory = Memory.load(path)
+    assert details == {
+        "file": "notes.mem",
+        "file_bytes": path.stat().st_size,
+        "layers": 1,
+        "slots": 24,
+        "slots_per_write": 6,
+        "writes": 2,
+        "writes_with_slots": 2,
+        "bytes": memory.nbytes,
+        "dtype": "float32",
+        "model": memory.spec.model,
+        "readable": True,
+    }
+    assert "slots per layer (N)" in done("show", str(path))
+    other = with_memory(decoder(vocab_size=300, num_hidden_layers=2), tokenizer=tokenizer())
+    other.save_pretrained(tmp_path / "other")
+    assert json.loads(done("show", str(path), "--json", "--model", "other"))["readable"] is False
+    assert "written by another model" in refused("ask", str(path), "Who?", "--model", "other")
+
+
+def test_chat_asks_writes_shows_and_saves_at_the_end_of_input() -> None:
+    path = a_memory()
+    text = done("chat", str(path), stdin="Who?\n/write Bob [Green] lives in Paris.\n/show\n/nonsense\n")
+    assert "written: " in text
+    assert "writes with slots left" in text
+    assert text.count("/quit") == 2
+    assert "saved to notes.mem" in text
+    assert Memory.load(path).write_count == 3
+
+
+def test_chat_makes_a_memory_and_saves_on_demand() -> None:
+    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/quit\n")
+    assert Memory.load("new.mem").write_count == 1
+    assert text.count("saved to new.mem") == 1
+    assert "nothing new to save" in text
+
+
+def test_chat_survives_what_cannot_be_answered_and_saves_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+    errors = iter([CorruptMemoryError("reading gave no numbers"), KeyboardInterrupt()])
+
+    def generate(*_: Any, **__: Any) -> str:
+        raise next(errors)
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
+    text = done("chat", str(path), stdin="Who?\n/write Bob Green lives in Paris.\nWho?\n/write never read\n")
+    assert "error: reading gave no numbers" in text
+    assert Memory.load(path).write_count == 3
+
+
+def test_train_runs_a_recipe_with_its_settings() -> None:
+    Path("mine.py").write_text(RECIPE)
+    done("train", "mine.py", "--resume", "--minutes", "2", "--", "steps=7")
+    assert Path("runs/mine/made").read_text() == "True 2.0 7"
+    assert "elsewhere" in done("train", "mine.py", "--output", "elsewhere")
+    assert Path("elsewhere/made").read_text() == "False None 5"
+
+
+def test_train_passes_an_optimizer_on_to_recipes_that_leave_the_choice() -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "the recipe does not take 'optimizer=grass'" in refused("train", "mine.py", "--optimizer", "grass")
+    done("train", "mine.py", "--optimizer", "default")
+    Path("free.py").write_text(RECIPE.replace("steps", "optimizer"))
+    done("train", "free.py", "--optimizer", "grass")
+    assert Path("runs/free/made").read_text() == "False None 'grass'"
+
+
+def test_train_passes_on_where_logs_go() -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "the recipe does not take 'log_to=trackio'" in refused("train", "mine.py", "--log-to", "trackio")
+    Path("free.py").write_text(RECIPE.replace("steps", "log_to"))
+    done("train", "free.py", "--log-to", "trackio")
+    assert Path("runs/free/made").read_text() == "False None 'trackio'"
+
+
+def test_train_lists_the_recipes_there_are() -> None:
+    Path("recipes").mkdir()
+    Path("recipes/tiny.py").write_text(RECIPE)
+    assert str(Path("recipes/tiny.py")) in refused("train", "recipes/none.py")
+
+
+@pytest.mark.parametrize("word", ["stops=7", "steps", "minutes=3"])
+def test_train_refuses_settings_that_the_recipe_does_not_take(word: str) -> None:
+    Path("mine.py").write_text(RECIPE)
+    assert "steps" in refused("train", "mine.py", "--", word)
+    assert not Path("runs").exists()
+
+
+def test_train_refuses_a_file_without_a_recipe() -> None:
+    Path("plain.py").write_text("x = 1\n")
+    assert "no function train" in refused("train", "plain.py")
+
+
+def test_retention_writes_figures_and_a_picture(checkpoint: str) -> None:
+    words = ["--samples", "2", "--distances", "0,1p", "--json", "r.json", "--plot", "r.png", "--facts", "2"]
+    text = done("eval", "retention", *words)
+    assert "distance" in text
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "none", "context"]
+    assert [point["distance"] for point in report["curves"]["pool"]] == [0, 4]
+    command = f"remanence eval retention --samples 2 --distances 0,1p --facts 2 --seed 0 --model {checkpoint}"
+    assert report["command"] == command
+    assert set(report["versions"]) == {"remanence", "torch", "transformers", "python"}
+    assert report["device"].endswith("with 1 thread")
+    assert Path("r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_retention_measures_only_the_curves_asked_for() -> None:
+    done("eval", "retention", "--samples", "1", "--distances", "0", "--memory", "none", "--json", "r.json")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["none"]
+    assert report["survival"] == []
+    assert "--memory=none" in report["command"]
+
+
+def test_retention_asks_about_the_passages_of_a_file(checkpoint: str) -> None:
+    towns = {"Rome": "Oslo", "Bern": "a"}
+    records = [
+        {"question": f"what is at {t}", "answers": [a], "nq_annotated_gold": {"title": t, "long_answer": f"{t} {a}"}}
+        for t, a in towns.items()
+    ]
+    Path("nq.jsonl").write_text("\n".join(map(json.dumps, records)))
+    words = ["--samples", "2", "--distances", "0,1", "--data", "nq.jsonl"]
+    curves = ["--memory=pool", "--memory=fact"]
+    assert "questions of nq.jsonl" in done("eval", "retention", *words, *curves, "--json", "r.json", "--plot", "r.png")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "fact"]
+    assert list(report["curves"]["pool"][0]) == ["distance", "hit", "stderr", "samples"]
+    command = f"remanence eval retention {' '.join([*words, '--seed', '0', *curves])} --model {checkpoint}"
+    assert report["command"] == command
+    assert "2 questions" in refused("eval", "retention", "--data", "nq.jsonl", "--samples", "3", *curves)
+
+
+@pytest.mark.parametrize(
+    "words", [["--distances", "0,x"], ["--plot", "r.doc"], ["--json", "nowhere/r.json"], ["--facts", "9"]]
+)
+def test_retention_refuses_before_it_measures(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryModel, "write", lambda *_, **__: pytest.fail("measured before refusing"))
+    refused("eval", "retention", "--samples", "1", *words)
+
+
+def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    words = ["--writes", "4", "--windows", "2", "--questions", "1"]
+    text = done("eval", "integrity", *words, "--state", "kept", "--json", "i.json")
+    assert "resident memory" in text
+    report = json.loads(Path("i.json").read_text())
+    assert [window["writes"] for window in report["windows"]] == [2, 4]
+    assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0 --model {checkpoint}"
+    assert Path("kept/parts.json").is_file()
+    assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
+
+
+def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    Path("qa1.txt").write_text("1 Mary is in the hall.\n2 Where is Mary?\thall\t1\n")
+    words = ["--data", "qa1.txt", "--samples", "1", "--lengths", "100,200"]
+    conditions = ["--memory=pool", "--memory=none", "--memory=context"]
+    text = done("eval", "longcontext", *words, *conditions, "--state", "kept", "--json", "l.json")
+    assert "documents of qa1.txt" in text
+    report = json.loads(Path("l.json").read_text())
+    assert [point["length"] for point in report["points"]["pool"]] == [100, 200]
+    command = f"remanence eval longcontext {' '.join([*words, '--seed', '0', *conditions])} --model {checkpoint}"
+    assert report["command"] == command
+    assert len(json.loads(Path("kept/answers.json").read_text())["answers"]) == 2
+    assert "another seed" in refused("eval", "longcontext", *words, *conditions, "--state", "kept", "--seed", "1")
+    assert "lengths are numbers" in refused("eval", "longcontext", "--data", "qa1.txt", "--lengths", "long")
+
+
+def test_editing_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
+    words = ["--edits", "1,2", "--samples", "2", "--rate", "0.001", "--bound", "0.001", "--seed", "0"]
+    chosen = ["--method=memory", "--method=ft_l"]
+    text = done("eval", "editing", *words, *chosen, "--state", "kept", "--json", "e.json")
+    assert "generalisation" in text
+    report = json.loads(Path("e.json").read_text())
+    found = [(result["method"], result["edits"]) for result in report["results"]]
+    assert found == [("memory", 1), ("ft_l", 1), ("memory", 2), ("ft_l", 2)]
+    assert report["command"] == f"remanence eval editing {' '.join([*words, *chosen])} --model {checkpoint}"
+    assert Path("kept/editing.json").is_file()
+    assert "another rate" in refused("eval", "editing", *words[:4], "--state", "kept")
+
+
+def test_editing_reads_a_file_of_edits() -> None:
+    record = {"prompt": "Ann speaks", "target_new": "Thai", "ground_truth": "Dutch", "rephrase_prompt": "Ann talks"}
+    record |= {"locality_prompt": "Bob speaks", "locality_ground_truth": "Dutch"}
+    Path("edits.json").write_text(json.dumps([record]))
+    words = ["edits.json", "--edits", "1", "--samples", "1", "--method", "memory", "--method", "context"]
+    assert "Edits of counterfact" in done("eval", "editing", *words)
+    assert "edits are needed, but there are 1" in refused("eval", "editing", "edits.json", "--edits", "2")
+    assert "numbers parted by commas" in refused("eval", "editing", "--edits", "many")
+    assert "counts of edits from 1" in refused("eval", "editing", "--edits", "0,1")
+    assert "methods are among" in refused("eval", "editing", "--edits", "1", "--samples", "1", "--method", "rome")
+
+
+def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:
+    words = [
+        "--samples",
+        "2",
+        "--distances",
+        "0,2p",
+        "--json",
+        "r.json",
+        "--plot",
+        "r.png",
+        "--model",
+        longterm_checkpoint,
+    ]
+    assert "longterm" in done("eval", "retention", *words, "--tier", "disk", "--int8")
+    report = json.loads(Path("r.json").read_text())
+    assert list(report["curves"]) == ["pool", "longterm", "none", "context"]
+    assert "--tier=disk --int8" in report["command"]
+    assert "no retriever" in refused("eval", "retention", "--memory", "longterm", "--samples", "1", "--distances", "0")
+
+
+def test_retrieval_writes_figures_layer_by_layer(longterm_checkpoint: str) -> None:
+    words = ["--samples", "2", "--distances", "2p", "--model", longterm_checkpoint]
+    assert "by chance" in done("eval", "retrieval", *words, "--json", "t.json")
+    report = json.loads(Path("t.json").read_text())
+    assert len(report["points"][0]["layers"]) == 1
+    assert (
+        report["command"]
+        == f"remanence eval retrieval --samples 2 --distances 2p --seed 0 --model {longterm_checkpoint}"
+    )
+    assert "no retriever" in refused("eval", "retrieval", "--samples", "1")
+
+
+def test_perplexity_writes_figures_of_a_file_or_the_bundled_text(checkpoint: str) -> None:
+    sizes = ["--samples", "2", "--window", "16", "--memories", "2"]
+    assert "ratio to empty" in done("eval", "perplexity", *sizes, "--json", "p.json")
+    report = json.loads(Path("p.json").read_text())
+    assert report["command"] == f"remanence eval perplexity {' '.join(sizes)} --seed 0 --model {checkpoint}"
+    Path("own.txt").write_text("Alice Brown was born in Oslo. " * 20)
+    done("eval", "perplexity", *sizes, "--text", "own.txt", "--json", "own.json")
+    own = json.loads(Path("own.json").read_text())
+    assert "--text own.txt" in own["command"]
+    assert own["conditions"]["empty"] != report["conditions"]["empty"]
+    Path("short.txt").write_text("Oslo.")
+    assert "three windows" in refused("eval", "perplexity", *sizes, "--text", "short.txt")
+
+
+def test_show_says_what_is_in_long_term_memory_and_where(longterm_checkpoint: str) -> None:
+    Path("notes.txt").write_text("\n\n".join(f"Alice Brown was born in Oslo in {year}." for year in range(1950, 1960)))
+    done("write", "long.mem", "notes.txt", "--model", longterm_checkpoint, "--tier", "disk", "--int8")
+    details = json.loads(done("show", "long.mem", "--json", "--model", longterm_checkpoint))
+    assert details["longterm"] == [9 * 6]  # the first of ten writes evicts nothing
+    assert details["longterm_tier"] == "disk, int8"
+    assert details["readable"] is True
+    text = done("show", "long.mem", "--model", longterm_checkpoint)
+    assert "disk, int8" in text and "bytes of retrieval keys" in text
+    done("write", "long.mem", "notes.txt", "--model", longterm_checkpoint)
+    assert json.loads(done("show", "long.mem", "--json", "--model", longterm_checkpoint))["longterm"] == [19 * 6]
+    assert done("ask", "long.mem", "Where?", "--model", longterm_checkpoint) != ""
+    for file in Path("long.mem.longterm").iterdir():
+        file.unlink()
+    assert "is missing" in refused("ask", "long.mem", "Where?", "--model", longterm_checkpoint)
+
+
+def test_a_bundled_checkpoint_can_be_named() -> None:
+    assert "distance" in done(
+        "eval", "retention", "--model", "tiny", "--samples", "1", "--distances", "0", "--memory", "none"
+    )
+
+
+def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
+    text = done("demo", "--unrelated", "6")
+    assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [
+        f"distance {distance}" for distance in (0, 1, 2, 4, 6)
+    ]
+    for name in ("question", "answer", "truth"):
+        assert name in text
+    assert "of 24 right" in text
+    assert str(Path("remanence-demo.png").resolve()) in text.replace("\n", "")
+    assert Path("remanence-demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_marks_right_and_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("people.txt").write_text("Alice Brown was born in Oslo.\nBob Green was born in Rome.\n")
+    Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\nWhere was Bob Green born?\tRome\n")
+
+    def generate(model: MemoryModel, memories: list[Memory], prompts: list[Any], **_: Any) -> Any:
+        if isinstance(prompts[0], str):
+            return [" Oslo."] * len(prompts)
+        return torch.zeros(len(prompts), max(map(len, prompts)) + 1, dtype=torch.long)
+
+    monkeypatch.setattr(MemoryModel, "generate", generate)
+    text = done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "0", "--output", ".")
+    marks = {line.split()[3]: mark for line in text.splitlines() for mark in "✓✗" if mark in line}
+    assert marks == {"Alice": "✓", "Bob": "✗"}
+    assert "distance 0: 1 of 2 right (50%)" in text
+
+
+def test_demo_of_a_file_without_questions_says_how_to_give_them() -> None:
+    Path("people.txt").write_text("Alice Brown was born in Oslo.\n")
+    assert "--questions" in done("demo", "people.txt")
+
+
+@pytest.mark.parametrize("content", ["one column", "[1]", '[{"question": "Who?"}]', "[", "\n"])
+def test_demo_teaches_the_form_of_questions(content: str) -> None:
+    Path("q").write_text(content)
+    assert "question<TAB>answer" in refused("demo", "--questions", "q", "--unrelated", "0")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["ask", "none.mem", "Who?"], "remanence write none.mem"),
+        (["show", "none.mem"], "remanence write none.mem"),
+        (["show", "."], "it is no file"),
+        (["ask", "none.mem", " "], "there is no question"),
+        (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
+        (["chat", "nowhere/notes.mem"], "no folder nowhere"),
+        (["eval", "retrieval", "--json", "."], "is a folder"),
+        (["demo", "none.txt"], "no file none.txt"),
+        (["demo", "--output", "nowhere"], "no folder nowhere"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_remedy(words: list[str], remedy: str) -> None:
+    assert remedy in refused(*words, stdin="text")
+
+
+def test_a_file_that_is_no_memory_is_refused() -> None:
+    Path("notes.mem").write_text("hello")
+    assert "not a memory" in refused("show", "notes.mem")
+
+
+def test_a_checkpoint_that_is_not_bundled_is_refused_with_those_that_are() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint named 'huge'.*--model"):
+        bundled("huge")
+
+
+def test_a_save_that_fails_does_not_end_a_chat_and_leaves_nothing_unsaved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save, tried = Memory.save, []
+
+    def fails_at_first(self: Memory, path: Path) -> None:
+        tried.append(path)
+        if len(tried) < 3:
+            raise MemoryFileError("the disk is full")
+        save(self, path)
+
+    monkeypatch.setattr(Memory, "save", fails_at_first)
+    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/write Ann Ray too.\n/quit\n")
+    assert text.count("the disk is full") == 2
+    assert Memory.load(tried[-1]).write_count == 2

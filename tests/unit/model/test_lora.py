@@ -1,0 +1,174 @@
+"""Twin LoRA of published checkpoints: the same as two models into which the adapters were folded."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from remanence import MemoryModel
+from remanence.errors import CheckpointError
+from remanence.model.adapters import LoraSettings
+from tests.support.tiny import decoder, ids, with_memory
+from tests.unit.model.test_official_errors import GOLDEN, Weights, checkpoint, config_of, weights_of
+
+RANK, ALPHA = 4, 12
+ADAPTED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+CLOSE = {"atol": 5e-5, "rtol": 0.0}
+SOURCES = {"written pool": GOLDEN / "A-memoryllm-gqa", "never-written pool": GOLDEN / "B-memoryllm-uninitialised"}
+
+
+def adapters(weights: Weights, name: str, seed: int) -> Weights:
+    """Random `lora_A` and `lora_B` for every adapted matrix."""
+    generator = torch.Generator().manual_seed(seed)
+    made = {}
+    for key, tensor in weights.items():
+        if key.endswith(tuple(f"{module}.weight" for module in ADAPTED)):
+            stem, (outputs, inputs) = key.removesuffix(".weight"), tensor.shape
+            made[f"{stem}.lora_A.{name}.weight"] = 0.1 * torch.randn(RANK, inputs, generator=generator)
+            made[f"{stem}.lora_B.{name}.weight"] = 0.1 * torch.randn(outputs, RANK, generator=generator)
+    return made
+
+
+def folded(weights: Weights, lora: Weights, name: str) -> Weights:
+    """Plain weights that do what the adapter does."""
+    made = dict(weights)
+    for key, low in lora.items():
+        if key.endswith(f".lora_A.{name}.weight"):
+            high = lora[key.replace("lora_A", "lora_B")]
+            target = key.replace(f".lora_A.{name}.weight", ".weight")
+            made[target] = weights[target] + ALPHA / RANK * high @ low
+    return made
+
+
+def stored(weights: Weights, lora: Weights) -> Weights:
+    """As published: adapted matrices are called base layers."""
+    adapted = {key.split(".lora_")[0] for key in lora}
+    renamed = {
+        f"{key.removesuffix('.weight')}.base_layer.weight" if key.removesuffix(".weight") in adapted else key: tensor
+        for key, tensor in weights.items()
+    }
+    return renamed | lora
+
+
+class Twins:
+    """A checkpoint with LoRA, and the two models that it is made of."""
+
+    def __init__(self, path: Path, source: Path, twin: bool, **settings: Any) -> None:
+        weights = weights_of(source)
+        lora = adapters(weights, "default", seed=1) | (adapters(weights, "decoder_adapter", seed=2) if twin else {})
+        lora_config = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.1, "target_modules": list(ADAPTED), **settings}
+        config = config_of(source, lora_config=lora_config, add_decoder_lora=twin)
+
+        def load(name: str, held: Weights, settings: dict[str, Any]) -> MemoryModel:
+            return MemoryModel.from_pretrained(checkpoint(path / name, held, settings), keep_hidden=True)
+
+        path.mkdir(exist_ok=True)
+        self.lora = load("lora", stored(weights, lora), config)
+        reading = "decoder_adapter" if twin else "default"
+        self.writes = load("writes", folded(weights, lora, "default"), config_of(source))
+        self.reads = load("reads", folded(weights, lora, reading), config_of(source))
+
+    def read(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        out = self.reads.read(self.reads.memory_from_slots(hidden), ids).logits
+        assert out is not None
+        return out
+
+
+@pytest.mark.parametrize("source", sorted(SOURCES))
+@pytest.mark.parametrize("twin", [True, False], ids=["twin", "one adapter"])
+def test_lora_writes_and_reads_like_two_models_with_folded_weights(tmp_path: Path, source: str, twin: bool) -> None:
+    twins = Twins(tmp_path, SOURCES[source], twin)
+    memory, expected = twins.lora.new_memory(seed=1), twins.writes.new_memory(seed=1)
+    for length in (20, 3, 33):
+        ids = torch.arange(3, 3 + length)
+        torch.testing.assert_close(twins.lora.encode(memory, ids), twins.writes.encode(expected, ids), **CLOSE)
+        twins.lora.write(memory, ids)
+        twins.writes.write(expected, ids)
+        torch.testing.assert_close(memory.pool.slots(), expected.pool.slots(), **CLOSE)
+        out = twins.lora.read(memory, ids).logits
+        torch.testing.assert_close(out, twins.read(expected.pool.slots(), ids), **CLOSE)
+    ids = torch.arange(5, 25)
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    same = twins.reads.memory_from_slots(expected.pool.slots())
+    assert torch.equal(twins.lora.generate(memory, ids, **options), twins.reads.generate(same, ids, **options))
+    pending = twins.lora.encode(memory, ids)
+    alone = twins.lora.read(memory, ids, pending=pending).logits  # one pending block is read with the writing adapter
+    torch.testing.assert_close(alone, twins.writes.read(expected, ids, pending=pending).logits, **CLOSE)
+
+
+def test_adapters_differ_enough_to_be_told_apart(tmp_path: Path) -> None:
+    twins = Twins(tmp_path, SOURCES["written pool"], True)
+    memory, ids = twins.lora.new_memory(), torch.arange(3, 20)
+    right = twins.read(memory.pool.slots(), ids)
+    with_the_writing_adapter = twins.writes.read(twins.writes.memory_from_slots(memory.pool.slots()), ids).logits
+    assert with_the_writing_adapter is not None
+    assert float((right - with_the_writing_adapter).abs().max()) > 0.1
+
+
+def test_a_rank_that_the_configuration_leaves_out_is_that_of_the_weights(tmp_path: Path) -> None:
+    twins = Twins(tmp_path, SOURCES["written pool"], True, r=None)
+    memory, ids = twins.lora.new_memory(), torch.arange(3, 20)
+    torch.testing.assert_close(twins.lora.read(memory, ids).logits, twins.read(memory.pool.slots(), ids), **CLOSE)
+
+
+def test_switching_adapters_leaves_training_flags_alone(tmp_path: Path) -> None:
+    model = Twins(tmp_path, SOURCES["written pool"], True).lora
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.write(model.new_memory(), torch.arange(3, 20))
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("no adapter", "holds no LoRA weights"),
+        ("no settings", "config.json has no lora_config"),
+        ("a matrix less", "do not match.*layers.1.mlp.up_proj.lora_B.decoder_adapter"),
+        ("another rank", "layers.1.mlp.up_proj.lora_A.default.weight has shape"),
+    ],
+)
+def test_damaged_adapters_are_named(tmp_path: Path, change: str, says: str) -> None:
+    weights = weights_of()
+    lora = adapters(weights, "default", seed=1) | adapters(weights, "decoder_adapter", seed=2)
+    config = config_of(lora_config={"r": RANK, "lora_alpha": ALPHA}, add_decoder_lora=True)
+    if change == "no adapter":
+        lora = {}
+    elif change == "no settings":
+        config["lora_config"] = None
+    elif change == "a matrix less":
+        del lora["model.layers.1.mlp.up_proj.lora_B.decoder_adapter.weight"]
+    else:
+        lora["model.layers.1.mlp.up_proj.lora_A.default.weight"] = torch.zeros(RANK + 1, 64)
+    with pytest.raises(CheckpointError, match=says):
+        MemoryModel.from_pretrained(checkpoint(tmp_path, stored(weights, lora), config))
+
+
+def test_a_role_within_a_role_gives_the_outer_one_back() -> None:
+    model = with_memory(decoder(), lora=LoraSettings())
+    assert model.adapters is not None
+
+    def active() -> set[str]:
+        found: set[str] = set()
+        for module in model.hf.modules():
+            if isinstance(module, LoraLayer):
+                found.update(module.active_adapters)
+        return found
+
+    with model.role("read"):
+        outer = active()
+        with model.role("write"):
+            assert active() != outer
+        assert active() == outer
+
+
+def test_a_model_with_adapters_can_be_copied() -> None:
+    model = with_memory(decoder(), lora=LoraSettings())
+    twin = copy.deepcopy(model)
+    memory = model.new_memory()
+    model.write(memory, ids(40))
+    assert torch.equal(twin.read(memory, ids(5)).logits, model.read(memory, ids(5)).logits)

@@ -1,0 +1,213 @@
+"""Published checkpoints in every layout, and what is said of damaged ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from remanence import MemoryModel
+from remanence.errors import CheckpointError
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SOURCE = GOLDEN / "A-memoryllm-gqa"
+IDS = torch.arange(3, 40)
+
+Weights = dict[str, Tensor]
+
+
+def weights_of(source: Path = SOURCE) -> Weights:
+    return load_file(source / "weights.safetensors")
+
+
+def config_of(source: Path = SOURCE, **changes: Any) -> dict[str, Any]:
+    return {**json.loads((source / "config.json").read_text()), **changes}
+
+
+def checkpoint(path: Path, weights: Weights, config: dict[str, Any] | None = None) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config_of() if config is None else config))
+    save_file(weights, path / "model.safetensors")
+    return path
+
+
+def logits(path: Path) -> Tensor:
+    model = MemoryModel.from_pretrained(path)
+    out = model.read(model.new_memory(), IDS).logits
+    assert out is not None
+    return out
+
+
+def in_shards(weights: Weights) -> dict[str, Weights]:
+    names = sorted(weights)
+    return {
+        "00001-of-00002": {n: weights[n] for n in names[::2]},
+        "00002-of-00002": {n: weights[n] for n in names[1::2]},
+    }
+
+
+def sharded(path: Path, name: str, save: Callable[[Any, Path], None]) -> Path:
+    checkpoint(path, {})
+    (path / "model.safetensors").unlink()
+    stem, suffix = name.split(".")
+    index = {}
+    for shard, part in in_shards(weights_of()).items():
+        save(part, path / f"{stem}-{shard}.{suffix}")
+        index |= dict.fromkeys(part, f"{stem}-{shard}.{suffix}")
+    (path / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return path
+
+
+def one_pickle(path: Path) -> Path:
+    checkpoint(path, {})
+    (path / "model.safetensors").unlink()
+    torch.save(weights_of(), path / "pytorch_model.bin")
+    return path
+
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "sharded safetensors": lambda path: sharded(path, "model.safetensors", save_file),
+    "one bin": one_pickle,
+    "sharded bin": lambda path: sharded(path, "pytorch_model.bin", torch.save),
+    "old rotary buffers": lambda path: checkpoint(
+        path, weights_of() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_every_layout_reads_the_same(tmp_path: Path, layout: str) -> None:
+    expected = logits(checkpoint(tmp_path / "one", weights_of()))
+    torch.testing.assert_close(logits(LAYOUTS[layout](tmp_path / "other")), expected, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("named", ["torch_dtype", "dtype", None])
+def test_a_checkpoint_keeps_its_dtype(tmp_path: Path, named: str | None) -> None:
+    config = config_of(torch_dtype=None)
+    if named is not None:
+        config[named] = "bfloat16"
+    weights = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights_of().items()}
+    model = MemoryModel.from_pretrained(checkpoint(tmp_path, weights, config))
+    memory = model.new_memory()
+    model.write(memory, IDS)
+    assert model.read(memory, IDS).logits.dtype == memory.pool.keys.dtype == torch.bfloat16
+    assert MemoryModel.from_pretrained(tmp_path, dtype=torch.float32).spec.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+        "model.layers.2.mlp.down_proj.weight",
+        "memory",
+        "bos_embedding",
+        "new_memory_positional_emb",
+    ],
+)
+def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> None:
+    weights = weights_of()
+    tensor = weights.pop(name)
+    with pytest.raises(CheckpointError, match=f"lacks .*{name}"):
+        MemoryModel.from_pretrained(checkpoint(tmp_path, weights))
+    weights[name] = torch.cat([tensor, tensor], dim=-1)
+    wrong = rf"has shape \[.*{2 * tensor.shape[-1]}\].*\[.*{tensor.shape[-1]}\]"
+    with pytest.raises(CheckpointError, match=wrong):
+        MemoryModel.from_pretrained(checkpoint(tmp_path, weights))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.7])
+@pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
+def test_a_truncated_file_is_named(tmp_path: Path, layout: str, share: float) -> None:
+    path = checkpoint(tmp_path, weights_of()) if layout == "model.safetensors" else one_pickle(tmp_path)
+    content = (path / layout).read_bytes()
+    (path / layout).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=f"{layout} is truncated or damaged"):
+        MemoryModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize(("layout", "stem"), [("sharded safetensors", "model"), ("sharded bin", "pytorch_model")])
+def test_a_missing_shard_is_named(tmp_path: Path, layout: str, stem: str) -> None:
+    path = LAYOUTS[layout](tmp_path)
+    next(path.glob("*00002-of-00002*")).unlink()
+    with pytest.raises(CheckpointError, match=f"{stem}-00002-of-00002.*not there"):
+        MemoryModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}', '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(tmp_path: Path, content: str) -> None:
+    path = LAYOUTS["sharded safetensors"](tmp_path)
+    (path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        MemoryModel.from_pretrained(path)
+
+
+class Trap:
+    """Unpickling this calls a function."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled_but_tensors(tmp_path: Path) -> None:
+    path = one_pickle(tmp_path)
+    torch.save({**weights_of(), "trap": Trap(tmp_path / "sprung")}, path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is truncated or damaged"):
+        MemoryModel.from_pretrained(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, {})
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        MemoryModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", ["num_blocks", "num_tokens"])
+def test_a_missing_size_is_named(tmp_path: Path, name: str) -> None:
+    config = config_of()
+    del config[name]
+    with pytest.raises(CheckpointError, match=name):
+        MemoryModel.from_pretrained(checkpoint(tmp_path, weights_of(), config))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "\udcff"])
+def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
+    path = checkpoint(tmp_path, weights_of())
+    (path / "config.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=r"config.json is not"):
+        MemoryModel.from_pretrained(path)
+
+
+def test_a_draw_of_one_slot_too_few_makes_the_pool_grow_and_reads_right(tmp_path: Path) -> None:
+    config = config_of(drop_memory_per_layer=False)
+    model = MemoryModel.from_pretrained(checkpoint(tmp_path, weights_of(), config), keep_hidden=True)
+    n, k, layers = model.slots, model.slots_per_write, config["num_hidden_layers"]
+    memory = model.new_memory()
+    before, made = memory.pool.slots(), model.encode(memory, IDS)
+    evict = torch.arange(1, k)  # K - 1 ranks, the same in every layer
+    model.write(memory, IDS, evict=evict.repeat(layers, 1))
+    expected = torch.cat([before[:, :1], before[:, k:], made], dim=1)
+    assert memory.pool.size == n + 1 and torch.equal(memory.pool.slots(), expected)
+
+    larger = MemoryModel(model.hf, slots=n + 1, slots_per_write=n + 1)
+    larger.bos_embedding = model.bos_embedding
+    same = larger.memory_from_slots(expected)
+    torch.testing.assert_close(model.read(memory, IDS).logits, larger.read(same, IDS).logits)
+    assert torch.equal(
+        model.generate(memory, IDS, max_new_tokens=5, do_sample=False),
+        larger.generate(same, IDS, max_new_tokens=5, do_sample=False),
+    )
+    model.write(memory, IDS)
+    assert memory.pool.size == n + 1
+    memory.save(tmp_path / "grown")
+    assert torch.equal(type(memory).load(tmp_path / "grown").pool.slots(), memory.pool.slots())

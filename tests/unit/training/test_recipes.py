@@ -1,0 +1,90 @@
+"""The recipes run, at sizes for a test: with another optimizer than their own, and in pieces."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from remanence import MemoryModel
+from remanence.checkpoints import bundled
+from remanence.data.prose import paragraphs
+from remanence.training.recall import RecallTask
+from remanence.training.recipes import load_module, load_recipe
+from remanence.training.text import TextTask
+
+
+def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "a small red boat went over the river and came home with many birds"
+    (tmp_path / "prose.txt").write_text(f"{words} {words[::-1]} {words}\n" * 100)
+    monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
+    final = load_recipe(Path(__file__).parents[3] / "recipes/tiny.py")(tmp_path / "run", steps=3, optimizer="grass")
+    state = torch.load(tmp_path / "run/checkpoint-3/optimizer.pt", weights_only=True)
+    assert state["param_groups"][0]["rank"] == 32
+    assert len(state["param_groups"][0]["names"]) == 4 * 7
+    card = (final / "README.md").read_text()
+    assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
+    assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())
+
+
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The recipe at sizes for a test, and text for it."""
+    monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path / "text"))
+    words = "a small red boat went over the river and came home with many birds " * 3
+    (tmp_path / "text/elsewhere").mkdir(parents=True)
+    (tmp_path / "text/novel.txt").write_text(f"Chapter 1\n\n{words}\n\n" * 50)
+    article = '<doc id="1" title="{}">\n{}\n</doc>\n'
+    (tmp_path / "text/elsewhere/wiki_00").write_text(article.format("Boats", f"{words}\n" * 50) * 2)
+    recipe = load_module(Path(__file__).parents[3] / "recipes/small.py")
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    recipe.SHAPE = {**shape, "num_key_value_heads": 4, "head_dim": 8}
+    recipe.VOCABULARY, recipe.SLOTS, recipe.SLOTS_PER_WRITE = 600, 64, 8
+    recipe.READ, recipe.CHUNKS, recipe.ROWS, recipe.QUESTIONS = 1024, 8, 4, 16
+    return recipe
+
+
+def test_the_small_recipe_goes_on_in_pieces_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(tmp_path, monkeypatch)
+    settings = {"steps": 4, "tokens": 4000}
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    assert recipe.train(pieces, steps=0, tokens=4000) is None
+    assert recipe.train(whole, **settings) == whole / "model"
+    monkeypatch.delenv("REMANENCE_PROSE")  # the tokens are in the folder
+    for step in (1, 2, 3):
+        assert recipe.train(pieces, resume=True, minutes=0, **settings) is None
+        assert (pieces / f"checkpoint-{step}").is_dir()
+    assert recipe.train(pieces, resume=True, **settings) == pieces / "model"
+    models = [MemoryModel.from_pretrained(folder / "model") for folder in (whole, pieces)]
+    for one, other in zip(models[0].state_dict().values(), models[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert models[0].new_memory(0).pool.size == 64
+
+
+def test_the_small_recipe_reads_no_novel_that_evaluations_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = small(tmp_path, monkeypatch)
+    known = paragraphs()[7].replace("'", "\N{RIGHT SINGLE QUOTATION MARK}")
+    (tmp_path / "text/known.txt").write_text(f"Chapter 1\n\n{known}\n\nAnd so on.")
+    (tmp_path / "link").symlink_to(tmp_path / "text")
+    found = list(recipe.documents(tmp_path, "*.txt"))
+    assert [text.splitlines()[0] for text in found] == ["Chapter 1"] * 2  # the novel, and again through the link
+    assert not any("And so on." in text for text in found)
+    assert len(list(recipe.documents(tmp_path / "text", "wiki_*"))) == 2
+
+
+@pytest.mark.parametrize("level", range(11))
+def test_every_level_of_the_small_recipe_makes_batches(
+    level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = small(tmp_path, monkeypatch)
+    assert len(recipe.LEVELS) == 11 == len(recipe.THRESHOLDS) + 1
+    tokenizer, text = MemoryModel.from_pretrained(bundled("tiny")).tokenizer, range(5, 2000)
+    sizes = {"slots": recipe.SLOTS, "slots_per_write": recipe.SLOTS_PER_WRITE}
+    recall = RecallTask(tokenizer, [text], chunks=8, rows=4, questions=16, **sizes)
+    reading = TextTask(text, 0, tokens=1024, **sizes)
+    tasks = {recipe.build_batch(recall, reading, step, level)["task"] for step in range(60)}
+    assert {"language", "memory", "context"} <= tasks
+    assert ("language_unrelated" in tasks) == (level >= recipe.LANGUAGE_FROM)
