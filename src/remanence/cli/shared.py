@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from remanence.choices import Tier
+from remanence.config import Tier
 from remanence.errors import InvalidInputError, MemoryMismatchError, RemanenceError
 
 if TYPE_CHECKING:

@@ -1,12 +1,52 @@
 """N slots in each of L layers, replaced in place: a write costs O(K), whatever N is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.undo import Undo
+
+
+@dataclass(frozen=True)
+class NewSlots:
+    """Q slots per layer made from one chunk, in every form the memory keeps.
+
+    Attributes:
+        hidden: `[L, Q, d]`.
+        keys, values: `[L, Q, H, D]`, keys unrotated.
+        tokens: how many tokens were read to make them.
+        retrieval: `[L, Q, R]`, their retrieval keys, where the model has a retriever.
+    """
+
+    hidden: Tensor
+    keys: Tensor
+    values: Tensor
+    tokens: int
+    retrieval: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        return self.hidden.shape[1]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that must be finite."""
+        return [self.hidden, self.keys, self.values, *([] if self.retrieval is None else [self.retrieval])]
+
+    def tiled(self, size: int) -> "NewSlots":
+        """What the first write puts into a pool of `size`: its slots over and over, cut at the end.
+
+        The remainder repeats the last slots; of more slots than fit the last stay (published code, `initialized` = 0).
+        """
+        index = torch.arange(self.count).repeat(size // self.count)
+        if size % self.count:
+            index = torch.cat([index, torch.arange(self.count)[-(size % self.count) :]])
+        index = index.to(self.hidden.device)
+        retrieval = None if self.retrieval is None else self.retrieval[:, index]
+        hidden, keys, values = self.hidden[:, index], self.keys[:, index], self.values[:, index]
+        return replace(self, hidden=hidden, keys=keys, values=values, retrieval=retrieval)
 
 
 class Pool:
@@ -16,7 +56,7 @@ class Pool:
         keys, values: `[L, N, H, D]` with H key/value heads of size D.
         serial: `[L, N]`, int64. Slots are numbered as they are made, so rank is the order of serials.
         hidden: `[L, N, d]` or None. Kept on demand, for inspection and export.
-        version: counts changes.
+        version: differs after every change, also after one that was taken back.
         retrieval, ages: `[L, N, R]` and `[L, N]`, or None: the keys and ages that slots take along to long-term memory.
     """
 
@@ -70,54 +110,36 @@ class Pool:
     def places(self, ranks: Tensor) -> Tensor:  # [L, K] ranks -> [L, K] places
         return self.order.gather(1, ranks.to(self.order.device))
 
-    @contextmanager
-    def replacing(self, ranks: Tensor, new: "Pool") -> Iterator[dict[str, Tensor]]:
-        """Put the Q slots per layer of `new`, in rank order, where `ranks` [L, P] were; undone if the body raises.
-
-        Yields what was there, by the names of `tensors`, in the order of `ranks`.
-
-        P <= Q. P < Q makes the pool grow by Q - P, as the published code does where rounding drops one slot too few.
+    def replace(self, ranks: Tensor, new: "Pool", undo: Undo) -> dict[str, Tensor]:
+        """Put the slots of `new`, in rank order, where `ranks` `[L, K]` were. Returns what was there, by name.
 
         Raises:
             CorruptMemoryError: a slot that leaves is not finite.
         """
-        places = self.places(ranks)
-        undo = {name: _rows(tensor, places) for name, tensor in self.tensors.items()}
-        if not all(bool(torch.isfinite(rows).all()) for rows in undo.values()):
+        places, order = self.places(ranks), self.order
+        evicted = self.rows(places)
+        undo.add(lambda: self._fill(places, evicted, order))
+        self._fill(places, new.tensors, torch.cat([self.surviving(ranks), places], dim=1))
+        return evicted
+
+    def _fill(self, places: Tensor, rows: dict[str, Tensor], order: Tensor) -> None:
+        self.version += 1
+        for name, tensor in self.tensors.items():
+            _put(tensor, places, rows[name])
+        self._order = order
+
+    def rows(self, places: Tensor) -> dict[str, Tensor]:  # [L, K] -> [L, K, ...] each, copies
+        """The slots in some places, checked as they leave.
+
+        Raises:
+            CorruptMemoryError: one is not finite.
+        """
+        rows = {name: _rows(tensor, places) for name, tensor in self.tensors.items()}
+        if not all(bool(torch.isfinite(part).all()) for part in rows.values()):
             raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
-        if ranks.shape[1] < new.size:
-            with self._growing(ranks, new):
-                yield undo
-            return
-        order = self.order
-        self.version += 1
-        try:
-            for name, tensor in self.tensors.items():
-                _put(tensor, places, new.tensors[name])
-            self._order = torch.cat([self._surviving(ranks), places], dim=1)
-            yield undo
-        except BaseException:
-            for name, tensor in self.tensors.items():
-                _put(tensor, places, undo[name])
-            self._order = order
-            raise
+        return rows
 
-    @contextmanager
-    def _growing(self, ranks: Tensor, new: "Pool") -> Iterator[None]:
-        before, order, survivors = self.tensors, self.order, self._surviving(ranks)
-        self.version += 1
-        try:
-            for name, tensor in before.items():
-                setattr(self, name, torch.cat([_rows(tensor, survivors), new.tensors[name]], dim=1))
-            self._order = None
-            yield
-        except BaseException:
-            for name, tensor in before.items():
-                setattr(self, name, tensor)
-            self._order = order
-            raise
-
-    def _surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, P] -> places [L, N - P], oldest first
+    def surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, K] -> places [L, N - K], oldest first
         kept = torch.ones_like(self.order, dtype=torch.bool).scatter_(1, evicted.to(self.order.device), False)
         return self.order.masked_select(kept).view(len(kept), -1)
 

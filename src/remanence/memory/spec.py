@@ -1,11 +1,15 @@
-"""What a memory must agree on with the model that reads it."""
+"""What a memory must agree on with the model that reads it. Imports no torch."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-
+from remanence.config import WriterName, check_slots
 from remanence.errors import InvalidInputError, MemoryMismatchError
+
+if TYPE_CHECKING:
+    import torch
+
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -13,15 +17,17 @@ class MemorySpec:
     """Shape, dtype and origin of a memory.
 
     Attributes:
-        layers: L, one pool per decoder layer.
-        slots: N, slots in each layer's pool.
-        slots_per_write: K, slots that one write makes and evicts.
+        layers: L, of the decoder.
+        slots: N, slots in each layer's pool; 0 for text memories.
+        slots_per_write: K, slots that one chunk makes and evicts; 0 for text memories.
         hidden_size: d, of a slot in hidden form.
         kv_heads, head_dim: of a slot in K/V form: `2 * kv_heads * head_dim` numbers.
         dtype: of all slots, as `torch` spells it (`"float32"`).
         shared_eviction: one draw for all layers instead of one per layer.
-        model: fingerprint of the weights that wrote it.
-        retrieval_size: of a slot's retrieval key; 0 if the model has no retriever.
+        model: fingerprint of the weights that made its slots.
+        retrieval_size: of a slot's or chunk's retrieval key; 0 if there are none.
+        writer: what made its slots: "learned" or "text".
+        retrieval: what made its retrieval keys; "" where that is part of `model`.
     """
 
     layers: int
@@ -34,20 +40,19 @@ class MemorySpec:
     shared_eviction: bool
     model: str
     retrieval_size: int = 0
+    writer: WriterName = "learned"
+    retrieval: str = ""
 
     def __post_init__(self) -> None:
-        n, k = self.slots, self.slots_per_write
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise InvalidInputError(f"{self.dtype!r} is no dtype of torch; take one such as 'bfloat16'")
-        if not 0 < k <= n:
-            raise InvalidInputError(f"slots_per_write K={k} must be between 1 and slots N={n}")
-        if n % k:
-            raise InvalidInputError(
-                f"slots N={n} is not a multiple of slots_per_write K={k}; take N={n - n % k} or N={n - n % k + k}"
-            )
+        if self.dtype not in _DTYPES:
+            raise InvalidInputError(f"slots are {', '.join(_DTYPES)}, not {self.dtype!r}")
+        if self.writer == "learned":
+            check_slots(self.slots, self.slots_per_write)
 
     @property
-    def torch_dtype(self) -> torch.dtype:
+    def torch_dtype(self) -> "torch.dtype":
+        import torch
+
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype

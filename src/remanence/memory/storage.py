@@ -1,7 +1,8 @@
 """Where long-term slots lie: on the model's device, in host memory, or on disk.
 
 A block holds the slots of one layer at consecutive positions. Rows are written once, in order, and never move. A full
-block never changes again, so forks share it. Retrieval keys, and what is known of each slot, are always in memory.
+block never changes again, so forks share it. Retrieval keys, birth and serial numbers are always in memory. The slots
+of a text memory's chunk never change either; `KeptSlots` holds them in one piece.
 """
 
 import mmap
@@ -10,41 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self, get_args
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from remanence.choices import Tier
-from remanence.errors import InvalidInputError, MemoryFileError
+from remanence.config import StorageConfig
+from remanence.errors import MemoryFileError
 
-TIERS: tuple[Tier, ...] = get_args(Tier)
 _BLOCK_BYTES = 32 * 2**20  # of slots: ten million in each of 32 layers stay under the limit of mappings per process
 _FEWEST_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How one memory keeps its long-term slots.
-
-    Attributes:
-        tier: "device": with the model; "host": in host memory, pinned where there is CUDA; "disk": in mapped files.
-        int8: slots as int8 with one scale for the key and one for the value of each slot. None: a new memory keeps them
-            as they are, and a loaded one as they were saved.
-        folder: for working files of the disk tier; None: the system's temporary folder, which may lie in memory.
-    """
-
-    tier: Tier = "host"
-    int8: bool | None = None
-    folder: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.tier not in TIERS:
-            raise InvalidInputError(f"tier is one of {', '.join(TIERS)}, not {self.tier!r}")
-        if not isinstance(self.int8, bool | None):
-            raise InvalidInputError(f"int8 is True, False or None, not {self.int8!r}")
-        if self.folder is not None and self.tier != "disk":
-            raise InvalidInputError(f"folder= belongs to the disk tier, not to {self.tier!r}")
 
 
 @dataclass(frozen=True)
@@ -56,7 +32,7 @@ class Layout:
     dtype: torch.dtype
     key_size: int
     device: torch.device
-    storage: Storage
+    storage: StorageConfig
 
     @property
     def slot_dtype(self) -> torch.dtype:
@@ -138,46 +114,31 @@ class MemoryRows:
 
 
 class DiskRows:
-    """Rows in a mapped file. Pages that were touched are given back at once, so that they do not stay resident."""
+    """Rows in a nameless file of their own, which goes when the last memory that uses it goes, or the process.
 
-    def __init__(self, path: Path, shape: Sequence[int], dtype: torch.dtype, offset: int = 0) -> None:
-        """Map the rows `[S, ...]` that a file holds from `offset` on."""
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._see(shape, dtype, offset)
+    Pages that were touched are given back at once, so that they do not stay resident. After `os.fork`, the first of the
+    processes to write goes on in a copy: a mapped file is shared between them, a memory is not.
+    """
 
-    @classmethod
-    def create(cls, folder: Path | None, shape: Sequence[int], dtype: torch.dtype) -> Self:
-        """A nameless file with all its room, which goes when the last memory that uses it goes, or the process.
+    def __init__(self, folder: Path | None, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """Take all the room of `[S, ...]` rows at once.
 
         Raises:
             MemoryFileError: there is no room for it, or no right to make it.
         """
-        made = cls.__new__(cls)
-        size = dtype.itemsize * torch.Size(shape).numel()
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                _allocate(file.fileno(), size)
-                made._map = mmap.mmap(file.fileno(), size)
-        except OSError as error:
-            raise MemoryFileError(
-                f"no room for long-term slots in {folder or tempfile.gettempdir()}: {error.strerror}; the write was "
-                f"undone. Free {size / 2**20:.0f} MiB there, or keep the memory in another folder or tier"
-            ) from error
-        made._see(shape, dtype, 0)
-        return made
-
-    def _see(self, shape: Sequence[int], dtype: torch.dtype, offset: int) -> None:
-        count = torch.Size(shape).numel()
-        self.tensor = torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset).view(*shape)
-        if hasattr(mmap, "MADV_RANDOM"):
-            self._map.madvise(mmap.MADV_RANDOM)
+        self._folder = folder
+        self._map, self.tensor = _mapped(folder, torch.Size(shape), dtype)
+        self._process = os.getpid()
 
     def _forget(self) -> None:
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def write(self, at: int, rows: Tensor) -> None:
+        if self._process != os.getpid():
+            shared = self.tensor
+            self._map, self.tensor = _mapped(self._folder, shared.shape, shared.dtype)
+            self.tensor[:at], self._process = shared[:at], os.getpid()
         self.tensor[at : at + len(rows)] = rows
         self._forget()
 
@@ -188,6 +149,23 @@ class DiskRows:
 
     def first(self, count: int) -> Tensor:
         return self.tensor[:count]
+
+
+def _mapped(folder: Path | None, shape: torch.Size, dtype: torch.dtype) -> tuple[mmap.mmap, Tensor]:
+    """A new nameless file, and a tensor over all of it."""
+    size = dtype.itemsize * shape.numel()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _allocate(file.fileno(), size)
+            made = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        raise MemoryFileError(
+            f"no room for slots in {folder or tempfile.gettempdir()}: {error.strerror}; the write was undone. "
+            f"Free {size / 2**20:.0f} MiB there, or keep the memory in another folder or tier"
+        ) from error
+    if hasattr(mmap, "MADV_RANDOM"):
+        made.madvise(mmap.MADV_RANDOM)
+    return made, torch.frombuffer(made, dtype=dtype, count=shape.numel()).view(shape)
 
 
 def _allocate(handle: int, size: int) -> None:
@@ -208,13 +186,11 @@ class Block:
         keys: rows `[P]`.
         born: rows, int64: the clock at which a slot had age 0.
         serial: rows, int64: the number it was made with, which says by which write.
-        saved: file, digest and bytes of a full block that lies on disk already.
     """
 
     def __init__(self, layout: Layout, rows: dict[str, Rows]) -> None:
         self.layout = layout
         self.rows = rows
-        self.saved: tuple[Path, str, int] | None = None
 
     @classmethod
     def empty(cls, layout: Layout, *, whole: bool = False) -> Self:
@@ -227,7 +203,7 @@ class Block:
             if name != "slots" or storage.tier != "disk"
         }
         if storage.tier == "disk":
-            rows["slots"] = DiskRows.create(storage.folder, layout.slots_shape, layout.slot_dtype)
+            rows["slots"] = DiskRows(storage.folder, layout.slots_shape, layout.slot_dtype)
         return cls(layout, rows)
 
     def write(self, at: int, slots: Tensor, keys: Tensor, born: Tensor, serial: Tensor) -> None:
@@ -259,9 +235,7 @@ class Block:
             name: layout.rows_of(name, part.first(used).to(layout.device)) if name in layout.with_model else part
             for name, part in self.rows.items()
         }
-        block = Block(layout, rows)
-        block.saved = self.saved
-        return block
+        return Block(layout, rows)
 
 
 def exact(device: torch.device | str) -> torch.device:
@@ -269,11 +243,58 @@ def exact(device: torch.device | str) -> torch.device:
     return torch.empty(0, device=device).device
 
 
-def quantised(slots: Tensor) -> tuple[Tensor, Tensor]:  # [n, 2, H, D] -> int8 of that shape, scales [n, 2]
+def quantised(slots: Tensor) -> tuple[Tensor, Tensor]:  # [..., H, D] -> int8 of that shape, scales [...]
     """Round to 255 steps between the largest numbers of either sign, for the key and the value of each slot."""
-    scales = slots.float().abs().amax(dim=(2, 3)).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    scales = slots.float().abs().amax(dim=(-2, -1)).clamp(min=torch.finfo(torch.float32).tiny) / 127
     return (slots.float() / scales[..., None, None]).round().to(torch.int8), scales
 
 
 def restored(slots: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return (slots.to(scales.dtype) * scales[..., None, None]).to(dtype)
+
+
+class KeptSlots:
+    """The slots of one chunk `[2, L, n, H, D]`, keys (unrotated) and values, in the tier of a memory. Never changes.
+
+    Attributes:
+        slots: as kept; int8 where the storage says so.
+        scales: `[2, L, n]` of int8 slots, else None.
+        tier: where `slots` lie.
+    """
+
+    def __init__(self, slots: Tensor, storage: StorageConfig) -> None:
+        self.dtype, self.tier, self.scales = slots.dtype, storage.tier, None
+        if storage.int8:
+            slots, self.scales = quantised(slots)
+        if storage.tier == "disk":
+            self._map, self.slots = _mapped(storage.folder, slots.shape, slots.dtype)
+            self.slots.copy_(slots)
+        elif storage.tier == "host":
+            self.slots = slots.to("cpu", copy=True)
+            self.slots = self.slots.pin_memory() if torch.cuda.is_available() else self.slots
+        else:
+            self.slots = slots.clone()
+
+    @classmethod
+    def restored(cls, slots: Tensor, scales: Tensor | None, dtype: torch.dtype, storage: StorageConfig) -> "KeptSlots":
+        """From `slots` and `scales` as they were kept before, in this storage."""
+        if (scales is not None) == bool(storage.int8):
+            kept = cls(slots, storage.replace(int8=False))
+            kept.dtype, kept.scales = dtype, scales
+            return kept
+        return cls(slots if scales is None else restored(slots, scales, dtype), storage)
+
+    @property
+    def nbytes(self) -> int:
+        return self.slots.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def load(self, device: torch.device) -> Tensor:  # [2, L, n, H, D]
+        """The slots on a device, in the dtype they were made in."""
+        slots = self.slots.to(device, non_blocking=True)
+        if self.scales is not None:
+            slots = restored(slots, self.scales.to(device), self.dtype)
+        elif self.tier == "disk":
+            slots = slots.clone() if slots is self.slots else slots
+        if self.tier == "disk" and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return slots

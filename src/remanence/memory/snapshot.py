@@ -1,0 +1,226 @@
+"""The parts of a memory as plain data, and back: pool, long-term memory, chunks."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from remanence.config import StorageConfig
+from remanence.errors import CorruptMemoryError
+from remanence.memory.chunks import Chunk, Chunks
+from remanence.memory.longterm import LongTerm, LongTermLayer
+from remanence.memory.pool import Pool
+from remanence.memory.published import RecallFrequency
+from remanence.memory.spec import MemorySpec
+from remanence.memory.state import (
+    ChunkHeader,
+    ChunksHeader,
+    FrequencyHeader,
+    FrozenBlock,
+    LayerHeader,
+    LongTermHeader,
+)
+from remanence.memory.storage import Block, KeptSlots, Layout, restored
+
+Blocks = Mapping[str, Mapping[str, Tensor]]
+
+
+def layout_of(spec: MemorySpec, device: torch.device, storage: StorageConfig) -> Layout:
+    """How the long-term slots of a memory are laid out."""
+    return Layout(spec.kv_heads, spec.head_dim, spec.torch_dtype, spec.retrieval_size, device, storage)
+
+
+def kept_storage(saved: StorageConfig, wanted: StorageConfig | None) -> StorageConfig:
+    """Where slots lie after a load: as they lay, or as is wanted; int8 or not as they were unless that is said."""
+    if saved.folder is not None and not saved.folder.is_dir():
+        saved = saved.replace(folder=None)  # this machine does not have the folder of then
+    if wanted is None:
+        return saved
+    return wanted if wanted.int8 is not None or wanted.tier == "text" else wanted.replace(int8=saved.int8)
+
+
+def longterm_state(longterm: LongTerm) -> tuple[LongTermHeader, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Header, tensors and blocks. The blocks are views: their rows never change."""
+    layout, policy, frequency = longterm.layout, longterm.policy, None
+    tensors: dict[str, Tensor] = {}
+    if isinstance(policy, RecallFrequency):
+        frequency = FrequencyHeader(policy.settings, policy.waited, list(policy.merged))
+        tensors = {f"longterm.frequency.{layer}": held for layer, held in enumerate(policy.frequency)}
+    header = LongTermHeader(
+        rules=longterm.rules,
+        storage=layout.storage.replace(int8=bool(layout.storage.int8)),
+        clock=longterm.clock,
+        rows=layout.block_rows,
+        layers=[LayerHeader(held.start, held.count) for held in longterm.layers],
+        frequency=frequency,
+    )
+    blocks = {}
+    for index, held in enumerate(longterm.layers):
+        for number in header.blocks(index):
+            used = min(layout.block_rows, held.count - number * layout.block_rows)
+            block = held.blocks[number]
+            rows = {name: part.first(used) for name, part in block.rows.items()}
+            name = header.block_name(index, number)
+            blocks[name] = FrozenBlock(rows, block) if used == layout.block_rows else rows
+    return header, tensors, blocks
+
+
+def longterm_of(
+    header: LongTermHeader,
+    spec: MemorySpec,
+    tensors: Mapping[str, Tensor],
+    blocks: Blocks,
+    storage: StorageConfig,
+    device: torch.device,
+) -> LongTerm:
+    """What `longterm_state` was made of, in a storage of its own.
+
+    Raises:
+        ValueError: the parts do not add up.
+    """
+    layout = layout_of(spec, device, storage)
+    if layout.block_rows != header.rows:
+        raise ValueError(f"its blocks have {header.rows} rows, those of this version {layout.block_rows}")
+    if len(header.layers) != spec.layers:
+        raise ValueError(f"its long-term memory has {len(header.layers)} layers, its pool {spec.layers}")
+    layers = []
+    for index, about in enumerate(header.layers):
+        if about.start > about.count:
+            raise ValueError(f"layer {index} of its long-term memory does not add up")
+        held = LongTermLayer(layout)
+        held.start, held.count = about.start, about.count
+        for number in header.blocks(index):
+            used = min(header.rows, about.count - number * header.rows)
+            rows = blocks[header.block_name(index, number)]
+            held.blocks[number] = _block(rows, layout, used, bool(header.storage.int8))
+        layers.append(held)
+    longterm = LongTerm(header.rules, layers, header.clock)
+    if header.frequency is not None:
+        longterm.policy = _frequencies(header.frequency, longterm, tensors)
+    return longterm
+
+
+def _block(rows: Mapping[str, Tensor], layout: Layout, used: int, int8: bool) -> Block:
+    parts = replace(layout, storage=StorageConfig(int8=int8)).parts
+    shapes = {name: ((used, *shape), dtype) for name, (shape, dtype) in parts.items()}
+    if {name: (tuple(part.shape), part.dtype) for name, part in rows.items()} != shapes:
+        raise ValueError(f"a block does not hold {used} long-term slots of this memory")
+    block = Block.empty(layout)
+    if int8 != bool(layout.storage.int8):
+        slots = restored(rows["slots"], rows["scales"], layout.dtype) if int8 else rows["slots"]
+        block.write(0, slots, rows["keys"], rows["born"], rows["serial"])
+        return block
+    for name, part in rows.items():
+        block.rows[name].write(0, part)
+    return block
+
+
+def _frequencies(header: FrequencyHeader, longterm: LongTerm, tensors: Mapping[str, Tensor]) -> RecallFrequency:
+    frequency = []
+    for index, (held, merged) in enumerate(zip(longterm.layers, header.merged, strict=True)):
+        one = tensors[f"longterm.frequency.{index}"].float()
+        if one.shape != (merged - held.start,) or bool(one.isnan().any()):
+            raise ValueError(f"frequencies of layer {index} do not add up")
+        held.gone = one == -torch.inf
+        frequency.append(one)
+    return RecallFrequency(header.settings, frequency, list(header.merged), header.waited)
+
+
+def check_pool(spec: MemorySpec, pool: Pool, newest: Tensor | None, *, keep_hidden: bool, longterm: bool) -> None:
+    """Raise where a pool does not have the shapes and dtypes of a memory, or is not finite."""
+    slot, size = (spec.kv_heads, spec.head_dim), max(pool.size, spec.slots)
+    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "keys": (pool.keys, (spec.layers, size, *slot)),
+        "values": (pool.values, (spec.layers, size, *slot)),
+        "serial": (pool.serial, (spec.layers, size)),
+        "newest": (newest, (spec.layers, spec.slots_per_write, spec.hidden_size)),
+    }
+    if keep_hidden:
+        shapes["hidden"] = (pool.hidden, (spec.layers, size, spec.hidden_size))
+    if longterm:
+        shapes["retrieval"] = (pool.retrieval, (spec.layers, size, spec.retrieval_size))
+        shapes["ages"] = (pool.ages, (spec.layers, size))
+    for name, (tensor, shape) in shapes.items():
+        dtype = torch.int64 if name in ("serial", "ages") else spec.torch_dtype
+        if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name} does not have shape {list(shape)} and {dtype}")
+    held = (pool.keys, pool.values, pool.retrieval, newest)
+    if not all(bool(torch.isfinite(t).all()) for t in held if t is not None):
+        raise CorruptMemoryError("it holds slots that are not finite; go back to an older copy of the memory")
+
+
+def chunks_state(chunks: Chunks) -> tuple[ChunksHeader, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Header, tensors and blocks: one for each write, in tiers that keep slots."""
+    header = ChunksHeader(
+        storage=chunks.storage.replace(int8=bool(chunks.storage.int8)),
+        head=None if chunks.head is None else list(chunks.head),
+        date=chunks.date,
+        capacity=chunks.capacity,
+        random=chunks.random,
+        seed=chunks.seed,
+        keep_text=chunks.keep_text,
+        next_key=chunks.next_key,
+        dropped=chunks.dropped,
+        items=[ChunkHeader(c.key, c.write, c.place, c.tokens, c.text) for c in chunks],
+    )
+    held, blocks = list(chunks), dict[str, dict[str, Tensor]]()
+    tensors: dict[str, Tensor] = {}
+    if held:
+        tensors["chunks.latents"] = torch.stack([chunk.latent for chunk in held])
+        if chunks.keep_text:
+            tensors["chunks.ids"] = torch.cat([chunk.ids for chunk in held if chunk.ids is not None])
+    for chunk in held:
+        if chunk.slots is not None:
+            block = blocks.setdefault(header.block_name(chunk.write), FrozenBlock({}, chunk.slots))
+            block[f"slots.{chunk.place}"] = chunk.slots.slots
+            if chunk.slots.scales is not None:
+                block[f"scales.{chunk.place}"] = chunk.slots.scales
+    return header, tensors, blocks
+
+
+def chunks_of(
+    header: ChunksHeader, spec: MemorySpec, tensors: Mapping[str, Tensor], blocks: Blocks, storage: StorageConfig
+) -> Chunks:
+    """What `chunks_state` was made of.
+
+    Raises:
+        ValueError: the parts do not add up.
+    """
+    chunks = Chunks(
+        storage,
+        head=None if header.head is None else tuple(header.head),
+        date=header.date,
+        capacity=header.capacity,
+        random=header.random,
+        seed=header.seed,
+        keep_text=header.keep_text,
+    )
+    count = len(header.items)
+    latents = tensors["chunks.latents"] if count else torch.empty(0, spec.retrieval_size, dtype=torch.float16)
+    if latents.shape != (count, spec.retrieval_size) or not bool(torch.isfinite(latents).all()):
+        raise ValueError("its latent vectors do not fit its chunks")
+    ids: list[Tensor | None] = [None] * count
+    if header.keep_text and count:
+        ids = list(tensors["chunks.ids"].split([about.tokens for about in header.items]))
+    items = zip(header.items, latents, ids, strict=True)
+    chunks.load(
+        Chunk(a.key, a.write, a.place, a.tokens, one, a.text, latent, _slots(a, header, spec, blocks, storage))
+        for a, latent, one in items
+    )
+    chunks.next_key, chunks.dropped = header.next_key, header.dropped
+    return chunks
+
+
+def _slots(
+    about: ChunkHeader, header: ChunksHeader, spec: MemorySpec, blocks: Blocks, storage: StorageConfig
+) -> KeptSlots | None:
+    if header.storage.tier == "text" or storage.tier == "text":
+        return None
+    block = blocks[header.block_name(about.write)]
+    slots, scales = block[f"slots.{about.place}"], block.get(f"scales.{about.place}")
+    if tuple(slots.shape) != (2, spec.layers, about.tokens, spec.kv_heads, spec.head_dim):
+        raise ValueError(f"slots of chunk {about.key} do not have the shape of this memory's")
+    if scales is None and not bool(torch.isfinite(slots).all()):
+        raise CorruptMemoryError("it holds slots that are not finite; go back to an older copy of the memory")
+    return KeptSlots.restored(slots, scales, spec.torch_dtype, storage)
