@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from remanence import Memory, MemoryModel
-from remanence.machine import cpu_names
+from remanence.environment import cpu_names, versions
 
 THREADS = 2
 PROMPT = 32
@@ -126,9 +125,7 @@ def machine(device: str) -> Figures:
         "threads": THREADS,
         "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
         "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **versions(),
     }
 
 

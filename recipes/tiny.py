@@ -193,6 +193,7 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
     whatever is written first."""
     rng = random.Random(SEED)
     model.keep_hidden = True
+    model.optimize_for_cpu()
     memory = model.new_memory(seed=SEED)
     for _ in range(2 * model.slots // model.slots_per_write):
         model.write(memory, biography(sample_person(rng, "train"), rng, rng.sample(ATTRIBUTES, 3)))

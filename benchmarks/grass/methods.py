@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from remanence.model.linear import use_onednn
+from remanence.kernels.onednn import use_onednn
 from remanence.optim import GrassAdamW, grass_param_groups
 
 TARGETS = ("attn", "mlp")  # what the names of projected layers contain, as in GaLore's and APOLLO's scripts

@@ -66,7 +66,7 @@ class Gradients(TrainerCallback):
 
 def run(method: str, lr: float, seed: int, steps: int, output: Path) -> Figures:
     set_seed(seed)
-    model = MemoryModel.from_pretrained(bundled("tiny"))
+    model = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
     model.hf.get_input_embeddings().weight.requires_grad_(False)
     lesson = lessons(model)
     optimizer = choose(method, model, lr=lr, rank=RANK, gap=GAP, default=lambda: AdamW(model.parameters()))
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.replace(partial, options.output / f"{method}_lr{power}_seed{seed}.json")
         print(f"{method} lr {BASE * 2.0**power:g} seed {seed}: {made}", file=sys.stderr, flush=True)
     set_seed(0)
-    start = MemoryModel.from_pretrained(bundled("tiny"))
+    start = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
     setup = {
         "steps": options.steps,
         "rank": RANK,

@@ -89,8 +89,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=100, help="at each distance")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    pool = MemoryModel.from_pretrained(bundled("tiny"))
-    longterm = MemoryModel.from_pretrained(bundled("tiny_longterm"))
+    pool = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
+    longterm = MemoryModel.from_pretrained(bundled("tiny_longterm")).optimize_for_cpu()
     results = []
 
     def measured(name: str, model: MemoryModel, eviction: str, distances: tuple[int, ...]) -> None:

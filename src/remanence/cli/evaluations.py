@@ -1,9 +1,7 @@
 """Evaluations: `remanence eval ...`."""
 
 import json
-import platform
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -23,10 +21,10 @@ from remanence.cli.shared import (
     storage_of,
 )
 from remanence.data.episodes import FACTS
+from remanence.environment import run_stamp
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import DISTANCES
 from remanence.evaluation.documents import LENGTHS
-from remanence.machine import device_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,21 +43,8 @@ app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="ric
 
 def made_by(words: list[str], model: str | None, engine: "MemoryModel") -> dict[str, Any]:
     """The command that an evaluation can be repeated with, its date, device and versions."""
-    import torch
-    import transformers
-
-    from remanence import __version__
-
-    versions = {
-        "remanence": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
     command = shlex.join(words if model is None else [*words, "--model", model])
-    device = device_name(engine.device)
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"command": command, "date": date, "device": device, "versions": versions}
+    return run_stamp(command, engine.device)
 
 
 def require_places(*files: Path | None, state: Path | None = None) -> None:

@@ -191,7 +191,7 @@ def show(memory: MemoryArgument, model: ModelOption = None, as_json: JsonFlag = 
     from remanence.terminal import describe, details_table
 
     held = load_memory(memory)
-    details = describe(held, load_model(model), memory)
+    details = describe(held, load_model(model, optimize=False), memory)
     if not details["readable"] and (name := checkpoint_of(held)):
         details["checkpoint"] = name
     if as_json:

@@ -63,7 +63,8 @@ Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep long-term slots as 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
-def load_model(name: str | None) -> "MemoryModel":
+def load_model(name: str | None, *, optimize: bool = True) -> "MemoryModel":
+    """`optimize`: for the CPU, which takes the memory of the weights once more."""
     for capacity in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         # By default a kernel is kept for each of the last 1,024 shapes, hundreds of MiB; with 64, nothing gets slower.
         os.environ.setdefault(capacity, "64")
@@ -75,7 +76,8 @@ def load_model(name: str | None) -> "MemoryModel":
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = name or DEFAULT
-    return MemoryModel.from_pretrained(bundled(name) if name in names() else name)
+    model = MemoryModel.from_pretrained(bundled(name) if name in names() else name)
+    return model.optimize_for_cpu() if optimize else model
 
 
 def storage_of(keeper: "MemoryModel | Memory", tier: Tier | None, int8: bool) -> "Storage | None":

@@ -60,7 +60,7 @@ class RemanenceLM(TemplateLM):
         name = bundled(pretrained) if pretrained in names() else pretrained
         self.model = MemoryModel.from_pretrained(
             name, device=device, dtype=None if dtype is None else getattr(torch, dtype)
-        )
+        ).optimize_for_cpu()
         self.tokenizer = self.model.tokenizer
         self._device = self.model.device
         self.memory = Memory(self.model.spec) if memory is None else Memory.load(Path(memory), self.model.device)

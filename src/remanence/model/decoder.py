@@ -9,17 +9,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from remanence.errors import InvalidInputError
+from remanence.kernels.optimize import optimize_for_cpu
 from remanence.memory import LongTermRules, MemorySpec
 from remanence.model.activations import checkpoint_layers
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
-from remanence.model.attention import share_heads
 from remanence.model.checks import integer
 from remanence.model.encoder import install_hooks
 from remanence.model.families import Backbone
 from remanence.model.fingerprint import Fingerprint
 from remanence.model.inputs import padding_id
-from remanence.model.last_layer import narrow_last_layer
-from remanence.model.linear import pack, use_onednn
 from remanence.model.prefix import mask_each_step, show_prefix_to_sliding_layers
 from remanence.model.retriever import Retriever, install_retrieval, new_retriever
 from remanence.model.rotation import rotate
@@ -35,7 +33,7 @@ class MemoryDecoder(nn.Module):
     `MemoryModel` is this with the acts themselves.
 
     Attributes:
-        hf: the decoder, unchanged but for hooks and for how its attention and linear layers compute on a CPU.
+        hf: the decoder, unchanged but for hooks.
         bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
         new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
         retriever: finds what matters for a prompt in long-term memory; None for a model whose memory is a pool only.
@@ -77,13 +75,10 @@ class MemoryDecoder(nn.Module):
         self.spare = Spare()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
         _ = self.spec  # raises on bad sizes before anything is hooked
-        share_heads(hf)
-        use_onednn(hf)
         install_hooks(self.backbone)
         install_retrieval(self.backbone)
         mask_each_step(self.backbone)
         show_prefix_to_sliding_layers(self.backbone)
-        narrow_last_layer(self.backbone)
 
     @classmethod
     def attach(cls, hf_model: PreTrainedModel, tokenizer: Any = None, **settings: Any) -> Self:
@@ -243,21 +238,18 @@ class MemoryDecoder(nn.Module):
             known = self._bos[role] = (made_for, made)
         return known[1]
 
-    def pack(self) -> Self:
-        """Keep the weights of linear layers once more, as oneDNN multiplies them: faster in float32 on a CPU.
+    def optimize_for_cpu(self) -> Self:
+        """Compute the decoder by kernels that are faster in float32 on a CPU; results differ by rounding.
 
-        It takes their memory again, and nothing else: a weight that was trained, loaded or moved since is multiplied
-        as it stands, and packed by the next call. Only what is written through `parameter.data` goes unseen, as peft's
-        `merge` writes; call `pack` after it.
+        Linear layers multiply through oneDNN, and keep their weights once more, in its order. sdpa copies no shared
+        heads. On another device, in another dtype, or where torch has no oneDNN, nothing changes, and the log says why
+        at level info.
 
-        Raises:
-            InvalidInputError: no weight is float32 on a CPU, or this torch has no oneDNN.
+        It may be called again. A weight that was trained, loaded or moved since is multiplied as it stands until then.
+        Only what is written through `parameter.data` goes unseen, as peft's `merge` writes; call it after that.
         """
-        if not pack(self.hf):
-            raise InvalidInputError(
-                "there is nothing to pack: that is for float32 weights on a CPU, and these are "
-                f"{self.backbone.dtype} on {self.device} (oneDNN available: {torch.backends.mkldnn.is_available()})"
-            )
+        if optimize_for_cpu(self.hf):
+            self._bos.clear()  # its keys and values were made by other kernels
         return self
 
     @contextmanager

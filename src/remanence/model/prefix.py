@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import create_masks_for_generate
 
 from remanence.errors import UnsupportedModelError
+from remanence.kernels.gqa_sdpa import SHARED_HEADS
 from remanence.memory import NewSlots, Pool
-from remanence.model.attention import SHARED_HEADS
 from remanence.model.families import Backbone
 from remanence.model.retriever import Retrieval
 from remanence.model.rotation import rotate, rotate_rows
@@ -135,7 +135,6 @@ class PrefixCache(Cache):
         prefix_mask: `[B, prefix]` bool, False where a row has fewer entries than the longest; None if none has.
         mask: `[B, prefix + T]` bool of prefix and first text, set by `follow_text`; None if nothing is masked.
         retrieval: what is retrieved from long-term memory as the layers run; None where there is none.
-        last_only: of the call that runs, only the last token's output is wanted.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class PrefixCache(Cache):
     ) -> None:
         super().__init__(layers=layers)
         self.prefix, self.prefix_mask, self.retrieval = prefix, prefix_mask, retrieval
-        self.follows = self.last_only = False
+        self.follows = False
         self.mask: Tensor | None = None
 
     def retrieving(self, layer: int, normed: Tensor) -> None:  # [rows, T, d], what attention sees at this layer

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from remanence.products import product, product_back, transposed_product
+from remanence.kernels.onednn import product, product_back, transposed_product
 
 PROXY = "grass_proxy"
 

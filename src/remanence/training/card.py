@@ -1,16 +1,12 @@
 """The model card: what a trained model came of, and how to load it, written from the run."""
 
 import datetime
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import remanence
+from remanence.environment import device_name, versions
 from remanence.training.trainer import MemoryTrainer
 
 CARD = "README.md"
@@ -80,10 +76,9 @@ def write_card(
         "numbers in the optimizer's hands": f"{sum(p.numel() for group in groups for p in group['params']):,}",
         "seed": args.seed,
         "precision": "bfloat16 autocast" if args.bf16 else "float32",
-        "device": _device(args.device),
+        "device": device_name(args.device),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": f"remanence {remanence.__version__}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, Python {platform.python_version()}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists()
     text = TEMPLATE.format(
@@ -110,12 +105,6 @@ def _memory(trainer: MemoryTrainer) -> dict[str, Any]:
     if model.longterm is not None:
         about["long-term memory"] = f"{model.longterm.retrieved:,} slots retrieved of {model.longterm.capacity:,}"
     return about
-
-
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _list(about: Mapping[str, Any]) -> str:

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from remanence import MemoryModel, products
 from remanence.errors import InvalidInputError
-from remanence.model.linear import OneDnnLinear, pack, use_onednn
-from tests import tiny
+from remanence.kernels import onednn
+from remanence.kernels.onednn import OneDnnLinear, pack, use_onednn, use_stock_linear
+from remanence.optim import GrassAdamW, grass_param_groups, release
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
 
 
 def layers(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
@@ -51,7 +50,7 @@ def no_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(*_: object) -> Tensor:
         raise AssertionError("oneDNN was called")
 
-    monkeypatch.setattr("remanence.products._onednn", product)
+    monkeypatch.setattr("remanence.kernels.onednn._onednn", product)
 
 
 @needs_onednn
@@ -130,14 +129,14 @@ def test_a_changed_layer_can_be_copied_and_pickled() -> None:
 def weights_used(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The weights that oneDNN multiplied."""
     used: list[Tensor] = []
-    multiply = products._onednn
+    multiply = onednn._onednn
 
     def product(given: Tensor, weight: Tensor, *rest: object) -> Tensor:
         used.append(weight)
         made: Tensor = multiply(given, weight, *rest)
         return made
 
-    monkeypatch.setattr("remanence.products._onednn", product)
+    monkeypatch.setattr("remanence.kernels.onednn._onednn", product)
     return used
 
 
@@ -146,7 +145,7 @@ def weights_used(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (33, 48), (700, 48), (2, 5, 48), (0, 48)], ids=str)
 def test_a_packed_weight_gives_the_product_of_the_stock_layer(shape: tuple[int, ...], bias: bool) -> None:
     stock, swapped = layers(bias)
-    assert pack(swapped) == 1
+    pack(swapped)
     given = torch.randn(shape)
     with torch.no_grad():
         torch.testing.assert_close(swapped(given), stock(given), atol=1e-6, rtol=1e-6)
@@ -158,7 +157,7 @@ def test_a_packed_weight_gives_the_product_of_the_stock_layer(shape: tuple[int, 
 def test_one_row_goes_to_mkl_where_that_is_faster(
     weights_used: list[Tensor], monkeypatch: pytest.MonkeyPatch, by_mkl: bool, packed: bool
 ) -> None:
-    monkeypatch.setattr(products, "_one_row_by_mkl", lambda: by_mkl)
+    monkeypatch.setattr(onednn, "_one_row_by_mkl", lambda: by_mkl)
     stock, swapped = layers()
     if packed:
         pack(swapped)
@@ -209,7 +208,7 @@ def test_a_packed_weight_is_let_go_when_the_weight_changes(
     with torch.no_grad():
         torch.testing.assert_close(swapped(given), stock(given), atol=1e-5, rtol=1e-5)
         assert weights_used[-1] is swapped.weight
-        assert pack(swapped) == 1
+        pack(swapped)
         torch.testing.assert_close(swapped(given), stock(given), atol=1e-5, rtol=1e-5)
     assert weights_used[-1] is not swapped.weight
 
@@ -234,26 +233,6 @@ def test_a_copy_of_a_packed_layer_starts_unpacked() -> None:
 
 
 @needs_onednn
-def test_a_packed_model_reads_and_writes_as_before() -> None:
-    model = tiny.with_memory(tiny.decoder())
-    ids = tiny.ids(5)
-    seen = []
-    for _ in range(2):
-        memory = model.new_memory()
-        model.write(memory, tiny.ids(40))
-        seen.append(model.read(memory, ids).logits)
-        assert model.pack() is model
-    torch.testing.assert_close(seen[1], seen[0], atol=1e-5, rtol=1e-5)
-
-
-def test_packing_a_model_that_oneDNN_does_not_multiply_is_refused() -> None:
-    model = tiny.with_memory(tiny.decoder())
-    model.hf.bfloat16()
-    with pytest.raises(InvalidInputError, match=r"nothing to pack.*bfloat16 on cpu"):
-        model.pack()
-
-
-@needs_onednn
 def test_layers_of_a_class_of_their_own_are_left_alone() -> None:
     class Own(nn.Linear):
         pass
@@ -264,17 +243,40 @@ def test_layers_of_a_class_of_their_own_are_left_alone() -> None:
 
 
 @needs_onednn
-def test_a_decoder_with_memory_computes_its_linear_layers_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
+def test_use_onednn_leaves_weights_alone_that_onednn_does_not_multiply() -> None:
+    both = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.Linear(3, 3))
+    use_onednn(both)
+    assert [type(layer) for layer in both] == [nn.Linear, OneDnnLinear]
 
-    def product(given: Tensor, weight: Tensor, bias: Tensor | None, *_: object) -> Tensor:
-        shapes.append(tuple(weight.shape))
-        return linear(given, weight, bias)
 
-    hf = tiny.decoder()
-    linears = sum(isinstance(module, nn.Linear) for module in hf.modules())
-    model: MemoryModel = tiny.with_memory(hf)
-    model.bos_slots()  # made once, by layers that every read runs through as well
-    monkeypatch.setattr("remanence.products._onednn", product)
-    model.read(model.new_memory(), tiny.ids(5))
-    assert len(shapes) == linears
+@needs_onednn
+def test_a_swapped_layer_compiles_in_one_piece_to_the_stock_product() -> None:
+    stock, swapped = layers()
+    pack(swapped)
+    given = torch.randn(5, 48)
+    with torch.no_grad():
+        compiled = torch.compile(swapped, backend="eager", fullgraph=True)
+        assert torch.equal(compiled(given), stock(given))
+
+
+@needs_onednn
+def test_use_stock_linear_leaves_no_trace() -> None:
+    stock, swapped = layers()
+    pack(swapped)
+    use_stock_linear(swapped)
+    assert type(swapped) is nn.Linear and vars(swapped).keys() == vars(stock).keys()
+    given = torch.randn(5, 48)
+    assert torch.equal(swapped(given), stock(given))
+
+
+@needs_onednn
+def test_use_stock_linear_refuses_what_grass_projects_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    use_onednn(model)
+    GrassAdamW(grass_param_groups(model, rank=2, target_modules=["1"]), lr=1e-3)
+    with pytest.raises(InvalidInputError, match=r"1 became a GrassOneDnnLinear.*release"):
+        use_stock_linear(model)
+    assert type(model[0]) is OneDnnLinear
+    release(model)
+    use_stock_linear(model)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.Linear]

@@ -10,11 +10,12 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from remanence.machine import cpu_names
+from remanence.environment import cpu_names
+from remanence.errors import InvalidInputError
 
 _onednn: Any = None
 if torch.backends.mkldnn.is_available():
@@ -23,10 +24,7 @@ _ROWS = 32  # for which the order is chosen; it is no worse at one row or at a t
 
 
 class Packed:
-    """A weight in the order in which oneDNN multiplies, and which weight that is.
-
-    A copy of a layer starts without it, and so does a layer that was pickled.
-    """
+    """A weight in the order in which oneDNN multiplies, and which weight that is."""
 
     def __init__(self, weight: Tensor) -> None:
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
@@ -37,14 +35,78 @@ class Packed:
         """Whether this is the weight, unchanged. What was written through `weight.data` goes unseen."""
         return weight._version == self._version and weight.data_ptr() == self._of.data_ptr()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
+
+class OneDnnLinear(nn.Linear):
+    """`nn.Linear` in every respect but the kernel; results differ by rounding.
+
+    A copy of a layer starts without what was packed, and so does a layer that was pickled.
+
+    Attributes:
+        packed: what `pack` made of the weight; None before it, and from the first call after a change of the weight.
+    """
+
+    packed: Packed | None = None
+
+    def forward(self, input: Tensor) -> Tensor:  # [..., in] -> [..., out]
+        if torch.compiler.is_compiling():
+            return linear(input, self.weight, self.bias)
+        if self.packed is not None and not self.packed.is_of(self.weight):
+            self.packed = None
+        return product(input, self.weight, self.bias, self.packed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "packed"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A decoder names its attention only. In a process that unpickles one, nothing else may have made it known.
+        import remanence.kernels.gqa_sdpa  # noqa: F401
+
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+
+
+def use_onednn(module: nn.Module) -> None:
+    """Change the class of every `nn.Linear` inside whose weight oneDNN multiplies. Parameters are untouched."""
+    for inner in module.modules():
+        if type(inner) is nn.Linear and multiplies(inner.weight):
+            inner.__class__ = OneDnnLinear
+
+
+def pack(module: nn.Module) -> None:
+    """Keep the weight of every `OneDnnLinear` inside once more, as oneDNN multiplies it."""
+    for inner in module.modules():
+        if isinstance(inner, OneDnnLinear) and multiplies(inner.weight):
+            inner.packed = Packed(inner.weight)
+
+
+def use_stock_linear(module: nn.Module) -> None:
+    """What `use_onednn` and `pack` did, undone.
+
+    Raises:
+        InvalidInputError: a layer was made into something else since, which would go on using oneDNN.
+    """
+    layers: dict[str, nn.Module] = {
+        name: inner for name, inner in module.named_modules() if isinstance(inner, OneDnnLinear)
+    }
+    for name, inner in layers.items():
+        if type(inner) is not OneDnnLinear:
+            raise InvalidInputError(
+                f"{name} became a {type(inner).__name__} after optimize_for_cpu; undo that first (where Grass did it, "
+                "by remanence.optim.release(model))"
+            )
+    for inner in layers.values():
+        vars(inner).pop("packed", None)
+        inner.__class__ = nn.Linear
+
+
+def available() -> bool:
+    """Whether this torch has oneDNN, and the operations that are used here."""
+    return _onednn is not None
 
 
 def multiplies(weight: Tensor) -> bool:
     """Whether products with this weight go through oneDNN."""
     return (
-        _onednn is not None
+        available()
         and weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and type(weight) in (Tensor, torch.nn.Parameter)  # not a quantized or a distributed one

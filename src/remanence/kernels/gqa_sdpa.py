@@ -56,6 +56,12 @@ AttentionMaskInterface.register(SHARED_HEADS, _additive_mask)
 
 
 def share_heads(hf: PreTrainedModel) -> None:
-    """Use it in a model that uses sdpa; its results are those of sdpa."""
+    """Use it in a model that uses sdpa; its results are those of sdpa, to rounding."""
     if hf.config._attn_implementation == "sdpa":
-        hf.set_attn_implementation(SHARED_HEADS)
+        hf.set_attn_implementation({"": SHARED_HEADS})  # and in no model inside that has a config of its own
+
+
+def use_stock_sdpa(hf: PreTrainedModel) -> None:
+    """What `share_heads` did, undone. Where another implementation was chosen since, it stays."""
+    if hf.config._attn_implementation == SHARED_HEADS:
+        hf.set_attn_implementation({"": "sdpa"})
