@@ -10,10 +10,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from remanence.memory import Memory as Memory
-    from remanence.model.memory_model import MemoryModel as MemoryModel
+    from remanence.config import MemoryConfig as MemoryConfig
+    from remanence.memory.memory import Memory as Memory
+    from remanence.model.model import MemoryModel as MemoryModel
 
-__all__ = ["Memory", "MemoryModel", "__version__"]
+__all__ = ["Memory", "MemoryConfig", "MemoryModel", "__version__"]
 __version__ = "0.1.0"
 
 
@@ -24,7 +25,11 @@ def __getattr__(name: str) -> Any:
 
         return Memory
     if name == "MemoryModel":
-        from remanence.model.memory_model import MemoryModel
+        from remanence.model.model import MemoryModel
 
         return MemoryModel
+    if name == "MemoryConfig":
+        from remanence.config import MemoryConfig
+
+        return MemoryConfig
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
-from remanence.errors import CheckpointError, InvalidInputError
+from remanence.errors import CheckpointError
+from remanence.memory.published import RecallFrequency
+from tests.support.replay import encode, read_pending, update
 
 GOLDEN = Path(__file__).parent
 CASES = sorted(path.name for path in GOLDEN.iterdir() if (path / "trace.json").is_file())
@@ -49,22 +51,37 @@ def replay(model: MemoryModel, memory: Memory, trace: list[dict[str, Any]], tens
 
         evict = evicted_from(event.get("kept"), memory.pool.size) if memory.written else None
         if event["op"] == "write":
-            expect("delta", model.encode(memory, ids))
+            expect("delta", encode(model, memory, ids))
             model.write(memory, ids, evict=evict)
             if memory.keep_hidden:
                 expect("pool", memory.pool.slots())
         elif event["op"] == "encode":
             source = event["context_from"]
-            deltas[i] = model.encode(memory, ids, after=None if source is None else deltas[source])
+            deltas[i] = encode(model, memory, ids, None if source is None else deltas[source])
             expect("delta", deltas[i])
         elif event["op"] == "update":
-            model.update(memory, [deltas[source] for source in event["sources"]], evict=evict)
+            ages, dropped = event.get("delta_ages"), event.get("dropped_delta")
+            passed = None
+            if dropped is not None:
+                passed = deltas[dropped["source"]][:, dropped["rows"]], torch.tensor(dropped["ages"])
+            update(
+                model,
+                memory,
+                [deltas[source] for source in event["sources"]],
+                evict=evict,
+                ages=None if ages is None else torch.tensor(ages),
+                passed=passed,
+            )
             if memory.keep_hidden:
                 expect("pool", memory.pool.slots())
         elif event["op"] == "read":
-            pending = [deltas[source] for source in event.get("delta_sources", [])] or None
+            pending = [deltas[source] for source in event.get("delta_sources", [])]
             sampled = event.get("sampled")
-            out = model.read(memory, ids, pending=pending, sampled=None if sampled is None else torch.tensor(sampled))
+            if pending and memory.written:
+                ranks = None if sampled is None else torch.tensor(sampled)
+                out = read_pending(model, memory, ids, pending, ranks)
+            else:
+                out = model.read(memory, ids)
             expect("logits", out.logits[0])
             check_retrieved(model, memory, out, event, tensors)
         elif event["op"] == "generate":
@@ -92,7 +109,10 @@ def check_retrieved(
         layer = recorded["layer"]
         assert memory.longterm is not None
         held, found = memory.longterm.layers[layer], out.past_key_values.retrieval.found[layer][0]
-        assert (held.size, held.buffered) == (recorded["ltm_size"], recorded["buffer_size"])
+        policy = memory.longterm.policy
+        assert isinstance(policy, RecallFrequency)
+        sizes = memory.longterm.sizes()[layer], policy.buffered(memory.longterm)[layer]
+        assert sizes == (recorded["ltm_size"], recorded["buffer_size"])
         assert torch.searchsorted(held.candidates(), found.positions).tolist() == recorded["order"]
         assert (memory.longterm.clock - held.known("born", found.positions)).tolist() == recorded["ages"]
         keys, values = model.backbone.project(layer, tensors[f"{event['i']:03d}.ltm_tokens"][layer])
@@ -104,14 +124,13 @@ def check_longterm(memory: Memory, event: dict[str, Any]) -> None:
     longterm = memory.longterm
     assert longterm is not None
     assert longterm.sizes() == event["ltm_sizes"]
-    assert longterm.buffered() == [event["buffer_size"]] * len(longterm.layers)
-    for layer, held in enumerate(longterm.layers):
+    policy = longterm.policy
+    assert isinstance(policy, RecallFrequency)
+    assert policy.buffered(longterm) == [event["buffer_size"]] * len(longterm.layers)
+    for layer, frequency in enumerate(policy.frequency):
         buffered = [] if event["buffer_ages"] is None else event["buffer_ages"][layer]
         assert longterm.ages(layer).tolist() == event["ltm_ages"][layer] + buffered
-        assert held.frequency is not None
-        assert held.frequency[held.frequency > 0].tolist() == [
-            f for f in event["ltm_recall_frequencies"][layer] if f > 0
-        ]
+        assert frequency[frequency > 0].tolist() == [f for f in event["ltm_recall_frequencies"][layer] if f > 0]
         assert memory.pool.ages is not None
         assert memory.pool.ages[layer][memory.pool.order[layer]].tolist() == event["pool_ages"][layer]
 
@@ -158,19 +177,15 @@ def test_ages_given_with_an_update_set_the_clock(tmp_path: Path) -> None:
     memory = model.new_memory()
     assert memory.longterm is not None
     layers, k = memory.spec.layers, memory.spec.slots_per_write
-    made = model.encode(memory, torch.arange(3, 20))
+    made = encode(model, memory, torch.arange(3, 20))
     evict = torch.arange(k).repeat(layers, 1)
     ages = torch.arange(k - 1, -1, -1).repeat(layers, 1) + 5
     straight = (made[:, :2], torch.tensor([[20, 3]] * layers))
-    model.update(memory, made, evict=evict, ages=ages, passed=straight)
+    update(model, memory, made, evict=evict, ages=ages, passed=straight)
     tail = [0 + 1 + 20] * k + [20, 3]  # what the pool dropped ages with the clock, what passed it has its own ages
     assert memory.longterm.ages(0)[-len(tail) :].tolist() == tail
     assert memory.pool.ages is not None
     assert memory.pool.ages[0][memory.pool.order[0]][-k:].tolist() == ages[0].tolist()
-    model.update(memory, made, evict=evict, ages=ages)
+    update(model, memory, made, evict=evict, ages=ages)
     tail = [age + k for age in tail] + [0] * k
     assert memory.longterm.ages(0)[-len(tail) :].tolist() == tail
-    with pytest.raises(InvalidInputError, match="passed="):
-        model.update(memory, made, passed=straight)
-    with pytest.raises(InvalidInputError, match="ages must be"):
-        model.update(memory, made, ages=ages[:, :-1])

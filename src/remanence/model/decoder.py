@@ -1,120 +1,136 @@
 """A decoder with all that memory takes, before anything is written or read."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from remanence.config import LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
-from remanence.kernels.optimize import optimize_for_cpu
-from remanence.memory import LongTermRules, MemorySpec
-from remanence.model.activations import checkpoint_layers
-from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
-from remanence.model.checks import integer
-from remanence.model.encoder import install_hooks
-from remanence.model.families import Backbone
-from remanence.model.fingerprint import Fingerprint
+from remanence.kernels.optimize import optimize_for_cpu, restore_stock
+from remanence.memory.spec import MemorySpec
+from remanence.model import hooks
+from remanence.model.backbone import Backbone
+from remanence.model.chat import Texts
 from remanence.model.inputs import padding_id
-from remanence.model.prefix import mask_each_step, show_prefix_to_sliding_layers
-from remanence.model.retriever import Retriever, install_retrieval, new_retriever
-from remanence.model.rotation import rotate
-from remanence.model.spare import Spare
+from remanence.model.lora import Role, TwinLora, new_twin_lora
+from remanence.model.prefix_store import PrefixStore
+from remanence.model.retriever import Retriever, new_retriever
+from remanence.model.validation import Fingerprint
 
-if TYPE_CHECKING:
-    from remanence.model.shipped import ShippedLongTerm
+LATENT = "mean of layer inputs, 1"  # what a text memory's latent vectors are; another way to make them, another name
+_DEPTHS = (0.25, 0.5, 0.75, 0.95)  # of the layers whose inputs are averaged, as fractions of all
 
 
 class MemoryDecoder(nn.Module):
     """A stock transformers decoder, hooked, with the parameters by which it writes and reads memories.
 
-    `MemoryModel` is this with the acts themselves.
-
     Attributes:
         hf: the decoder, unchanged but for hooks.
-        bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix.
-        new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing.
+        config: how it writes and reads.
+        bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix (learned).
+        new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing (learned).
         retriever: finds what matters for a prompt in long-term memory; None for a model whose memory is a pool only.
-        longterm: how long-term memory is read and what it drops; None with no retriever.
+        name: what the model is called, for people to read.
     """
 
     def __init__(
         self,
         hf: PreTrainedModel,
         tokenizer: Any = None,
+        config: MemoryConfig | None = None,
         *,
-        slots: int,
-        slots_per_write: int,
-        bos: bool = True,
-        eviction: Literal["per_layer", "shared"] = "per_layer",
-        keep_hidden: bool = False,
         adapters: TwinLora | None = None,
-        longterm: LongTermRules | None = None,
         retriever: Retriever | None = None,
+        name: str | None = None,
     ) -> None:
         super().__init__()
-        self.hf, self.tokenizer = hf, tokenizer
+        self.config = MemoryConfig() if config is None else config
         self.backbone = Backbone(hf)
-        self.slots, self.slots_per_write = integer("slots", slots), integer("slots_per_write", slots_per_write)
-        if eviction not in ("per_layer", "shared"):
-            raise InvalidInputError(f"eviction must be 'per_layer' or 'shared', got {eviction!r}")
-        self.eviction, self.keep_hidden, self.adapters = eviction, keep_hidden, adapters
-        layers, size = len(self.backbone.layers), hf.config.hidden_size
+        self.given, self.hf, self.tokenizer = [hf], self.backbone.hf, tokenizer
+        self.texts = Texts(tokenizer, getattr(self.hf.config, "bos_token_id", None), self.vocabulary)
+        self.name = name or getattr(self.hf.config, "_name_or_path", "") or type(self.hf).__name__
+        self.adapters, self.retriever = adapters, retriever
+        if (self.config.longterm is None) != (retriever is None):
+            raise InvalidInputError("long-term memory takes a config and a retriever; give both or neither")
+        layers, size = len(self.backbone.layers), self.hf.config.hidden_size
         like: dict[str, Any] = {"dtype": self.backbone.dtype, "device": self.backbone.device}
-        self.bos_embedding = nn.Parameter(torch.zeros(layers, 1, size, **like)) if bos else None
-        self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, size, **like))
+        learned, bos = self.config.writer == "learned", self.config.bos
+        self.bos_embedding = nn.Parameter(torch.zeros(layers, 1, size, **like)) if learned and bos else None
+        self.new_memory_positional_emb = nn.Parameter(torch.zeros(1, 1, size, **like)) if learned else None
         self.register_buffer("shipped_pool", None)  # [L, N, d], what a new memory starts with
         self.shipped_pool: Tensor | None
-        if (longterm is None) != (retriever is None):
-            raise InvalidInputError("long-term memory takes rules and a retriever; give both or neither")
-        self.longterm, self.retriever = longterm, retriever
-        self.shipped_longterm: ShippedLongTerm | None = None
         self._fingerprint = Fingerprint()
-        self.spare = Spare()
+        self.prefixes = PrefixStore()
+        self.lock = threading.RLock()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
-        _ = self.spec  # raises on bad sizes before anything is hooked
-        install_hooks(self.backbone)
-        install_retrieval(self.backbone)
-        mask_each_step(self.backbone)
-        show_prefix_to_sliding_layers(self.backbone)
+        hooks.install(self.backbone.decoder, self.backbone.family.attention, self.backbone.family.cache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.lock = threading.RLock()
 
     @classmethod
-    def attach(cls, hf_model: PreTrainedModel, tokenizer: Any = None, **settings: Any) -> Self:
-        """Give any supported decoder an untrained memory.
+    def attach(
+        cls, hf_model: PreTrainedModel, tokenizer: Any = None, config: MemoryConfig | None = None, **overrides: Any
+    ) -> Self:
+        """Give any supported decoder a memory.
 
-        Writing and reading work at once; to recall what was written, the model has to be trained (`remanence train`).
+        By default a memory of text slots, which works at once and changes nothing where it has nothing to say. A
+        learned writer has to be trained first (`remanence train`).
 
         Args:
-            slots: N, slots in each layer's pool.
-            slots_per_write: K, a divisor of N.
-            bos: prepend a learned slot to every layer's prefix.
-            eviction: "per_layer" draws for each layer, "shared" once for all.
-            keep_hidden: keep slots in hidden form too, for inspection.
-            longterm: what a memory keeps of the slots that its pool evicts; None: nothing.
-            retrieval_size: of the retriever's queries and keys; None: 256, or a sixteenth of d if that is more.
-            lora: give writing and reading an adapter each (`LoraSettings`); None: neither.
+            config: how to write and read.
+            overrides: settings of `MemoryConfig` by name, and `min_score` of its retrieval. With `slots_per_write` and
+                no config, the writer is a learned one.
 
         Raises:
-            UnsupportedModelError: the family is unknown; says what adding it takes.
-            InvalidInputError: K > N, N is not a multiple of K, or a size is no integer.
+            UnsupportedModelError: the family or a setting of it is not supported; says what that takes.
+            InvalidInputError: a setting does not fit.
         """
-        size, lora = settings.pop("retrieval_size", None), settings.pop("lora", None)
-        if size is not None:
-            size = integer("retrieval_size", size)
-        if settings.get("longterm") is not None:
-            settings["retriever"] = new_retriever(hf_model, size)
-        if lora is not None:
-            settings["adapters"] = new_twin_lora(hf_model, lora)
-        model = cls(hf_model, tokenizer, **settings)
+        config = MemoryConfig.of(config, **overrides)
+        hf = Backbone(hf_model).hf
+        longterm = config.longterm
+        model = cls(
+            hf_model,
+            tokenizer,
+            config,
+            adapters=None if config.lora is None else new_twin_lora(hf, config.lora),
+            retriever=None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers),
+        )
         if model.bos_embedding is not None:
-            nn.init.normal_(model.bos_embedding, std=getattr(hf_model.config, "initializer_range", 0.02))
+            nn.init.normal_(model.bos_embedding, std=getattr(hf.config, "initializer_range", 0.02))
         return model.eval()
+
+    def detach(self) -> PreTrainedModel:
+        """Give the stock model back, bit for bit: no hooks, no adapters of ours, stock kernels.
+
+        This model, and every other that shares the decoder, cannot be used any more; memories stay readable by a model
+        that is attached again.
+        """
+        with self.lock:
+            hooks.remove(self.backbone.decoder)
+            restore_stock(self.hf)
+            if self.adapters is not None:
+                self.adapters.unload(self.hf)
+        given: PreTrainedModel = self.given[0]
+        return given
+
+    def require_attached(self) -> None:
+        """Raise where the decoder has no hooks any more."""
+        if not hooks.installed(self.backbone.decoder):
+            raise InvalidInputError("this model was detached; attach a memory to the decoder again")
 
     def with_longterm(
         self,
-        rules: LongTermRules,
+        rules: Any,
         *,
         slots: int | None = None,
         retrieval_size: int | None = None,
@@ -126,6 +142,7 @@ class MemoryDecoder(nn.Module):
         nothing written.
 
         Args:
+            rules: a `LongTermConfig`.
             slots: N from now on; None: as it is. Published: fewer by those that are retrieved.
 
         Raises:
@@ -133,29 +150,29 @@ class MemoryDecoder(nn.Module):
         """
         if self.retriever is not None or (self.adapters is not None and lora is not None):
             raise InvalidInputError("this model has a retriever or adapters already; start from one that has neither")
-        settings: dict[str, Any] = {"lora": lora} if self.adapters is None else {"adapters": self.adapters}
-        model = self.attach(
+        config = MemoryConfig.of(self.config, longterm=rules, retrieval_size=retrieval_size)
+        config = config.replace(slots=self.config.slots if slots is None else slots, lora=lora or self.config.lora)
+        assert config.longterm is not None
+        model = type(self)(
             self.hf,
             self.tokenizer,
-            slots=self.slots if slots is None else slots,
-            slots_per_write=self.slots_per_write,
-            bos=self.bos_embedding is not None,
-            eviction=self.eviction,
-            keep_hidden=self.keep_hidden,
-            longterm=rules,
-            retrieval_size=retrieval_size,
-            **settings,
+            config,
+            adapters=self.adapters if lora is None else new_twin_lora(self.hf, lora),
+            retriever=new_retriever(self.hf, config.longterm.key_size, config.longterm.key_layers),
+            name=self.name,
         )
+        model.given = self.given
         with torch.no_grad():
-            model.new_memory_positional_emb.copy_(self.new_memory_positional_emb)
-            if self.bos_embedding is not None and model.bos_embedding is not None:
-                model.bos_embedding.copy_(self.bos_embedding)
-        return model
+            for name in ("new_memory_positional_emb", "bos_embedding"):
+                if getattr(self, name) is not None:
+                    getattr(model, name).copy_(getattr(self, name))
+        return model.eval()
 
-    def forward(self, function: Callable[..., Any], *args: Any) -> Any:
-        """`function(self, *args)`. What wraps a model, such as `DistributedDataParallel`, sees only what goes through
-        here; a training step does."""
-        return function(self, *args)
+    @property
+    def trained(self) -> bool:
+        """Whether the writer was ever trained; text slots need no training."""
+        positional = self.new_memory_positional_emb
+        return positional is None or bool(positional.any())
 
     def activation_checkpointing_enable(
         self,
@@ -175,7 +192,7 @@ class MemoryDecoder(nn.Module):
                 f"activation checkpointing with memory runs every layer again, without re-entering autograd; leave out "
                 f"{', '.join(sorted(f'{name}={value}' for name, value in unknown))}"
             )
-        checkpoint_layers(self.backbone, self.adapters)
+        hooks.checkpoint_layers(self.backbone.decoder, self.backbone.family.cache, self.adapters)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
@@ -188,25 +205,56 @@ class MemoryDecoder(nn.Module):
         return self.backbone.device
 
     @property
+    def vocabulary(self) -> int:
+        return int(self.backbone.hf.get_input_embeddings().num_embeddings)
+
+    @property
+    def slots(self) -> int:
+        """N of a learned memory."""
+        return self.config.slots or 0
+
+    @property
+    def slots_per_write(self) -> int:
+        """K of a learned memory."""
+        return self.config.slots_per_write or 0
+
+    @property
     def spec(self) -> MemorySpec:
         """What a memory must agree on to be read by this model."""
-        backbone = self.backbone
+        backbone, learned = self.backbone, self.config.writer == "learned"
+        size = 0 if self.retriever is None else self.retriever.size
         return MemorySpec(
             layers=len(backbone.layers),
-            slots=self.slots,
+            slots=self.slots if learned else 0,
             slots_per_write=self.slots_per_write,
             hidden_size=backbone.config.hidden_size,
             kv_heads=backbone.kv_heads,
             head_dim=backbone.head_dim,
             dtype=str(backbone.dtype).removeprefix("torch."),
-            shared_eviction=self.eviction == "shared",
+            shared_eviction=self.config.shared_eviction,
             model=self.fingerprint(),
-            retrieval_size=0 if self.retriever is None else self.retriever.size,
+            retrieval_size=size if learned else self.latent_size,
+            writer=self.config.writer,
+            retrieval="" if learned else LATENT,
         )
 
+    @property
+    def latent_layers(self) -> list[int]:
+        """The layers whose inputs make up the latent vector of a chunk."""
+        count = len(self.backbone.layers)
+        return sorted({min(count - 1, round(depth * count)) for depth in _DEPTHS})
+
+    @property
+    def latent_size(self) -> int:
+        return len(self.latent_layers) * int(self.hf.config.hidden_size)
+
     def fingerprint(self) -> str:
-        """A digest of the parameters' names, shapes and a sample of their values; made anew when one changed."""
-        return self._fingerprint.of(self, self.hf.config.model_type)
+        """A digest of what makes slots, by a sample of the parameters' values; made anew when one changed.
+
+        Of a learned writer all parameters count, of a text writer the decoder's own, without adapters.
+        """
+        model, kind = (self, self.hf.config.model_type) if self.config.writer == "learned" else (self.hf, "text")
+        return self._fingerprint.of(model, kind)
 
     def stamp(self) -> int:
         """Differs after every change of a parameter, within this process."""
@@ -221,7 +269,7 @@ class MemoryDecoder(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def bos_slots(self, role: Role = "read", *, stamp: int | None = None) -> list[tuple[Tensor, Tensor]] | None:
-        """Key (rotated) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once.
+        """Key (turned) and value `[1, H, D]` of the bos slot in each layer, as a role sees them; made once.
 
         `stamp`: of the parameters, where it is known.
         """
@@ -233,23 +281,21 @@ class MemoryDecoder(nn.Module):
             with self.role(role), torch.autocast(self.device.type, enabled=False):
                 made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
             rotary = self.backbone.rotary(torch.zeros(1, 1, device=self.device), self.bos_embedding[0, :, :0])
-            turned = [rotate(keys, *(part[0] for part in rotary(layer))) for layer, (keys, _) in enumerate(made)]
+            turned = [
+                self.backbone.rotate(layer, keys, *(part[0] for part in rotary(layer)))
+                for layer, (keys, _) in enumerate(made)
+            ]
             made = [(keys, values) for keys, (_, values) in zip(turned, made, strict=True)]
             known = self._bos[role] = (made_for, made)
         return known[1]
 
     def optimize_for_cpu(self) -> Self:
-        """Compute the decoder by kernels that are faster in float32 on a CPU; results differ by rounding.
+        """Swap in kernels that are faster in float32 on a CPU; `detach` swaps them out. Elsewhere nothing changes.
 
-        Linear layers multiply through oneDNN, and keep their weights once more, in its order. sdpa copies no shared
-        heads. On another device, in another dtype, or where torch has no oneDNN, nothing changes, and the log says why
-        at level info.
-
-        It may be called again. A weight that was trained, loaded or moved since is multiplied as it stands until then.
-        Only what is written through `parameter.data` goes unseen, as peft's `merge` writes; call it after that.
+        Weights are kept once more, as oneDNN multiplies them. One that was trained, loaded or moved since is multiplied
+        as it stands, and packed by the next call.
         """
-        if optimize_for_cpu(self.hf):
-            self._bos.clear()  # its keys and values were made by other kernels
+        optimize_for_cpu(self.hf)
         return self
 
     @contextmanager
@@ -258,7 +304,7 @@ class MemoryDecoder(nn.Module):
         if self.adapters is None:
             yield
         else:
-            with self.adapters.active(role):
+            with self.lock, self.adapters.active(role):
                 yield
 
     @property

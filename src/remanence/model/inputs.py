@@ -1,35 +1,80 @@
 """What callers hand in, checked and brought into one form: rows of token ids."""
 
-from collections.abc import Sequence
-from typing import Any, cast
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from remanence.errors import InvalidInputError
 
-Content = str | Sequence[int] | Tensor
+Message = Mapping[str, Any]  # {"role": ..., "content": ...}
+Content = str | Sequence[int] | Tensor | Sequence[Message]
 
-MAX_CHUNK = 512
 MIN_CHUNK = 16
 
 
-def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.device) -> Tensor:  # [T], int64
-    """One row of token ids from text or ids.
+def is_messages(content: Any) -> bool:
+    """Whether it is one conversation: a list of messages."""
+    return (
+        isinstance(content, Sequence)
+        and not isinstance(content, str | bytes)
+        and len(content) > 0
+        and all(isinstance(part, Mapping) and "role" in part for part in content)
+    )
+
+
+def check_text(text: str) -> str:
+    """The text, if it is one.
+
+    Raises:
+        InvalidInputError: it is blank, or holds what is no text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"the text holds {text[error.start]!a}, which is no character; it was not decoded as it is encoded"
+        ) from error
+    if "\0" in text:
+        raise InvalidInputError("the text holds NUL characters, so it is no text; a binary file was read as one?")
+    if not text.strip():
+        raise InvalidInputError("there is nothing to read: the text is empty, or blank")
+    return text
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise where a message lacks its role or its text."""
+    for number, message in enumerate(messages):
+        if not isinstance(message["role"], str) or not isinstance(message.get("content"), str):
+            raise InvalidInputError(
+                f'message {number} is not {{"role": ..., "content": text}}; parts other than text are not read'
+            )
+
+
+def checked_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metadata of a write, as JSON has it.
+
+    Raises:
+        InvalidInputError: it is no JSON object.
+    """
+    try:
+        made = json.loads(json.dumps({} if metadata is None else dict(metadata), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"metadata is a JSON object, such as {{'topic': 'travel'}}: {error}") from error
+    assert isinstance(made, dict)
+    return made
+
+
+def to_ids(content: Any, *, vocabulary: int, device: torch.device) -> Tensor:  # [T], int64
+    """One row of token ids from a sequence or a tensor of them.
 
     Raises:
         InvalidInputError: nothing to read, ids outside the vocabulary, a tensor of the wrong dtype, shape or device.
     """
-    if isinstance(content, str):
-        if tokenizer is None:
-            raise InvalidInputError("this model has no tokenizer, so it takes token ids; attach it with a tokenizer")
-        try:
-            content.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInputError(
-                f"the text holds {content[error.start]!a}, which is no character; it was not decoded as it is encoded"
-            ) from error
-        content = cast(Sequence[int], tokenizer(content, add_special_tokens=False)["input_ids"])
+    if isinstance(content, bytes | bytearray):
+        raise InvalidInputError("bytes are no text; decode them first, for example with content.decode('utf-8')")
     if isinstance(content, Tensor):
         if content.device != device:
             raise InvalidInputError(
@@ -45,7 +90,9 @@ def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.d
                 'model.write([first, second], ["one text", "another"])'
             )
         if not isinstance(content, Sequence) or not all(isinstance(token, int) for token in content):
-            raise InvalidInputError("expected text, or a sequence of integer token ids")
+            raise InvalidInputError(
+                f"expected text, messages, or a sequence of integer token ids, got {type(content).__name__}"
+            )
         ids = torch.tensor(content, dtype=torch.long, device=device)
     if ids.dim() == 2 and ids.shape[0] == 1:
         ids = ids[0]
@@ -61,19 +108,35 @@ def to_ids(content: Content, *, tokenizer: Any, vocabulary: int, device: torch.d
     return ids
 
 
-def to_rows(content: Any, count: int, **kwargs: Any) -> list[Tensor]:
-    """One row per memory, from a list of texts, a list of ids, or a tensor `[B, T]`."""
-    if isinstance(content, str) or (isinstance(content, Tensor) and content.dim() < 2):
+def to_rows(content: Any, count: int) -> list[Any]:
+    """What each of `count` memories takes, from a list, a tensor `[B, T]` or a tokenizer's `BatchEncoding`."""
+    if isinstance(content, Mapping) and "input_ids" in content:
+        ids = content["input_ids"]
+        mask = content.get("attention_mask")
+        rows = list(ids) if isinstance(ids, Sequence | Tensor) and len(ids) and not isinstance(ids[0], int) else [ids]
+        if mask is not None:
+            masks = list(mask) if len(rows) == len(mask) and not isinstance(mask[0], int) else [mask]
+            rows = [_unpadded(row, kept) for row, kept in zip(rows, masks, strict=True)]
+        content = rows
+    elif count == 1 and (is_messages(content) or isinstance(content, str)):
+        content = [content]
+    if isinstance(content, str | bytes) or (isinstance(content, Tensor) and content.dim() < 2):
         raise InvalidInputError(f"{count} memories take {count} texts or rows of ids, got one")
+    if not isinstance(content, Sequence | Tensor):
+        raise InvalidInputError(f"expected a list of texts or of rows of ids, got {type(content).__name__}")
     if len(content) != count:
         raise InvalidInputError(f"{count} memories take {count} texts or rows of ids, got {len(content)}")
-    return [to_ids(row, **kwargs) for row in content]
+    return list(content)
 
 
-def chunked(ids: Tensor, longest: int = MAX_CHUNK, shortest: int = MIN_CHUNK) -> list[Tensor]:
+def _unpadded(row: Any, mask: Any) -> Tensor:
+    return torch.as_tensor(row)[torch.as_tensor(mask) != 0]
+
+
+def chunked(ids: Tensor, longest: int, shortest: int = MIN_CHUNK) -> list[Tensor]:
     """Cut a text into chunks of at most `longest` tokens; a tail below `shortest` joins the chunk before it.
 
-    Chunks under 16 tokens disturb a memory more than they add to it (published README).
+    Chunks under 16 tokens disturb a learned memory more than they add to it (published README).
     """
     chunks = list(ids.split(longest))
     if len(chunks) > 1 and len(chunks[-1]) < shortest:

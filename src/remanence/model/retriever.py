@@ -1,16 +1,15 @@
 """The retriever: per layer, one projector for what a prompt asks and one for what a slot holds (M+, section 3.2)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from remanence.memory.agreement import Agreement
 from remanence.memory.longterm import LongTerm, Retrieved
 from remanence.memory.pool import Pool
-from remanence.model.families import Backbone
+from remanence.memory.scoring import CrossLayerPrior
+from remanence.model.backbone import Backbone
 
 
 def _projector(hidden_size: int, size: int, depth: int) -> nn.Module:
@@ -61,9 +60,10 @@ class Retrieval:
         slots_per_write: int,
         every: int | None = None,
     ) -> None:
+        """`every`: retrieve again whenever so many tokens were generated; None: for the prompt only, as published."""
         self.retriever, self.longterms, self.every = retriever, list(longterms), every
         self._pools, self._k = list(pools), slots_per_write
-        self._agreed: list[Agreement | None] = []
+        self._priors: list[CrossLayerPrior | None] = []
         self.sizes = [0 if longterm is None else longterm.readable for longterm in self.longterms]
         self.found: list[list[Retrieved | None]] = []
         self._since: list[list[Tensor]] = [[] for _ in retriever.query]
@@ -73,11 +73,11 @@ class Retrieval:
 
         Rows of one memory (beams) retrieve together.
         """
-        asked = layer >= len(self.found)
-        if not asked and self.every is None:
+        prompt = layer >= len(self.found)
+        if not prompt and self.every is None:
             return False
         queries: Tensor = self.retriever.query[layer](normed).unflatten(0, (len(self.longterms), -1))
-        if not asked and self.every is not None:
+        if not prompt and self.every is not None:
             since = self._since[layer]
             since.append(queries)
             if sum(part.shape[2] for part in since) < self.every:
@@ -85,31 +85,18 @@ class Retrieval:
             queries, mask = torch.cat(since, dim=2), None
             since.clear()
         if not layer:
-            self._agreed = [None if one is None else one.rules.agreeing(self._k) for one in self.longterms]
+            self._priors = [self._prior(longterm) for longterm in self.longterms]
         found = []
         for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
-            rows = queries[row, :1] if asked else queries[row]  # the rows of one memory start from one prompt
+            rows = queries[row, :1] if prompt else queries[row]  # the rows of one memory start from one prompt
             kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
-            asking, agreed, pool = kept.flatten(0, 1), self._agreed[row] if layer else None, self._pools[row]
-            found.append(None if longterm is None else longterm.retrieve(layer, asking, size, agreed, pool))
+            # Layer 0 has no say: there the tokens of a prompt have not seen each other yet.
+            prior = self._priors[row] if layer else None
+            asked = kept.flatten(0, 1)
+            found.append(None if longterm is None else longterm.retrieve(layer, asked, size, prior, self._pools[row]))
         self.found[layer : layer + 1] = [found]
         return True
 
-
-def install_retrieval(backbone: Backbone) -> None:
-    """Let every attention show what it sees to the cache of the call that runs through it, if that retrieves.
-
-    Two `MemoryModel`s may share a decoder; its layers report once.
-    """
-    if getattr(backbone.decoder, "reports_reads", False):
-        return
-    backbone.decoder.reports_reads = True
-    for index, layer in enumerate(backbone.layers):
-
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], index: int = index) -> None:
-            cache = kwargs.get(backbone.family.cache)
-            retrieving = getattr(cache, "retrieving", None)
-            if retrieving is not None:
-                retrieving(index, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-
-        getattr(layer, backbone.family.attention).register_forward_pre_hook(before, with_kwargs=True)
+    def _prior(self, longterm: LongTerm | None) -> CrossLayerPrior | None:
+        temperature = 0.0 if longterm is None else longterm.rules.cross_layer_prior
+        return CrossLayerPrior(temperature, self._k) if temperature else None

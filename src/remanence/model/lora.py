@@ -4,14 +4,16 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Literal
 
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from remanence.config import LoraSettings
 from remanence.errors import CheckpointError, InvalidInputError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # takes seconds to import, and most models have no adapters
 
 Role = Literal["write", "read"]
 
@@ -25,10 +27,21 @@ class TwinLora:
         settings: how the adapters were made; None where they came with a published checkpoint.
     """
 
-    def __init__(self, model: nn.Module, write: str, read: str, settings: "LoraSettings | None" = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        write: str,
+        read: str,
+        settings: LoraSettings | None = None,
+        wanted: Iterable[tuple[nn.Parameter, bool]] = (),
+    ) -> None:
+        """`wanted`: the parameters that were there before, and whether their gradients were wanted."""
+        from peft.tuners.lora import LoraLayer
+
         self.settings = settings
         self.names: dict[Role, str] = {"write": write, "read": read}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._wanted = list(wanted)
         self._lock = threading.RLock()
         self.role: Role | None = None  # of the call that runs
         self._on: Role | None = None
@@ -51,6 +64,18 @@ class TwinLora:
                 if outer is not None:
                     self.turn_to(outer)
 
+    def unload(self, model: nn.Module) -> None:
+        """Take the adapters out of a model again: stock layers, and gradients wanted where they were."""
+        for name, module in list(model.named_modules()):
+            if any(module is layer for layer in self._layers):
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module.base_layer)
+        for parameter, wanted in self._wanted:
+            parameter.requires_grad_(wanted)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        self._layers, self._wanted = [], []
+
     def turn_to(self, role: Role) -> None:
         """Let this role's adapter act, for a backward pass that runs layers of an earlier call again."""
         if role == self._on:
@@ -63,21 +88,6 @@ class TwinLora:
                 parameter.requires_grad_(requires_grad)
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """What both adapters have in common; as published, but for the dropout, if nothing is said.
-
-    Attributes:
-        r, lora_alpha, lora_dropout: as in `peft.LoraConfig`.
-        target_modules: names of linear layers; None: all of a decoder layer but the output projection of attention.
-    """
-
-    r: int = 16
-    lora_alpha: float = 32.0
-    lora_dropout: float = 0.0
-    target_modules: tuple[str, ...] | None = None
-
-
 WRITE, READ = "writer", "reader"
 _NOT_ADAPTED = {"o_proj", "dense"}
 
@@ -88,6 +98,8 @@ def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
     Raises:
         InvalidInputError: no linear layer has one of the names.
     """
+    from peft import LoraConfig
+
     linears = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -97,11 +109,16 @@ def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
     if not targets <= linears:
         wrong = ", ".join(sorted(targets - linears))
         raise InvalidInputError(f"no linear layer is named {wrong}; there are {', '.join(sorted(linears))}")
+    if hasattr(model, "peft_config"):
+        raise InvalidInputError("the decoder has adapters of its own; merge them first (merge_and_unload of peft)")
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     _inject(model, LoraConfig(**{**asdict(settings), "target_modules": sorted(targets)}), [WRITE, READ])
-    return TwinLora(model, WRITE, READ, settings)
+    return TwinLora(model, WRITE, READ, settings, wanted)
 
 
-def _inject(model: nn.Module, config: LoraConfig, names: Iterable[str]) -> None:
+def _inject(model: nn.Module, config: "LoraConfig", names: Iterable[str]) -> None:
+    from peft import inject_adapter_in_model
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two adapters are meant
         for name in names:
@@ -116,6 +133,8 @@ def add_twin_lora(
     Raises:
         CheckpointError: an adapter's weights are missing or do not fit.
     """
+    from peft import LoraConfig
+
     targets = {name.split(".lora_A.")[0] for name in weights if ".lora_A." in name}
     if not targets:
         raise CheckpointError("config.json has a lora_config, but the checkpoint holds no LoRA weights")
@@ -126,6 +145,7 @@ def add_twin_lora(
         lora_dropout=settings.get("lora_dropout", 0.0),
         target_modules=sorted(targets),
     )
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     _inject(model, config, dict.fromkeys([write, read]))
     held = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     if missing := sorted(set(held) ^ set(weights)):
@@ -134,4 +154,4 @@ def add_twin_lora(
         if parameter.shape != weights[name].shape:
             raise CheckpointError(f"{name} has shape {list(weights[name].shape)}, expected {list(parameter.shape)}")
         parameter.data = weights[name].to(parameter)
-    return TwinLora(model, write, read)
+    return TwinLora(model, write, read, wanted=wanted)

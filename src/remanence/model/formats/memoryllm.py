@@ -3,8 +3,9 @@
 import json
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,14 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from remanence.config import LongTermConfig, MemoryConfig
 from remanence.errors import CheckpointError
-from remanence.memory import LongTermRules
-from remanence.model.adapters import add_twin_lora
+from remanence.memory.longterm import LongTerm, LongTermLayer
+from remanence.memory.published import RecallFrequency
+from remanence.memory.state import Frequencies
+from remanence.memory.storage import Layout
+from remanence.model.decoder import MemoryDecoder
+from remanence.model.formats.parts import Checkpoint
+from remanence.model.lora import add_twin_lora
 from remanence.model.retriever import Retriever
-from remanence.model.shipped import ShippedLongTerm, ShippedSlots
-
-if TYPE_CHECKING:
-    from remanence.model.memory_model import MemoryModel
 
 ARCHITECTURES = ("MemoryLLM", "MPlus")
 OURS = {
@@ -55,28 +58,28 @@ PROJECTOR = re.compile(r"model\.layers\.\d+\.self_attn\.(encoder_)?(query|key)_p
 
 def load(
     path: Path,
-    *,
     tokenizer: Any = None,
     keep_hidden: bool = False,
+    *,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
-) -> "MemoryModel":
-    """Build a `MemoryModel` from a directory with `architectures: ["MemoryLLM"]`, or "MPlus", in its config.json.
+) -> Checkpoint:
+    """Read a directory with `architectures: ["MemoryLLM"]`, or "MPlus", in its config.json.
 
     Weights are read from `*.safetensors`, sharded or not, else from `*.bin` (without unpickling code).
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
     """
-    from remanence.model.checkpoint import adopt
-    from remanence.model.memory_model import MemoryModel
-
     config = json.loads((path / "config.json").read_text())
     plus = config["architectures"] == ["MPlus"]
     try:
         k = config["num_tokens"]
         blocks = config["num_blocks"] - (config["num_ltm_blocks"] if plus else 0)
-        rules = longterm_rules(config) if plus and config["num_ltm_blocks"] else None
+        longterm = None
+        if plus and config["num_ltm_blocks"]:
+            depth, size = int(config.get("num_selector_layers", 2)), int(config["selector_hidden_dim"])
+            longterm = LongTermConfig(retrieved=config["num_ltm_blocks"] * k, key_size=size, key_layers=depth)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'config.json'} lacks {error}") from error
     weights = read_weights(path)
@@ -97,52 +100,52 @@ def load(
             hf.to(dtype)
     elif lora:
         raise CheckpointError("the checkpoint holds LoRA weights, but config.json has no lora_config")
-    model = MemoryModel(
-        hf,
-        tokenizer,
-        slots=blocks * k,
-        slots_per_write=k,
-        bos=bool(config.get("add_bos_embedding", False)),
-        eviction="per_layer" if plus or config.get("drop_memory_per_layer") else "shared",
-        keep_hidden=keep_hidden,
-        adapters=adapters,
-        longterm=rules,
-        retriever=None if rules is None else retriever_of(config, projectors, hf),
-    )
-    if rules is not None:
-        model.shipped_longterm = ShippedLongTerm(
-            [shipped_slots(shipped, layer, model) for layer in range(len(model.backbone.layers))]
-        )
     tensors = {name: tensor for name, tensor in ours.items() if tensor is not None}
     if "memory" not in tensors:
         raise CheckpointError(f"{path} lacks the tensor memory, the pool of a MemoryLLM checkpoint")
     pool = tensors.pop("memory")
     if initialized is None or int(initialized) != 0:
         tensors["shipped_pool"] = pool
-    adopt(model, tensors)
-    return model
-
-
-def longterm_rules(config: dict[str, Any]) -> LongTermRules:
-    """What the published code does with its long-term memory."""
-    return LongTermRules(
-        retrieved=config["num_ltm_blocks"] * config["num_tokens"],
-        policy="recall_frequency",
-        merge_after=config["update_ltm_frequency"] * config["num_tokens"],
-        initial_frequency=float(config["initial_rf_when_moving_stm_to_ltm"]),
-        decay=float(config["decay_frequency"]),
-        repeat=True,
+    retriever = None if longterm is None else retriever_of(longterm, projectors, hf)
+    return Checkpoint(
+        hf=hf,
+        tokenizer=tokenizer,
+        config=MemoryConfig(
+            writer="learned",
+            slots=blocks * k,
+            slots_per_write=k,
+            bos=bool(config.get("add_bos_embedding", False)),
+            eviction="per_layer" if plus or config.get("drop_memory_per_layer") else "shared",
+            keep_hidden=keep_hidden,
+            longterm=longterm,
+        ),
+        tensors=tensors,
+        adapters=adapters,
+        retriever=retriever,
+        shipped=None if retriever is None else shipped_longterm(config, shipped, hf, retriever),
     )
 
 
-def retriever_of(config: dict[str, Any], projectors: dict[str, Tensor], hf: LlamaForCausalLM) -> Retriever:
+def shipped_longterm(
+    config: dict[str, Any], tensors: dict[str, Tensor], hf: LlamaForCausalLM, retriever: Retriever
+) -> "ShippedLongTerm":
+    """The long-term memory of a checkpoint, under the policy of the published code."""
+    frequencies = Frequencies(
+        merge_after=config["update_ltm_frequency"] * config["num_tokens"],
+        initial=float(config["initial_rf_when_moving_stm_to_ltm"]),
+        decay=float(config["decay_frequency"]),
+    )
+    layers = range(hf.config.num_hidden_layers)
+    return ShippedLongTerm([shipped_slots(tensors, layer, hf, retriever) for layer in layers], frequencies)
+
+
+def retriever_of(rules: LongTermConfig, projectors: dict[str, Tensor], hf: LlamaForCausalLM) -> Retriever:
     """The projectors of all layers. Those of the encoder's side (`encoder_query_proj`) play no part in reading.
 
     Raises:
         CheckpointError: one is missing or has another shape.
     """
-    depth, size = int(config.get("num_selector_layers", 2)), int(config["selector_hidden_dim"])
-    retriever = Retriever(hf.config.num_hidden_layers, hf.config.hidden_size, size, depth)
+    retriever = Retriever(hf.config.num_hidden_layers, hf.config.hidden_size, rules.key_size or 0, rules.key_layers)
     for name, parameter in retriever.named_parameters():
         side, layer, *rest = name.split(".")
         published = ".".join([f"model.layers.{layer}.self_attn.{side}_proj", *rest])
@@ -155,7 +158,7 @@ def retriever_of(config: dict[str, Any], projectors: dict[str, Tensor], hf: Llam
     return retriever
 
 
-def shipped_slots(tensors: dict[str, Tensor], layer: int, model: "MemoryModel") -> ShippedSlots:
+def shipped_slots(tensors: dict[str, Tensor], layer: int, hf: LlamaForCausalLM, retriever: Retriever) -> "ShippedSlots":
     """Long-term slots of one layer.
 
     Raises:
@@ -165,8 +168,7 @@ def shipped_slots(tensors: dict[str, Tensor], layer: int, model: "MemoryModel") 
     if missing := [name for name in names if name not in tensors]:
         raise CheckpointError(f"the checkpoint lacks {missing[0]}")
     hidden, keys, ages, frequency = (tensors[name] for name in names)
-    assert model.retriever is not None
-    shapes = (len(hidden), model.hf.config.hidden_size), (len(hidden), model.retriever.size), (len(hidden),)
+    shapes = (len(hidden), hf.config.hidden_size), (len(hidden), retriever.size), (len(hidden),)
     for name, tensor, shape in zip(names, (hidden, keys, ages, frequency), (*shapes, shapes[2]), strict=True):
         if tuple(tensor.shape) != shape:
             raise CheckpointError(f"{name} has shape {list(tensor.shape)}, expected {list(shape)}")
@@ -232,3 +234,49 @@ def _dtype(config: dict[str, Any], weights: dict[str, Tensor]) -> torch.dtype | 
         return found if isinstance(found, torch.dtype) else None
     embedding = weights.get("model.embed_tokens.weight")
     return None if embedding is None else embedding.dtype
+
+
+@dataclass(frozen=True)
+class ShippedSlots:
+    """Long-term slots of one layer as they lie in a checkpoint.
+
+    Attributes:
+        hidden: `[S, d]`; keys: `[S, P]`, to be taken as they are: they need not be what the retriever would make.
+        ages: `[S]`, int64; frequency: `[S]`, recall frequencies.
+    """
+
+    hidden: Tensor
+    keys: Tensor
+    ages: Tensor
+    frequency: Tensor
+
+
+class ShippedLongTerm:
+    """Makes the long-term memory that each new memory starts with; projected once, then shared.
+
+    Its slots go by the policy of the published code.
+    """
+
+    def __init__(self, layers: list[ShippedSlots], frequencies: Frequencies) -> None:
+        self.layers, self.frequencies = layers, frequencies
+        self._made: tuple[object, LongTerm] | None = None
+
+    def longterm(self, model: MemoryDecoder, rules: LongTermConfig, layout: Layout) -> LongTerm:
+        made_for = (model.stamp(), layout, rules)
+        if self._made is None or self._made[0] != made_for:
+            self._made = (made_for, self._make(model, rules, layout))
+        return self._made[1].fork()
+
+    @torch.no_grad()
+    def _make(self, model: MemoryDecoder, rules: LongTermConfig, layout: Layout) -> LongTerm:
+        made = []
+        for index, shipped in enumerate(self.layers):
+            layer = LongTermLayer(layout)
+            hidden = shipped.hidden.to(model.device, layout.dtype)
+            with model.role("read"):
+                keys, values = model.backbone.project(index, hidden)
+            none = torch.full_like(shipped.ages, -1)
+            layer.append(torch.stack([keys, values], dim=1), shipped.keys.to(layout.dtype), -shipped.ages, none)
+            made.append(layer)
+        policy = RecallFrequency(self.frequencies, [shipped.frequency.clone() for shipped in self.layers])
+        return LongTerm(rules, made, policy=policy)

@@ -1,0 +1,317 @@
+"""From texts and messages to token ids: the head, what stands behind it, and chunks cut at sentence ends.
+
+Head, chunk and rest are tokenised apart, so that a chunk has the same ids wherever it is read. Special tokens that
+stand in a user's text are text, unless it is said that they are meant.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date as Date
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remanence.errors import InvalidInputError
+from remanence.model.inputs import Message, check_messages, check_text, chunked, is_messages, to_ids
+
+QUERY = 256  # tokens at most of what a prompt is taken to ask
+TODAY = "2024-07-26"  # what a template that prints the date prints: a head must not change by the day
+_MARK = "\ue000{}\ue001"  # stands for a message's text while a template is rendered
+_CLOSING = "\"')\\]\u201d\u2019\u300d\u300f\uff09"  # quotation marks and brackets
+_SENTENCE = re.compile(  # a full stop of any script and the space behind it, or an end of line
+    rf"[.!?\u2026][{_CLOSING}]*\s+|[\u3002\uff01\uff1f][{_CLOSING}]*\s*|\n+\s*"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row to read.
+
+    Attributes:
+        ids: `[T]`, as the stock model reads it.
+        front: the tokens of `ids` that are its head; () where it has none.
+        rest: what stands behind them, tokenised apart.
+        bare: `[t]`, what is read behind learned slots: without the token that begins a text.
+        query: `[q]`, what it asks: the last user message, else its last 256 tokens.
+        query_text: the same as text; None where there are ids only.
+    """
+
+    ids: Tensor
+    front: tuple[int, ...]
+    rest: Tensor
+    bare: Tensor
+    query: Tensor
+    query_text: str | None
+
+    def behind(self, head: tuple[int, ...]) -> tuple[Tensor, int, int]:
+        """The ids to read with chunks that were encoded behind `head`.
+
+        Returns ids, how many of them are the head, and how many were put in front that the prompt does not have. A
+        prompt with a head of its own keeps it.
+        """
+        if self.front and self.front != head:
+            return torch.cat([_tensor(self.front, self.rest), self.rest]), len(self.front), 0
+        return torch.cat([_tensor(head, self.rest), self.rest]), len(head), len(head) - len(self.front)
+
+
+def _tensor(ids: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(ids, dtype=torch.long, device=like.device)
+
+
+class Texts:
+    """What a tokenizer and its chat template make of texts; without one, token ids are taken.
+
+    Attributes:
+        front: the token ids that stand in front of every text, such as BOS.
+    """
+
+    def __init__(self, tokenizer: Any, bos: int | None, vocabulary: int) -> None:
+        """`bos`: the model's own, for a model without a tokenizer."""
+        self.tokenizer, self._vocabulary = tokenizer, vocabulary
+        self.front = (() if bos is None else (bos,)) if tokenizer is None else self._front_of(tokenizer)
+        self._plain: Any = None
+
+    @staticmethod
+    def _front_of(tokenizer: Any) -> tuple[int, ...]:
+        whole, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+        starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+        return tuple(whole[: starts[0]]) if starts else ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_plain": None}
+
+    @property
+    def chats(self) -> bool:
+        """Whether there is a chat template."""
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    def head(self, date: str) -> tuple[int, ...]:
+        """The head of a new memory: the template up to the first user's text, else what stands in front of a text."""
+        if not self.chats:
+            return self.front
+        text = self._head([{"role": "user", "content": "a"}], date)
+        return tuple(self._template_ids(text)) if text else self.front
+
+    def prompt(
+        self, content: Any, device: torch.device, *, date: str, allow_special: bool = False, query: str | None = None
+    ) -> Prompt:
+        """One row to read, of text, messages or ids `[T]`; `query`: what it asks, where the caller knows.
+
+        Raises:
+            InvalidInputError: nothing to read, no tokenizer, ids outside the vocabulary, a template that refuses.
+        """
+        if isinstance(content, str):
+            text = check_text(content)
+            rest = self._ids(text, allow_special, device)
+            ids = self._stock(text, rest, allow_special)
+            front, bare, asked = self.front, rest, text
+        elif is_messages(content):
+            ids, front, rest = self._conversation(content, date, allow_special, device)
+            bos = getattr(self.tokenizer, "bos_token_id", None)
+            bare = ids[1:] if bos is not None and len(ids) > 1 and int(ids[0]) == bos else ids
+            users = [message["content"] for message in content if message["role"] == "user"]
+            asked = users[-1] if users and users[-1].strip() else content[-1]["content"]
+        else:
+            ids = bare = rest = to_ids(content, vocabulary=self._vocabulary, device=device)
+            front = self.front if self.front and tuple(ids[: len(self.front)].tolist()) == self.front else ()
+            rest = ids[len(front) :]
+            found = (rest if len(rest) else ids)[-QUERY:]
+            decoded = None if self.tokenizer is None else self.tokenizer.decode(found, skip_special_tokens=True)
+            return Prompt(ids, front, rest, bare, found, decoded if query is None else query)
+        asked = asked if query is None else query
+        tokens = self._ids(asked, allow_special, device)[-QUERY:]
+        if query is None and len(tokens) == QUERY:
+            asked = self.tokenizer.decode(tokens)
+        return Prompt(ids, front, rest, bare, tokens if len(tokens) else ids[-QUERY:], asked)
+
+    def ids(self, content: Any, device: torch.device, *, date: str, allow_special: bool = False) -> Tensor:  # [T]
+        """What a learned writer reads: ids without what begins a text."""
+        if isinstance(content, str):
+            return self._ids(check_text(content), allow_special, device)
+        return self.prompt(content, device, date=date, allow_special=allow_special).bare
+
+    def chunks(
+        self, content: Any, device: torch.device, longest: int, *, date: str, allow_special: bool = False
+    ) -> list[tuple[Tensor, str | None]]:
+        """What a text writer encodes piece by piece: ids `[n]` of at most `longest`, and what they say.
+
+        The pieces of a text joined are the text. Messages are written as they stand in a conversation, from behind the
+        head to where the next user speaks; system messages are no memories.
+        """
+        if isinstance(content, str):
+            return list(self._pieces(check_text(content), longest, allow_special, device))
+        if is_messages(content):
+            return [
+                (part, text)
+                for ids, text in self._turns(content, date, allow_special, device)
+                for part in chunked(ids, longest, shortest=0)
+            ]
+        ids = to_ids(content, vocabulary=self._vocabulary, device=device)
+        pieces = chunked(ids, longest, shortest=0)
+        return [(ids, None if self.tokenizer is None else self.tokenizer.decode(ids)) for ids in pieces]
+
+    def _pieces(
+        self, text: str, longest: int, allow_special: bool, device: torch.device
+    ) -> Iterator[tuple[Tensor, str | None]]:
+        whole = self._ids(text, allow_special, device)
+        if len(whole) <= longest:
+            yield whole, text
+            return
+        held, parts = "", _parts(text)
+        for part in parts:
+            if held and len(self._ids((held + part).strip(), allow_special, device)) > longest:
+                yield self._ids(held.strip(), allow_special, device), held
+                held = ""
+            held += part
+            while len(self._ids(held.strip(), allow_special, device)) > longest:
+                first = self._longest(held, longest, allow_special, device)
+                yield self._ids(first.strip(), allow_special, device), first
+                held = held[len(first) :]
+        if held.strip():
+            yield self._ids(held.strip(), allow_special, device), held
+
+    def _longest(self, text: str, longest: int, allow_special: bool, device: torch.device) -> str:
+        """As many of a sentence's words, or characters where it has no words, as fit."""
+        low, high = 1, len(text)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._ids(text[:middle].strip(), allow_special, device)) <= longest:
+                low = middle
+            else:
+                high = middle - 1
+        space = text.rfind(" ", 1, low)
+        return text[: space + 1] if space > 0 else text[:low]
+
+    def _turns(
+        self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
+    ) -> list[tuple[Tensor, str]]:
+        check_messages(messages)
+        if any(message["role"] == "system" for message in messages):
+            raise InvalidInputError("a system message is no memory; write what users and assistants said")
+        if messages[0]["role"] != "user":
+            raise InvalidInputError(f"messages to write begin with a user's, not with one of {messages[0]['role']!r}")
+        spoken = list(messages)
+        if messages[-1]["role"] != "user":  # up to where the next user speaks
+            spoken.append({"role": "user", "content": "a"})
+        parts = self._around(spoken, date, prompt=False)[1 : len(messages) + 1]
+        turns = []
+        for message, behind in zip(messages, parts, strict=True):
+            ids = [*self._text_ids(message["content"], allow_special), *self._template_ids(behind)]
+            turns.append((torch.tensor(ids, dtype=torch.long, device=device), message["content"]))
+        return [(ids, text) for ids, text in turns if len(ids)]
+
+    def _conversation(
+        self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
+    ) -> tuple[Tensor, tuple[int, ...], Tensor]:
+        """Ids as the chat template makes them, the head, and the rest tokenised apart."""
+        check_messages(messages)
+        head = self._head(messages, date) or ""
+        front = self._template_ids(head)
+        if not allow_special and any(self._specials(message["content"]) for message in messages):
+            first = next((number for number, message in enumerate(messages) if message["role"] == "user"), 0)
+            parts = self._around(messages, date, prompt=True)
+            pieces = [self._template_ids(parts[0])]
+            for message, part in zip(messages, parts[1:], strict=True):
+                pieces += [self._text_ids(message["content"], False), self._template_ids(part)]
+            ids = [token for piece in pieces for token in piece]
+            rest = [token for piece in pieces[2 * first + 1 :] for token in piece]
+            front = [token for piece in pieces[: 2 * first + 1] for token in piece]
+        else:
+            rendered = self._rendered(messages, date)
+            ids, rest = self._template_ids(rendered), self._template_ids(rendered[len(head) :])
+        made = (torch.tensor(one, dtype=torch.long, device=device) for one in (ids, rest))
+        whole, behind = made
+        return whole, tuple(front), behind
+
+    def _head(self, messages: Sequence[Message], date: str) -> str | None:
+        """What the template puts in front of the first user's text; None where no user speaks."""
+        first = next((number for number, message in enumerate(messages) if message["role"] == "user"), None)
+        if first is None:
+            return None
+        marked = [{**message} for message in messages]
+        marked[first]["content"] = _MARK.format(first)
+        return self._rendered(marked, date).partition(_MARK.format(first))[0]
+
+    def _around(self, messages: Sequence[Message], date: str, prompt: bool) -> list[str]:
+        """What the template puts in front of, between and behind the texts of all messages."""
+        marked = [{**message, "content": _MARK.format(number)} for number, message in enumerate(messages)]
+        rendered, parts = self._rendered(marked, date, prompt), []
+        for number in range(len(marked)):
+            part, mark, rendered = rendered.partition(_MARK.format(number))
+            if not mark:
+                raise InvalidInputError(f"the chat template leaves out the text of message {number}")
+            parts.append(part)
+        return [*parts, rendered]
+
+    def _rendered(self, messages: Sequence[Message], date: str, prompt: bool = True) -> str:
+        if not self.chats:
+            raise InvalidInputError("this model's tokenizer has no chat template, so it takes text, not messages")
+        today = Date.fromisoformat(date)
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=prompt,
+                strftime_now=today.strftime,
+            )
+        except InvalidInputError:
+            raise
+        except Exception as error:  # a template is a program of the model's maker, and raises what it wants to
+            raise InvalidInputError(f"the chat template does not take these messages: {error}") from error
+        return text
+
+    def _stock(self, text: str, bare: Tensor, allow_special: bool) -> Tensor:
+        """A text as the tokenizer itself reads it."""
+        if not allow_special and self._specials(text):
+            return torch.cat([_tensor(self.front, bare), bare])
+        return _tensor(self.tokenizer(text)["input_ids"], bare)
+
+    def _ids(self, text: str, allow_special: bool, device: torch.device) -> Tensor:
+        return torch.tensor(self._text_ids(text, allow_special), dtype=torch.long, device=device)
+
+    def _text_ids(self, text: str, allow_special: bool) -> list[int]:
+        if self.tokenizer is None:
+            raise InvalidInputError("this model has no tokenizer, so it takes token ids; attach it with a tokenizer")
+        if allow_special or not self._specials(text):
+            return self._template_ids(text)
+        return self._as_text(text)
+
+    def _template_ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _specials(self, text: str) -> bool:
+        """Whether a text holds what the tokenizer would take for one of its added tokens."""
+        tokens = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        return any(token.content in text for token in tokens if token.content.strip())
+
+    def _as_text(self, text: str) -> list[int]:
+        """Ids of a text whose special tokens are text: by the same tokenizer, told of none."""
+        if self._plain is None:
+            from tokenizers import Tokenizer
+
+            backend = getattr(self.tokenizer, "backend_tokenizer", None)
+            if backend is None:
+                raise InvalidInputError(
+                    "the text holds a special token, which this tokenizer cannot read as text; take it out, or say "
+                    "that it is meant with allow_special=True"
+                )
+            about = json.loads(backend.to_str())
+            about["added_tokens"] = [token for token in about["added_tokens"] if not token["content"].strip()]
+            about["truncation"] = about["padding"] = about["post_processor"] = None
+            self._plain = Tokenizer.from_str(json.dumps(about))
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text's sentences, each with the space behind it."""
+    start = 0
+    for end in _SENTENCE.finditer(text):
+        yield text[start : end.end()]
+        start = end.end()
+    if start < len(text):
+        yield text[start:]

@@ -1,0 +1,454 @@
+"""MemoryModel: a function that writes and reads memories."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from remanence.config import StorageConfig, integer
+from remanence.errors import InvalidInputError
+from remanence.memory.memory import Memory
+from remanence.memory.writes import Receipt
+from remanence.model import read as reading
+from remanence.model.chat import TODAY, Prompt
+from remanence.model.decoder import MemoryDecoder
+from remanence.model.formats import native
+from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
+from remanence.model.learned import LearnedWriter
+from remanence.model.text import TextWriter, chunks_of
+from remanence.model.validation import require_own
+from remanence.model.writers import Progress, write
+
+Memories = Memory | Sequence[Memory | Sequence[Memory]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a memory says to a question.
+
+    Attributes:
+        text: the answer.
+        found: whether the memory had anything to read for it.
+        sources: the writes that were read, best first: id and score.
+    """
+
+    text: str
+    found: bool
+    sources: list[tuple[int, float]]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class MemoryModel(MemoryDecoder):
+    """A decoder that writes and reads memories.
+
+    Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
+    Its attributes are those of `MemoryDecoder`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        learned = self.config.writer == "learned"
+        self.writer: LearnedWriter | TextWriter = LearnedWriter(self) if learned else TextWriter(self)
+        self._warned = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | os.PathLike[str],
+        *,
+        keep_hidden: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        attn_implementation: str | None = None,
+        bfloat16_rotary: bool = False,
+    ) -> "MemoryModel":
+        """Load a directory made by `save_pretrained`, a published checkpoint (detected), or one from the hub.
+
+        Args:
+            bfloat16_rotary: round the rotary frequencies to bfloat16. The published usage casts the whole model, and
+                with it these; its answers at long prefixes come back only so, and are the worse for it.
+
+        Raises:
+            FileNotFoundError, CheckpointError: something is missing, and what.
+        """
+        loaded = native.load(path_or_hub_id, keep_hidden, dtype=dtype, attn_implementation=attn_implementation)
+        model = cls(
+            loaded.hf,
+            loaded.tokenizer,
+            loaded.config,
+            adapters=loaded.adapters,
+            retriever=loaded.retriever,
+            name=str(path_or_hub_id),
+        )
+        native.adopt(model, loaded)
+        if isinstance(model.writer, LearnedWriter):
+            model.writer.shipped = loaded.shipped
+        if bfloat16_rotary:
+            native.round_rotary(model.hf)
+        model.eval()
+        return model if device is None else model.to(device)
+
+    def save_pretrained(self, path: str | os.PathLike[str], *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back.
+
+        `state_dict`: what to write in place of the model's own, of which a sharded model holds parts only.
+        """
+        if isinstance(self.writer, LearnedWriter) and self.writer.shipped is not None:
+            raise native.published_only()
+        native.save(self, Path(path), state_dict)
+
+    def new_memory(self, seed: int = 0, *, storage: StorageConfig | None = None, **options: Any) -> Memory:
+        """A memory with nothing written, or with the pool that a checkpoint ships.
+
+        `seed` sets who is evicted; the same writes into two memories of one seed give the same memory, bit for bit.
+
+        Args:
+            storage: where slots lie. None: text memories keep token ids, and encode them again when they are read;
+                learned ones keep long-term slots in host memory.
+            options: learned: `longterm=False` keeps nothing of what the pool evicts, `capacity=` M, the most long-term
+                slots per layer. Text: `head=` token ids in front of every chunk, `date=` for templates.
+
+        Raises:
+            InvalidInputError: an option is unknown or does not fit.
+        """
+        seed = integer("seed", seed)
+        try:
+            return self.writer.new_memory(seed, storage, **options)
+        except TypeError as error:
+            raise InvalidInputError(f"a {self.config.writer} memory has no such option: {error}") from error
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def memory_from_slots(self, hidden: Tensor, seed: int = 0) -> Memory:
+        """A learned memory whose pool holds these slots in hidden form, `[L, N, d]`, oldest first.
+
+        Raises:
+            InvalidInputError: wrong shape or dtype, or a text memory, which has no such slots.
+        """
+        if not isinstance(self.writer, LearnedWriter):
+            raise InvalidInputError("slots in hidden form belong to a learned memory; this model writes text slots")
+        return self.writer.memory_of(hidden, seed, None)
+
+    @overload
+    def write(
+        self,
+        memory: Memory,
+        content: Content,
+        *,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        id: int | None = None,
+        allow_special: bool = False,
+        commit: Callable[[Any], object] | None = None,
+        progress: Progress | None = None,
+        evict: Tensor | None = None,
+    ) -> Receipt: ...
+
+    @overload
+    def write(
+        self,
+        memory: Sequence[Memory],
+        content: Sequence[Content] | Tensor | Mapping[str, Any],
+        *,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        id: int | None = None,
+        allow_special: bool = False,
+        commit: Callable[[Any], object] | None = None,
+        progress: Progress | None = None,
+        evict: Tensor | None = None,
+    ) -> list[Receipt]: ...
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write(
+        self,
+        memory: Memory | Sequence[Memory],
+        content: Any,
+        *,
+        source: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        id: int | None = None,
+        allow_special: bool = False,
+        commit: Callable[[Any], object] | None = None,
+        progress: Progress | None = None,
+        evict: Tensor | None = None,
+    ) -> Receipt | list[Receipt]:
+        """Write a text into a memory, in place: whole, or not at all.
+
+        Long text is cut into chunks. Given lists, row i goes to memory i, and the rows do not touch each other.
+
+        Args:
+            content: text, messages, or ids `[T]`; for several memories a list of these, or ids `[B, T]`.
+            source, metadata: kept with the record of the write; metadata is JSON.
+            id: of the write, larger than those before; None: the next number.
+            allow_special: special tokens in the text are meant, and not just written there.
+            commit: called with what is returned, when everything else is done; if it raises, nothing was written.
+            progress: called with (chunks done, chunks in all).
+            evict: replay, for one memory and one chunk: ranks `[L, K]` to evict (0 = oldest) instead of drawing them.
+
+        Raises:
+            InvalidInputError: empty text, ids outside the vocabulary, wrong dtype, shape or device.
+            MemoryMismatchError: another model's memory.
+            CorruptMemoryError: the memory or the model holds numbers that are not finite.
+        """
+        single = isinstance(memory, Memory)
+        rows = self._rows(memory)
+        if any(len(row) != 1 for row in rows):
+            raise InvalidInputError("a text is written into one memory; give a text to each")
+        memories = [row[0] for row in rows]
+        self._warn_untrained()
+        texts = [content] if single and not isinstance(content, Mapping) else to_rows(content, len(memories))
+        pieces = [self.writer.pieces(one, text, allow_special) for one, text in zip(memories, texts, strict=True)]
+        about = {"source": source, "metadata": checked_metadata(metadata), "id": id}
+        done: Any = None if commit is None else (lambda made: commit(made[0] if single else made))
+        receipts = write(
+            self.writer, memories, pieces, [about] * len(memories), evict=evict, progress=progress, commit=done
+        )
+        return receipts[0] if single else receipts
+
+    def forget(self, memory: Memory, write_id: int) -> Receipt:
+        """Take a write out of a text memory: chunks do not see each other, so the others are as they were.
+
+        Returns a receipt whose `exact` says whether the memory is now as if it had never been told this: False where
+        something was dropped for good after the write, which it might still hold otherwise.
+
+        Raises:
+            InvalidInputError: no such write, or a learned memory.
+        """
+        self._rows(memory)
+        if memory.chunks is None:
+            raise InvalidInputError(
+                "slots of a learned memory hold what came before them, so a write cannot be taken out; make the memory "
+                "again from its other writes: a store keeps them and replays"
+            )
+        with memory.changing() as undo:
+            if write_id not in {record.id for record in memory.writes}:
+                raise InvalidInputError(f"this memory has no write {write_id!r}; memory.writes lists those it has")
+            tokens = next(record.tokens for record in memory.writes if record.id == write_id)
+            exact = memory.chunks.dropped < write_id
+            return Receipt(write_id, tokens, len(memory.drop(write_id, undo)), exact=exact)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def read(
+        self,
+        memory: Memories,
+        content: Any,
+        *,
+        attention_mask: Tensor | None = None,
+        allow_special: bool = False,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One forward pass over a prompt with memory as attention prefix: `out.logits` `[B, T, V]`. Changes nothing.
+
+        Rows of different length are padded on the left; their logits are right-aligned. A row may read several text
+        memories: give a list of them in the place of one. Where no row finds anything, this is the stock call.
+
+        Args:
+            attention_mask: of ids `[B, T]`, 0 where they are padding.
+            kwargs: passed to the decoder's forward, e.g. `logits_to_keep=1`, `output_attentions=True`.
+
+        Raises:
+            InvalidInputError, MemoryMismatchError, CorruptMemoryError: as for `write`; the prompt is too long.
+        """
+        made = self._reading(memory, content, attention_mask, allow_special)
+        out: CausalLMOutputWithPast = reading.forward(self, made, kwargs)
+        return out
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def generate(
+        self,
+        memory: Memories,
+        prompt: Any,
+        *,
+        retrieve_every: int | None = None,
+        attention_mask: Tensor | None = None,
+        allow_special: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue a prompt with memory as attention prefix; every option of transformers' `generate` works.
+
+        Args:
+            prompt: text, messages, or ids `[T]`; for several memories a list of these or ids `[B, T]`.
+            retrieve_every: retrieve from long-term memory again each time so many tokens were generated, for these
+                tokens; None: for the prompt only, as published.
+            attention_mask: of ids `[B, T]`, 0 where they are padding.
+            kwargs: for transformers' `generate`, e.g. `max_new_tokens`, `num_beams`, `do_sample`, `streamer`.
+
+        Returns:
+            For text and messages: the continuation, or a list of them for several memories or return sequences. For
+            ids: what transformers returns, `[B, T + new]` or an output object.
+        """
+        for name in reading.SET_HERE:
+            if name in kwargs:
+                raise InvalidInputError(f"generate sets {name} itself: the prompt is its second argument")
+        if kwargs.get("use_cache") is False:
+            raise InvalidInputError("memory is read through the cache; leave use_cache on")
+        made = self._reading(memory, prompt, attention_mask, allow_special, kwargs, retrieve_every)
+        out = reading.generate(self, made, kwargs)
+        single = isinstance(memory, Memory)
+        text = _is_text(prompt) if single else all(_is_text(row) for row in to_rows(prompt, len(made.ids)))
+        if not text or not isinstance(out, Tensor):
+            return out
+        texts = self.tokenizer.batch_decode(out[:, made.given.shape[1] :], skip_special_tokens=True)
+        return texts[0] if single and len(texts) == 1 else texts
+
+    def ask(
+        self,
+        memory: Memory | Sequence[Memory],
+        question: str | Sequence[Message],
+        *,
+        max_new_tokens: int = 64,
+        **kwargs: Any,
+    ) -> Answer:
+        """The greedy answer to a question, and the writes it was read from.
+
+        A model with a chat template and text slots is asked in a conversation, others by "Question: ... Answer:", of
+        which the first line is the answer.
+        """
+        self._warn_untrained()
+        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        chat = self.config.writer == "text" and self.texts.chats
+        prompt: Any = question
+        if isinstance(question, str):
+            prompt = [{"role": "user", "content": question}] if chat else f"Question: {question.strip()} Answer:"
+        kwargs = {"do_sample": False, **kwargs, "max_new_tokens": max_new_tokens}
+        asked = question if isinstance(question, str) else None
+        content = prompt if isinstance(memory, Memory) else [prompt]
+        with torch.inference_mode(False), torch.no_grad():
+            made = self._reading(memories, content, None, False, kwargs, query=asked)
+            out = reading.generate(self, made, kwargs)
+        text = self.tokenizer.decode(out[0, made.given.shape[1] :], skip_special_tokens=True).strip()
+        sources = reading.found_writes(made)
+        found = bool(sources) if self.config.writer == "text" else any(m.written for m in self._rows(memory)[0])
+        return Answer(text if chat else text.partition("\n")[0].strip(), found, sources)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def search(
+        self, memory: Memory | Sequence[Memory], question: str | Sequence[Message], k: int = 5
+    ) -> list[tuple[int, float]]:
+        """The k writes that score best against a question, whatever they score: ids and scores.
+
+        Learned memories have to have a retriever; the score of a write is its share of the slots retrieved.
+        """
+        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        content = question if isinstance(memory, Memory) else [question]
+        rows, prompts = self._prompts(memories, content, False)
+        if isinstance(self.writer, TextWriter):
+            best: dict[int, float] = {}
+            for score, _, chunk in reading.scores(self.writer, rows, prompts)[0]:
+                best.setdefault(chunk.write, score)
+            return list(best.items())[: integer("k", k)]
+        if self.retriever is None:
+            raise InvalidInputError("this model has no retriever, so it cannot search; its pool is read as a whole")
+        made = self._reading(memories, content, None, False)
+        reading.forward(self, made, {"logits_to_keep": 1})
+        return reading.found_writes(made)[: integer("k", k)]
+
+    def forward(self, ids: Tensor, memory: Memories | None = None, labels: Tensor | None = None) -> Any:
+        """A forward pass behind memories, as of any model: logits `[B, T, V]`, and a loss if there are labels.
+
+        Gradients reach the decoder, not the memories. `ids` `[B, T]` without padding; `memory` as for `read`, None: the
+        stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
+        """
+        if memory is None:
+            return self.hf(input_ids=ids, labels=labels)
+        with torch.no_grad():
+            made = self._reading(memory, ids if not isinstance(memory, Memory) else ids.reshape(-1), None, False)
+        out = reading.forward(self, made, {})
+        if labels is not None:
+            out.loss = self.hf.loss_function(out.logits, labels, vocab_size=self.vocabulary)
+        return out
+
+    def inspect(self, memory: Memory) -> dict[str, Any]:
+        """What a memory holds, as plain figures: writes, slots, bytes by tier, and whether this model can read it."""
+        with memory.lock:
+            spec = memory.spec
+            about: dict[str, Any] = {"writer": spec.writer, "writes": memory.write_count}
+            if memory.chunks is not None:
+                about |= {"chunks": len(memory.chunks), "tokens": memory.chunks.tokens}
+            else:
+                about |= {"slots": spec.slots, "slots_per_write": spec.slots_per_write}
+            if memory.longterm is not None:
+                about |= {"longterm": memory.longterm.sizes()}
+            return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": spec == self.spec}
+
+    def _reading(
+        self,
+        memory: Memories,
+        content: Any,
+        mask: Tensor | None,
+        allow_special: bool,
+        options: dict[str, Any] | None = None,
+        retrieve_every: int | None = None,
+        query: str | None = None,
+    ) -> reading.Reading:
+        """What a call reads; `options` of `generate`, if it is one."""
+        rows, prompts = self._prompts(memory, content, allow_special, mask, query)
+        if isinstance(self.writer, TextWriter):
+            room = 0 if options is None else reading.new_tokens(self, options)
+            return reading.text_reading(self, self.writer, rows, prompts, room)
+        return reading.learned_reading(self, [row[0] for row in rows], prompts, options, retrieve_every)
+
+    def _prompts(
+        self,
+        memory: Memories,
+        content: Any,
+        allow_special: bool,
+        mask: Tensor | None = None,
+        query: str | None = None,
+    ) -> tuple[list[list[Memory]], list[Prompt]]:
+        rows = self._rows(memory)
+        if mask is not None:
+            content = {
+                "input_ids": torch.atleast_2d(torch.as_tensor(content)),
+                "attention_mask": torch.atleast_2d(mask),
+            }
+        single = isinstance(memory, Memory) and not isinstance(content, Mapping)
+        texts = [content] if single else to_rows(content, len(rows))
+        return rows, [
+            self.texts.prompt(text, self.device, date=_date(row[0]), allow_special=allow_special, query=query)
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def _rows(self, memory: Memories) -> list[list[Memory]]:
+        """The memories of each row, checked to be this model's."""
+        self.require_attached()
+        given: list[Any] = [memory] if isinstance(memory, Memory) else list(memory)
+        if not given:
+            raise InvalidInputError("no memory was given")
+        rows = [[row] if isinstance(row, Memory) else list(row) for row in given]
+        spec = self.spec
+        for row in rows:
+            require_own(spec, self.device, row)
+            if len(row) > 1 and self.config.writer == "learned":
+                raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
+        return rows
+
+    def _warn_untrained(self) -> None:
+        if not self._warned and not self.trained:
+            self._warned = True
+            warnings.warn(
+                "the learned writer of this model was never trained: what it writes cannot be recalled, and reading it "
+                "does harm. Train it (remanence train), or attach text slots: MemoryModel.attach(hf_model, tokenizer)",
+                stacklevel=3,
+            )
+
+
+def _is_text(content: Any) -> bool:
+    return isinstance(content, str) or is_messages(content)
+
+
+def _date(memory: Memory) -> str:
+    return TODAY if memory.chunks is None else chunks_of(memory).date

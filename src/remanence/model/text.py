@@ -1,0 +1,306 @@
+"""The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from remanence.config import StorageConfig
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.chunks import Chunk, Chunks, Query
+from remanence.memory.lexical import words
+from remanence.memory.memory import Memory
+from remanence.memory.storage import KeptSlots
+from remanence.memory.undo import Undo
+from remanence.model.backbone import Backbone
+from remanence.model.chat import TODAY, Prompt
+from remanence.model.decoder import MemoryDecoder
+from remanence.model.hooks import MemoryCache
+from remanence.model.prefix_store import SlotCache
+from remanence.model.writers import Piece, Progress
+
+_AT_ONCE = 4096  # tokens that are encoded in one pass
+
+
+class _Passing(CacheLayerMixin):
+    """Keeps nothing: attention gets the keys and values that it made."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class TextCache(MemoryCache):
+    """Collects keys (unrotated) and values of a text as its layers run, and means of what some layers are given.
+
+    Attributes:
+        slots: per layer passed so far, keys and values `[B, T, H, D]`; none if they are not wanted.
+        inputs: of the layers asked for, `[B, T, d]` each.
+    """
+
+    def __init__(self, backbone: Backbone, *, slots: bool, inputs: Sequence[int]) -> None:
+        super().__init__(layers=[_Passing() for _ in backbone.layers])
+        self._backbone, self._wanted, self._layers = backbone, slots, set(inputs)
+        self.slots: list[tuple[Tensor, Tensor]] = []
+        self.inputs: list[Tensor] = []
+
+    def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        if layer in self._layers:
+            self.inputs.append(hidden)
+        return hidden
+
+    def before_attention(self, layer: int, normed: Tensor) -> None:
+        if self._wanted:
+            self.slots.append(self._backbone.project_normed(layer, normed))
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """One text behind its head.
+
+    Attributes:
+        slots: `[2, L, n, H, D]`, its keys (unrotated) and values; None if they were not wanted.
+        means: `[S, d]`, float32, over its positions, of the input of each layer asked for.
+    """
+
+    slots: Tensor | None
+    means: Tensor
+
+
+def encode_texts(
+    backbone: Backbone,
+    texts: Sequence[tuple[Sequence[int], Tensor]],
+    pad: int,
+    *,
+    inputs: Sequence[int],
+    slots: bool = True,
+) -> list[EncodedText]:
+    """Encode several texts, each a head and ids `[n]`, in one stock pass; their heads are left out of what comes."""
+    device = backbone.device
+    rows = [torch.cat([torch.tensor(head, dtype=torch.long), ids.cpu().long()]) for head, ids in texts]
+    ids = torch.full((len(rows), max(map(len, rows))), pad)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row  # padded behind, where a causal decoder does not look
+    cache = TextCache(backbone, slots=slots, inputs=inputs)
+    backbone.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
+    made = []
+    for index, (head, row) in enumerate(zip((head for head, _ in texts), rows, strict=True)):
+        own = slice(len(head), len(row))
+        kept = None
+        if slots:
+            pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
+            kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
+        made.append(EncodedText(kept, torch.stack([hidden[index, own].float().mean(0) for hidden in cache.inputs])))
+    return made
+
+
+class TextWriter:
+    """Writes and finds chunks of text slots.
+
+    Attributes:
+        cache: encoded chunks of memories that keep token ids only.
+    """
+
+    def __init__(self, model: MemoryDecoder) -> None:
+        self.model = model
+        self.cache = SlotCache(model.config.cache_bytes)
+        self._center: tuple[int, Tensor] | None = None
+
+    def new_memory(
+        self, seed: int, storage: StorageConfig | None, *, head: Sequence[int] | None = None, date: str | None = None
+    ) -> Memory:
+        """A memory with nothing written.
+
+        Args:
+            head: token ids that stand in front of every chunk and prompt; None: those of the chat template or the
+                tokenizer.
+            date: what a template that prints today's date prints; None: a fixed one.
+        """
+        model, config = self.model, self.model.config
+        storage = StorageConfig("text" if config.keep_text else "host") if storage is None else storage
+        if not isinstance(storage, StorageConfig):
+            raise InvalidInputError(f"storage takes a StorageConfig, such as StorageConfig('disk'), got {storage!r}")
+        if storage.tier == "text" and not config.keep_text:
+            raise InvalidInputError("the text tier keeps token ids; with keep_text=False take tier host or disk")
+        date = TODAY if date is None else date
+        chunks = Chunks(
+            storage,
+            head=model.texts.head(date) if head is None else tuple(head),
+            date=date,
+            capacity=config.slots,
+            random=config.eviction == "random",
+            seed=seed,
+            keep_text=config.keep_text,
+        )
+        return Memory(model.spec, seed=seed, chunks=chunks, model_name=model.name)
+
+    def pieces(self, memory: Memory, content: Any, allow_special: bool) -> list[Piece]:
+        model, chunks = self.model, chunks_of(memory)
+        longest = model.config.chunk_tokens
+        return model.texts.chunks(content, model.device, longest, date=chunks.date, allow_special=allow_special)
+
+    def put(
+        self,
+        memories: Sequence[Memory],
+        texts: Sequence[Sequence[Piece]],
+        undos: Sequence[Undo],
+        evict: Tensor | None,
+        progress: Progress | None,
+    ) -> list[tuple[Tensor | None, ...]]:
+        if evict is not None:
+            raise InvalidInputError("evict= replays a learned memory's draw; a text memory evicts whole chunks")
+        places = [(row, place) for row, pieces in enumerate(texts) for place in range(len(pieces))]
+        for memory, undo in zip(memories, undos, strict=True):
+            if (chunks := chunks_of(memory)).head is None:
+                undo.set(chunks, head=self.model.texts.head(chunks.date))
+        done = 0
+        for batch in _batches(places, [len(texts[row][place][0]) for row, place in places]):
+            keys = [(self.head_of(memories[row]), texts[row][place][0]) for row, place in batch]
+            for (row, place), key, encoded in zip(batch, keys, self.encode(keys), strict=True):
+                self._add(memories[row], undos[row], place, texts[row][place], key, encoded)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(places))
+        return [(None,) * len(pieces) for pieces in texts]
+
+    def _add(
+        self,
+        memory: Memory,
+        undo: Undo,
+        place: int,
+        piece: Piece,
+        key: tuple[tuple[int, ...], Tensor],
+        encoded: EncodedText,
+    ) -> None:
+        chunks, (ids, text), slots = chunks_of(memory), piece, encoded.slots
+        assert slots is not None
+        if not bool(torch.isfinite(slots).all()):
+            raise CorruptMemoryError(
+                "the write made slots that are not finite; the memory is unchanged. The weights hold NaN or infinity, "
+                "or the dtype overflows: check the model in float32"
+            )
+        kept = None
+        if chunks.storage.tier == "text":
+            self.cache.put(self._key(*key), slots)
+        else:
+            kept = KeptSlots(slots, chunks.storage)
+        chunk = Chunk(
+            key=chunks.next_key,
+            write=memory.next_id,
+            place=place,
+            tokens=len(ids),
+            ids=ids.to("cpu", torch.int32) if chunks.keep_text else None,
+            text=text if chunks.keep_text else None,
+            latent=self.latent(encoded.means).half().cpu(),
+            slots=kept,
+        )
+        chunks.add(chunk, undo)
+
+    def head_of(self, memory: Memory) -> tuple[int, ...]:
+        """The head of a memory; of one that has none yet, what it will be."""
+        chunks = chunks_of(memory)
+        return self.model.texts.head(chunks.date) if chunks.head is None else chunks.head
+
+    def encode(self, texts: Sequence[tuple[Sequence[int], Tensor]], *, slots: bool = True) -> list[EncodedText]:
+        """Encode texts, each a head and ids `[n]`."""
+        model = self.model
+        with model.role("write"):
+            return encode_texts(model.backbone, texts, model.pad, inputs=model.latent_layers, slots=slots)
+
+    def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
+        """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
+        head, device = self.head_of(memory), self.model.device
+        found: dict[int, Tensor] = {}
+        missing = []
+        for chunk in chunks:
+            held = chunk.slots.load(device) if chunk.slots is not None else None
+            if held is None and chunk.ids is not None:
+                held = self.cache.get(self._key(head, chunk.ids))
+            if held is None:
+                missing.append(chunk)
+            else:
+                found[chunk.key] = held
+        for batch in _batches(missing, [chunk.tokens for chunk in missing]):
+            texts = [(head, chunk.ids) for chunk in batch if chunk.ids is not None]
+            for chunk, (_, ids), encoded in zip(batch, texts, self.encode(texts), strict=True):
+                assert encoded.slots is not None
+                self.cache.put(self._key(head, ids), encoded.slots)
+                found[chunk.key] = encoded.slots
+        return [found[chunk.key] for chunk in chunks]
+
+    def _key(self, head: Sequence[int], ids: Tensor) -> Any:
+        return self.model.last_stamp, tuple(head), ids.to("cpu", torch.int32).numpy().tobytes()
+
+    def queries(self, prompts: Sequence[Prompt], heads: Sequence[tuple[int, ...]]) -> list[Query]:
+        """What prompts ask, encoded behind the heads of the memories that they ask."""
+        texts = [(head, prompt.query) for head, prompt in zip(heads, prompts, strict=True)]
+        latents = [self.latent(encoded.means).cpu() for encoded in self.encode(texts, slots=False)]
+        return [
+            Query(prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text), latent)
+            for prompt, latent in zip(prompts, latents, strict=True)
+        ]
+
+    def latent(self, means: Tensor) -> Tensor:  # [S, d] -> [S * d], unit length
+        """Mean hidden states less the model's constant, each layer's of equal length."""
+        centered = torch.nn.functional.normalize(means - self.center(), dim=1)
+        return centered.flatten() / len(centered) ** 0.5
+
+    def center(self) -> Tensor:  # [S, d]
+        """The mean over a bundled set of sentences: what all texts have in common. Made once for these weights."""
+        stamp = self.model.last_stamp
+        if self._center is None or self._center[0] != stamp:
+            model, means = self.model, []
+            head = model.texts.front
+            if model.tokenizer is None:
+                generator = torch.Generator().manual_seed(0)
+                rows = [torch.randint(model.vocabulary, (16,), generator=generator) for _ in range(64)]
+            else:
+                rows = [model.texts.ids(text, torch.device("cpu"), date=TODAY) for text in sentences()]
+            for batch in _batches(rows, [len(row) for row in rows]):
+                means += [encoded.means for encoded in self.encode([(head, row) for row in batch], slots=False)]
+            self._center = stamp, torch.stack(means).mean(0)
+        return self._center[1]
+
+
+def chunks_of(memory: Memory) -> Chunks:
+    assert memory.chunks is not None
+    return memory.chunks
+
+
+@cache
+def sentences() -> list[str]:
+    """The bundled sentences."""
+    content = resources.files("remanence.data").joinpath("sentences.json").read_text(encoding="utf-8")
+    made: list[str] = json.loads(content)
+    return made
+
+
+def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
+    """Items in their order, so many at a time as one pass takes, padded to the longest."""
+    batch: list[Any] = []
+    longest = 0
+    for item, size in zip(items, sizes, strict=True):
+        if batch and max(longest, size) * (len(batch) + 1) > _AT_ONCE:
+            yield batch
+            batch, longest = [], 0
+        batch.append(item)
+        longest = max(longest, size)
+    if batch:
+        yield batch
