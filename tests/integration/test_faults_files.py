@@ -1,5 +1,6 @@
 """Files of memories: no save undoes another unasked, a loaded memory is a value, and links are followed."""
 
+import faulthandler
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,7 @@ def test_a_process_outlives_a_cut_of_the_file_that_it_loaded(cut: str, tier: Any
     before = state(model, memory)
     child = os.fork()
     if not child:
+        faulthandler.disable()  # a crash is what is looked for
         code = 3
         try:
             held = Memory.load(tmp_path / "m", storage=Storage(tier))
