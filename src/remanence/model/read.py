@@ -11,13 +11,13 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory, locked
-from remanence.model.cache import PrefixCache, pool_prefix, text_prefix
+from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import left_padded
 from remanence.model.retriever import Retrieval
-from remanence.model.text import TextWriter, chunks_of
+from remanence.model.text import TextWriter, chunks_of, text_prefix
 
 Source = tuple[int, float]  # id of a write, and its score
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")

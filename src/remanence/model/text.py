@@ -19,6 +19,7 @@ from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
+from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import MemoryCache
@@ -109,6 +110,83 @@ def encode_texts(
             kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
         made.append(EncodedText(kept, torch.stack([hidden[index, own].float().mean(0) for hidden in cache.inputs])))
     return made
+
+
+class TextPrefixCache(PrefixCache):
+    """A cache whose memory stands behind the head of the text.
+
+    Args:
+        heads: tokens of each row's head; lengths: slots that each row reads.
+    """
+
+    def __init__(
+        self, backbone: Backbone, layers: list[PrefixLayer], prefix: int, heads: list[int], lengths: list[int]
+    ) -> None:
+        super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
+        self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
+        self._first = self._places = torch.empty(0, 0)
+
+    def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
+        device, tokens = mask.device, mask.shape[1]
+        heads, lengths = self._heads.to(device), self._lengths.to(device)
+        column, padding = torch.arange(tokens, device=device)[None], tokens - mask.sum(1, keepdim=True)
+        in_head = column < padding + heads
+        self._first = (column - padding + torch.where(in_head, 0, lengths)).masked_fill(~mask, -1)
+        self._places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
+        entry = torch.arange(self.prefix + tokens, device=device)[None] - padding - (self.prefix - lengths)
+        for layer in self.layers:
+            layer.places = self._places
+        self._keep(entry.clamp(min=-1), mask)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first entry of each row's memory."""
+        assert self._prompt is not None
+        padding = (~self._prompt).sum(1).tolist()
+        lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
+        return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
+
+    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        if past > self.prefix:
+            return super()._asking(keys, past, device)
+        return tuple(  # type: ignore[return-value]
+            part.repeat_interleave(max(1, len(keys) // len(part)), dim=0) for part in (self._first, self._places)
+        )
+
+
+def text_prefix(
+    backbone: Backbone, rows: Sequence[Sequence[Tensor]], heads: Sequence[int], mask: Tensor, *, room: int = 0
+) -> TextPrefixCache:
+    """The prefix of a read of text slots: per row its chunks `[2, L, n, H, D]`, one behind the other.
+
+    Args:
+        heads: tokens of each row's head, which is part of its prompt.
+        mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
+    """
+    lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
+    prefix, tokens = max(lengths), mask.shape[1]
+    layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
+    cache = TextPrefixCache(backbone, layers, prefix, list(heads), lengths)
+    cache.set_prompt(mask)
+
+    def fill(longest: int) -> None:
+        first = torch.tensor(heads, device=mask.device)[:, None]
+        rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
+        starts = cache.starts
+        for layer, held in enumerate(layers):
+            cos, sin = rotary(layer)
+            held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite
+            for row, chunks in enumerate(rows):
+                if not chunks:
+                    continue
+                slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
+                own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
+                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
+                held.values[row, at] = slots[1]
+
+    cache.fill = fill
+    fill(prefix + tokens - 1)
+    return cache
 
 
 class TextWriter:
