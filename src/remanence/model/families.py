@@ -3,7 +3,7 @@
 A slot in hidden form becomes keys and values exactly as a token of the text does: the layer's input norm, the key and
 value projections, and whatever the family puts behind them. Rotation is left out: a slot's position is its rank.
 
-To add a family: give its `model_type` an entry in `FAMILIES`, and a row in `tests/model/test_families.py`. If its
+To add a family: give its `model_type` an entry in `FAMILIES`, and a row in `tests/unit/model/test_families.py`. If its
 attention makes keys and values in a way none of the functions below covers, write one more: normed hidden states
 `[..., d]` to keys and values `[..., H, D]`, unrotated.
 """

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from remanence.evaluation import equivalence
 from remanence.model.families import Backbone
-from tests import tiny
+from tests.support import tiny
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:

@@ -11,7 +11,7 @@ import torch
 from remanence import Memory, MemoryModel
 from remanence.errors import CheckpointError
 from remanence.model.families import FAMILIES
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import SLOTS, K, decoder, ids, with_memory
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}

@@ -10,7 +10,7 @@ from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.evaluation.equivalence import TOLERANCE, equivalence
 from remanence.model.families import FAMILIES
 from remanence.model.rotation import rotate, rotate_rows
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import K, decoder, ids, with_memory
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTermRules
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids, with_memory
 
 TEXT = tiny.SLOTS  # tokens of the texts that become memories

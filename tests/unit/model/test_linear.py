@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from remanence import MemoryModel, products
 from remanence.errors import InvalidInputError
 from remanence.model.linear import OneDnnLinear, pack, use_onednn
-from tests import tiny
+from tests.support import tiny
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryMismatchError
 from remanence.memory import LongTermRules
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import SLOTS, VOCABULARY, K, decoder, ids, with_memory
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}

@@ -11,7 +11,7 @@ from remanence import Memory, MemoryModel
 from remanence.memory import LongTermRules, Retrieved
 from remanence.memory.agreement import Agreement
 from remanence.model.retriever import Retrieval, Retriever
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids
 
 SIZE = 8

@@ -11,7 +11,7 @@ from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
 from remanence.memory.agreement import Agreement
 from remanence.model.adapters import LoraSettings
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids
 
 K0 = 8

@@ -7,7 +7,7 @@ from remanence import Memory, MemoryModel
 from remanence.memory import LongTerm, LongTermRules, Storage
 from remanence.model.adapters import LoraSettings
 from remanence.model.shipped import ShippedLongTerm, ShippedSlots
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids
 
 SHIPPED = 30  # slots per layer

@@ -11,7 +11,7 @@ from remanence.memory import LongTermRules, Pool
 from remanence.model import generation, prefix
 from remanence.model.prefix import PrefixCache
 from remanence.model.spare import Buffers, Spare
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids
 
 

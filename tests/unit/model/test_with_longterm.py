@@ -8,7 +8,7 @@ import torch
 from remanence.errors import InvalidInputError
 from remanence.memory import LongTermRules
 from remanence.model.adapters import LoraSettings
-from tests import tiny
+from tests.support import tiny
 from tests.support.tiny import ids
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}

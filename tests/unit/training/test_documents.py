@@ -14,7 +14,7 @@ from remanence.training.documents import DocumentTask, Lessons
 from remanence.training.objectives import Episodes
 from remanence.training.recollection import Recollections
 from remanence.training.sources import LocalDocuments, Mixture, open_documents, parts_of
-from tests import tiny
+from tests.support import tiny
 
 LESSONS = Lessons(tokens=48, fewest=4, full=1.0, repeat=0.0, revisit=0.0, distance=6, contexts=((0, 5), (10, 40)))
 

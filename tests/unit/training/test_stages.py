@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
 from remanence.training.recipes import load_recipe, reporters
-from tests import tiny
+from tests.support import tiny
 
 RECIPE = Path(__file__).parents[3] / "recipes/llama_3_1_8b.py"
 WORDS = "Alice Brown was born in Oslo, and works as a baker in Bergen. "
