@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicLayer
 
 from remanence.model.adapters import TwinLora
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 from remanence.model.prefix import PrefixCache
 
 

@@ -13,16 +13,15 @@ from remanence.memory import LongTermRules, MemorySpec
 from remanence.model.activations import checkpoint_layers
 from remanence.model.adapters import LoraSettings, Role, TwinLora, new_twin_lora
 from remanence.model.attention import share_heads
+from remanence.model.backbone import Backbone
 from remanence.model.checks import integer
 from remanence.model.encoder import install_hooks
-from remanence.model.families import Backbone
 from remanence.model.fingerprint import Fingerprint
 from remanence.model.inputs import padding_id
 from remanence.model.last_layer import narrow_last_layer
 from remanence.model.linear import pack, use_onednn
 from remanence.model.prefix import mask_each_step, show_prefix_to_sliding_layers
 from remanence.model.retriever import Retriever, install_retrieval, new_retriever
-from remanence.model.rotation import rotate
 from remanence.model.spare import Spare
 
 if TYPE_CHECKING:
@@ -57,8 +56,9 @@ class MemoryDecoder(nn.Module):
         retriever: Retriever | None = None,
     ) -> None:
         super().__init__()
-        self.hf, self.tokenizer = hf, tokenizer
         self.backbone = Backbone(hf)
+        hf = self.backbone.hf
+        self.hf, self.tokenizer = hf, tokenizer
         self.slots, self.slots_per_write = integer("slots", slots), integer("slots_per_write", slots_per_write)
         if eviction not in ("per_layer", "shared"):
             raise InvalidInputError(f"eviction must be 'per_layer' or 'shared', got {eviction!r}")
@@ -102,9 +102,11 @@ class MemoryDecoder(nn.Module):
             lora: give writing and reading an adapter each (`LoraSettings`); None: neither.
 
         Raises:
-            UnsupportedModelError: the family is unknown; says what adding it takes.
+            UnsupportedModelError: the family is unknown, or something about the model leaves no room for memory; says
+                what it takes.
             InvalidInputError: K > N, N is not a multiple of K, or a size is no integer.
         """
+        hf_model = Backbone(hf_model).hf  # refuses before adapters are put in
         size, lora = settings.pop("retrieval_size", None), settings.pop("lora", None)
         if size is not None:
             size = integer("retrieval_size", size)
@@ -238,8 +240,9 @@ class MemoryDecoder(nn.Module):
             with self.role(role), torch.autocast(self.device.type, enabled=False):
                 made = [self.backbone.project(layer, bos) for layer, bos in enumerate(self.bos_embedding)]
             rotary = self.backbone.rotary(torch.zeros(1, 1, device=self.device), self.bos_embedding[0, :, :0])
-            turned = [rotate(keys, *(part[0] for part in rotary(layer))) for layer, (keys, _) in enumerate(made)]
-            made = [(keys, values) for keys, (_, values) in zip(turned, made, strict=True)]
+            for layer, (keys, values) in enumerate(made):
+                cos, sin = rotary(layer)
+                made[layer] = self.backbone.rotate(layer, keys, cos[0], sin[0]), values
             known = self._bos[role] = (made_for, made)
         return known[1]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 from remanence.model.prefix import PrefixCache, hidden_prefix
 
 

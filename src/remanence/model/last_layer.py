@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 from remanence.model.prefix import PrefixCache
-from remanence.model.rotation import rotate
 
 
 def narrow_last_layer(backbone: Backbone) -> None:
@@ -38,9 +37,10 @@ def narrow_last_layer(backbone: Backbone) -> None:
         hidden: Tensor = args[0]
         normed = backbone.normed(index, hidden)
         cache.retrieving(index, normed)
-        keys, values = family.project(getattr(layer, family.attention), normed[:, :-1])
+        keys, values = backbone.project_normed(index, normed[:, :-1])
         cos, sin = kwargs["position_embeddings"]
-        cache.layers[index].update(rotate(keys, cos[:, :-1], sin[:, :-1]).transpose(1, 2), values.transpose(1, 2))
+        turned = backbone.rotate(index, keys, cos[:, :-1], sin[:, :-1])
+        cache.layers[index].update(turned.transpose(1, 2), values.transpose(1, 2))
         narrowed = {"position_embeddings": (cos[:, -1:], sin[:, -1:]), "position_ids": kwargs["position_ids"][:, -1:]}
         if (mask := kwargs["attention_mask"]) is not None and mask.dim() == 4:
             narrowed["attention_mask"] = mask[:, :, -1:]

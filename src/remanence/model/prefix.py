@@ -17,9 +17,9 @@ from transformers.masking_utils import create_masks_for_generate
 from remanence.errors import UnsupportedModelError
 from remanence.memory import NewSlots, Pool
 from remanence.model.attention import SHARED_HEADS
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 from remanence.model.retriever import Retrieval
-from remanence.model.rotation import rotate, rotate_rows
+from remanence.model.rotation import rotate_rows
 from remanence.model.spare import Buffers
 
 Fill = Callable[[Tensor, Tensor], None]
@@ -216,8 +216,11 @@ def pool_prefix(
         cos, sin = rotary(layer)
         return cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
 
-    def put(out: Tensor, keys: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> None:
-        rotate_rows(out, keys, rows, cos, sin, scratch[: len(rows)])
+    def put(layer: int, out: Tensor, keys: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> None:
+        if in_place:
+            rotate_rows(out, keys, rows, cos, sin, scratch[: len(rows)])
+        else:
+            out.copy_(backbone.rotate(layer, keys[rows], cos, sin))
 
     def put_retrieved(layer: int, keys: Tensor, values: Tensor) -> None:  # [B times the rows of a memory, S, H, D]
         if retrieval is None or not any(retrieved):
@@ -230,7 +233,7 @@ def pool_prefix(
             start = prefix - lengths[row] + front
             at = slice(start, start + retrieved[row])
             for copy in range(row * (len(keys) // rows), (row + 1) * (len(keys) // rows)):
-                put(keys[copy, at], found.keys, every[: retrieved[row]], cos[row, at], sin[row, at])
+                put(layer, keys[copy, at], found.keys, every[: retrieved[row]], cos[row, at], sin[row, at])
                 values[copy, at] = found.values
 
     def fill_layer(layer: int) -> Fill:
@@ -248,11 +251,12 @@ def pool_prefix(
                 if first is not None:
                     keys[row, start], values[row, start] = first[0][0], first[1][0]
                 start, order = start + front + retrieved[row], pool.order[layer]
-                put(keys[row, start:], pool.keys[layer], order, cos[row, start:], sin[row, start:])
+                put(layer, keys[row, start:], pool.keys[layer], order, cos[row, start:], sin[row, start:])
                 torch.index_select(pool.values[layer], 0, order, out=values[row, start:])
 
         return fill
 
+    in_place = backbone.split_halves
     scratch = torch.empty(prefix, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
     layers = [
         PrefixLayer(fill_layer(layer), partial(put_retrieved, layer), rows, prefix, room)
@@ -288,7 +292,7 @@ def hidden_prefix(
     for index in range(hidden.shape[1]):
         keys, values = backbone.project(index, hidden[:, index])
         layer = DynamicLayer()
-        layer.update(rotate(keys, *rotary(index)).transpose(1, 2), values.transpose(1, 2))
+        layer.update(backbone.rotate(index, keys, *rotary(index)).transpose(1, 2), values.transpose(1, 2))
         layers.append(layer)
     return layers
 

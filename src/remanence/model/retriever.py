@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from remanence.memory.agreement import Agreement
 from remanence.memory.longterm import LongTerm, Retrieved
 from remanence.memory.pool import Pool
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 
 
 def _projector(hidden_size: int, size: int, depth: int) -> nn.Module:

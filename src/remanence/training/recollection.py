@@ -16,7 +16,6 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.model.memory_model import MemoryModel
 from remanence.model.prefix import PrefixCache
-from remanence.model.rotation import rotate
 from remanence.training.bank import Bank
 from remanence.training.objectives import Prompts, surviving_slots
 
@@ -134,8 +133,8 @@ class RecallingCache(PrefixCache):
                 torch.cat([first.expand(len(rows), -1, -1, -1).to(rows.dtype), rows], dim=1)
                 for first, rows in zip(bos, (keys, values), strict=True)
             )
-        cos, sin = self.rotary(layer)
-        self.layers[layer].update(rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
+        turned = backbone.rotate(layer, keys, *self.rotary(layer))
+        self.layers[layer].update(turned.transpose(1, 2), values.transpose(1, 2))
 
     def _scores(self, layer: int, queries: Tensor, hidden: Tensor) -> Tensor:  # [R, S + H]
         retriever = self.model.retriever

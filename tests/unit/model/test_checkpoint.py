@@ -10,7 +10,7 @@ import torch
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CheckpointError
-from remanence.model.families import FAMILIES
+from remanence.model.backbone import FAMILIES
 from tests.support import tiny
 from tests.support.tiny import SLOTS, K, decoder, ids, with_memory
 

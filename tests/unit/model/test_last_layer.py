@@ -51,8 +51,9 @@ def last_logits(out: Any) -> Tensor:
     return logits[:, -1]
 
 
-@every_family
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("family", "attention"), [(family, way) for family in sorted(tiny.FAMILIES) for way in tiny.attentions(family)]
+)
 def test_one_row_of_logits_is_the_last_of_all(family: str, attention: str) -> None:
     model = model_of(family, attention=attention)
     memories, prompts = written(model, 2), [ids(7, seed=3), ids(12, seed=4)]

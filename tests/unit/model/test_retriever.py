@@ -19,7 +19,7 @@ CLOSE = {"atol": 1e-5, "rtol": 0.0}
 
 
 def model_of(family: str = "llama", **settings: Any) -> MemoryModel:
-    changes = {"attention": settings.pop("attention", "sdpa")}
+    changes = {"attention": settings.pop("attention", None)}
     rules = settings.pop("longterm", LongTermRules(retrieved=K0))
     model = tiny.with_memory(tiny.decoder(family, **changes), longterm=rules, retrieval_size=16, **settings)
     torch.manual_seed(3)
