@@ -22,6 +22,7 @@ from remanence.memory.tiers import Block, Layout
 Policy = Literal["oldest", "recall_frequency"]
 _GONE = -torch.inf
 _SURVIVES = 0.01
+_ALIKE = 2**-22  # further apart than rounding puts scores of at most 1
 
 
 @dataclass(frozen=True)
@@ -359,12 +360,15 @@ class LongTerm:
 
 
 def _best(scores: Tensor, wanted: int) -> Tensor:  # [M] -> [wanted], ascending
-    """Of slots that score alike, such as those of one token in layer 0, the first; `topk` by itself takes any."""
+    """Of slots that score alike but for rounding, such as those of one token in layer 0, the first.
+
+    A product rounds equal keys differently by how many stand beside them, and `topk` takes any of equal scores.
+    """
     if not wanted:
         return torch.empty(0, dtype=torch.long)
     last = scores.topk(wanted).values[-1]
-    above = (scores > last).nonzero()[:, 0]
-    alike = (scores == last).nonzero()[: wanted - len(above), 0]
+    above = (scores > last + _ALIKE).nonzero()[:, 0]
+    alike = ((scores >= last - _ALIKE) & (scores <= last + _ALIKE)).nonzero()[: wanted - len(above), 0]
     return torch.cat([above, alike]).cpu().sort().values
 
 

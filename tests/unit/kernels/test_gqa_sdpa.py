@@ -50,10 +50,8 @@ def test_share_heads_gives_the_logits_of_every_step(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [
-        *((family, {}) for family in sorted(tiny.FAMILIES)),
-        *((f, {"sliding_window": 4}) for f in ("gemma3_text", "mistral")),
-    ],
+    [(family, {}) for family in sorted(tiny.FAMILIES)]
+    + [(f, {"sliding_window": 4}) for f in ("gemma3_text", "mistral")],
 )
 def test_share_heads_writes_and_reads_what_stock_sdpa_does(family: str, changes: dict[str, int]) -> None:
     read: list[list[Tensor]] = []

@@ -75,7 +75,7 @@ def test_a_saved_model_is_a_stock_one(tmp_path: Path) -> None:
 def killed(target: Callable[[int, Path], None], step: int, output: Path) -> None:
     """Runs to its end by SIGKILL in a process of its own, forked from one that has everything imported."""
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.optim.counting"])
+    context.set_forkserver_preload(["tests.support.counting"])
     process = context.Process(target=target, args=(step, output))
     process.start()
     process.join()
@@ -110,7 +110,7 @@ def test_two_processes_of_torchrun_do_what_one_does_with_the_joined_batch(tmp_pa
     steps = GAP + 2
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*launcher, "-m", "tests.optim.counting", str(tmp_path), str(steps)],
+        [*launcher, "-m", "tests.support.counting", str(tmp_path), str(steps)],
         cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
