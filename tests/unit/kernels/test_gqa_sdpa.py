@@ -18,6 +18,10 @@ GREEDY = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": Tr
 every_family = pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 
 
+CASES = [(family, {}) for family in sorted(tiny.FAMILIES)]
+CASES += [("gemma3_text", {"sliding_window": 4}), ("mistral", {"sliding_window": 4})]
+
+
 def both(family: str, **changes: Any) -> list[PreTrainedModel]:
     """A decoder with stock sdpa, and its like with shared heads."""
     stock, shared = (tiny.decoder(family, **changes) for _ in range(2))
@@ -50,10 +54,7 @@ def test_share_heads_gives_the_logits_of_every_step(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [
-        *((family, {}) for family in sorted(tiny.FAMILIES)),
-        *((f, {"sliding_window": 4}) for f in ("gemma3_text", "mistral")),
-    ],
+    CASES,
 )
 def test_share_heads_writes_and_reads_what_stock_sdpa_does(family: str, changes: dict[str, int]) -> None:
     read: list[list[Tensor]] = []
