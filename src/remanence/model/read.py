@@ -77,14 +77,13 @@ def positions_of(model: MemoryDecoder) -> int | None:
     return int(most * max([1.0, *factors]))
 
 
-def require_room(model: MemoryDecoder, prefix: int, tokens: int) -> None:
-    """Raise where a prompt does not fit behind its prefix."""
+def require_room(model: MemoryDecoder, tokens: int) -> None:
+    """Raise where a prompt does not fit by itself."""
     most = positions_of(model)
-    if most is not None and prefix + tokens > most:
-        behind = f" behind {prefix} slots of memory" if prefix else ""
+    if most is not None and tokens > most:
         raise InvalidInputError(
-            f"the prompt has {tokens} tokens{behind}, but {model.name} reads {most} positions; shorten it by "
-            f"{prefix + tokens - most} tokens, or write its text into the memory"
+            f"the prompt has {tokens} tokens, but {model.name} reads {most}; shorten it by {tokens - most} tokens, or "
+            "write its text into the memory and ask about that"
         )
 
 
@@ -119,8 +118,8 @@ def learned_reading(
         written = [memory.written for memory in memories]
         rows = [prompt.bare if there else prompt.ids for prompt, there in zip(prompts, written, strict=True)]
         ids, mask = left_padded(rows, model.pad)
+        require_room(model, ids.shape[1])
         if not any(written):
-            require_room(model, 0, ids.shape[1])
             return Reading(ids, mask, ids, sources=[[] for _ in memories])
         pools = [memory.pool_or_none for memory in memories]
         longterms = [None if memory.longterm is None else memory.longterm.view() for memory in memories]
@@ -148,7 +147,6 @@ def learned_reading(
                 retrieval=retrieval,
                 spare=spare,
             )
-    require_room(model, reading.cache.prefix, ids.shape[1])
     return reading
 
 
@@ -156,10 +154,10 @@ def text_reading(
     model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int
 ) -> Reading:
     """What rows read of text memories, one or several each."""
-    chosen, sources = choose(model, writer, rows, prompts, room)
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
+    require_room(model, stock.shape[1])
+    chosen, sources = choose(model, writer, rows, prompts, room)
     if not any(chosen):
-        require_room(model, 0, stock.shape[1])
         return Reading(stock, stock_mask, stock, sources=sources)
     ids, heads, slots = [], [], []
     for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
