@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.model.adapters import LoraSettings
 from torch import distributed, multiprocessing
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.model.adapters import LoraSettings
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.sharding import local
 from remanence.training.curriculum import Curriculum

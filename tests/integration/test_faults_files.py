@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
-from remanence.errors import MemoryConflictError, RemanenceError
 from remanence.config import LongTermConfig
+from remanence.errors import MemoryConflictError, RemanenceError
 from remanence.memory import Storage
 from tests.support.longterms import use_small_blocks
 from tests.support.reading import written
@@ -162,7 +162,7 @@ def linked_file(folder: Path) -> tuple[Path, Path]:
 
 
 def linked_by_a_relative_path(folder: Path) -> tuple[Path, Path]:
-    (folder / "link").symlink_to(Path"disk" / "m")
+    (folder / "link").symlink_to(Path("disk") / "m")
     return folder / "disk" / "m", folder / "link"
 
 

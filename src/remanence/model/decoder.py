@@ -1,7 +1,8 @@
 """A decoder with all that memory takes, before anything is written or read."""
 
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from remanence.config import LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.kernels.optimize import optimize_for_cpu, restore_stock
+from remanence.memory.memory import Memory
 from remanence.memory.spec import MemorySpec
 from remanence.model import hooks
 from remanence.model.backbone import Backbone
@@ -20,8 +22,9 @@ from remanence.model.inputs import padding_id
 from remanence.model.lora import Role, TwinLora, new_twin_lora
 from remanence.model.prefix_store import PrefixStore
 from remanence.model.retriever import Retriever, new_retriever
-from remanence.model.validation import Fingerprint
+from remanence.model.validation import Fingerprint, require_own
 
+Memories = Memory | Sequence[Memory | Sequence[Memory]]  # of a call: one, or one or several for each row
 LATENT = "mean of layer inputs, 1"  # what a text memory's latent vectors are; another way to make them, another name
 _DEPTHS = (0.25, 0.5, 0.75, 0.95)  # of the layers whose inputs are averaged, as fractions of all
 
@@ -66,6 +69,7 @@ class MemoryDecoder(nn.Module):
         self.shipped_pool: Tensor | None
         self._fingerprint = Fingerprint()
         self.prefixes = PrefixStore()
+        self._warned = False
         self.lock = threading.RLock()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
         hooks.install(self.backbone.decoder, self.backbone.family.attention, self.backbone.family.cache)
@@ -123,10 +127,40 @@ class MemoryDecoder(nn.Module):
         given: PreTrainedModel = self.given[0]
         return given
 
-    def require_attached(self) -> None:
-        """Raise where the decoder has no hooks any more."""
+    def rows_of(self, memory: Memories) -> list[list[Memory]]:
+        """The memories of each row of a call, checked to be this model's.
+
+        Raises:
+            InvalidInputError, MemoryMismatchError: the model was detached, or a memory does not fit.
+        """
         if not hooks.installed(self.backbone.decoder):
             raise InvalidInputError("this model was detached; attach a memory to the decoder again")
+        given: list[Any] = [memory] if isinstance(memory, Memory) else list(memory)
+        if not given:
+            raise InvalidInputError("no memory was given")
+        rows = [list(row) if isinstance(row, list | tuple) else [row] for row in given]
+        spec = self.spec
+        for row in rows:
+            require_own(spec, self.device, row)
+            if len({id(one) for one in row}) != len(row) or not row:
+                raise InvalidInputError("a row reads no memory, or one of them twice")
+            if len(row) > 1 and self.config.writer == "learned":
+                raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
+        return rows
+
+    def warn_untrained(self) -> None:
+        """Warn once if the writer is a learned one that was never trained."""
+        if not self._warned and not self.trained:
+            self._warned = True
+            warnings.warn(
+                "the learned writer of this model was never trained: what it writes cannot be recalled, and reading it "
+                "does harm. Train it (remanence train), or attach text slots: MemoryModel.attach(hf_model, tokenizer)",
+                stacklevel=3,
+            )
+
+    def extra_repr(self) -> str:
+        trained = "" if self.trained else ", not trained"
+        return f"name={self.name!r}, writer={self.config.writer!r}{trained}"
 
     def with_longterm(
         self,

@@ -23,6 +23,24 @@ Source = tuple[int, float]  # id of a write, and its score
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a memory says to a question.
+
+    Attributes:
+        text: the answer.
+        found: whether the memory had anything to read for it.
+        sources: the writes that were read, best first: id and score.
+    """
+
+    text: str
+    found: bool
+    sources: list[tuple[int, float]]
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class FiniteOnly(LogitsProcessor):
     """Stops a generation whose first logits are not numbers."""
 
@@ -64,6 +82,12 @@ class Reading:
     sources: list[list[Source]] = field(default_factory=list)
     memory: Memory | None = None
     key: Any = None
+
+    def restore(self, ids: Tensor, mask: Tensor) -> None:  # [B, T] each
+        """Take the rows as they were given, with padding of their own."""
+        self.given = ids
+        if self.cache is None:
+            self.ids, self.mask = ids, mask != 0
 
 
 def positions_of(model: MemoryDecoder) -> int | None:

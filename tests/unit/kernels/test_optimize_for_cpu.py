@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from remanence.model.adapters import LoraSettings
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,7 +20,6 @@ from remanence.kernels.gqa_sdpa import SHARED_HEADS
 from remanence.kernels.onednn import OneDnnLinear
 from remanence.kernels.optimize import optimize_for_cpu, restore_stock
 from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
 from tests.support import tiny
 from tests.support.tiny import ids
 

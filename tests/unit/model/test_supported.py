@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from remanence import MemoryModel
-from remanence.errors import UnsupportedModelError
 from remanence.config import LoraSettings
+from remanence.errors import UnsupportedModelError
 from remanence.model.backbone import FAMILIES, Backbone
 from tests.support import tiny
 from tests.support.tiny import decoder, ids
