@@ -51,7 +51,9 @@ class PrefixLayer(CacheLayerMixin):
         places: Any = slice(start, end)
         if self.places is not None and start == self._prefix:
             rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
-            places = self.places.repeat_interleave(len(self.keys) // len(self.places), dim=0)
+            behind = torch.arange(start + self.places.shape[1], end, device=self.keys.device)  # drafts, in one call
+            places = torch.cat([self.places, behind.expand(len(self.places), -1)], dim=1)
+            places = places.repeat_interleave(len(self.keys) // len(self.places), dim=0)
         self.keys[rows, places] = key_states.transpose(1, 2)
         self.values[rows, places] = value_states.transpose(1, 2)
         self._length = end

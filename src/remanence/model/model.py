@@ -373,8 +373,7 @@ class MemoryModel(MemoryDecoder):
         """What a call reads; `options` of `generate`, if it is one."""
         rows, prompts = self._prompts(memory, content, allow_special, mask, query)
         if isinstance(self.writer, TextWriter):
-            room = 0 if options is None else reading.new_tokens(self, options)
-            made = reading.text_reading(self, self.writer, rows, prompts, room)
+            made = reading.text_reading(self, self.writer, rows, prompts, options)
         else:
             made = reading.learned_reading(self, [row[0] for row in rows], prompts, options, retrieve_every)
         if mask is not None:

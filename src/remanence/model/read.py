@@ -91,14 +91,18 @@ class Reading:
 
 
 def positions_of(model: MemoryDecoder) -> int | None:
-    """Positions that the decoder can read; None: it does not say."""
+    """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
     config = model.backbone.config
-    most = getattr(config, "max_position_embeddings", None)
-    if most is None or not model.backbone.length_dependent:
-        return most
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
     parameters = getattr(config, "rope_parameters", None) or {}
-    factors = [float(each.get("factor") or 1) for each in (parameters, *parameters.values()) if isinstance(each, dict)]
-    return int(most * max([1.0, *factors]))
+    for each in (parameters, *parameters.values()):
+        if isinstance(each, dict) and each.get("factor"):
+            stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
+            first = most if stretched else each.get("original_max_position_embeddings") or 0
+            most = max(most, int(first * float(each["factor"])))
+    return most
 
 
 def require_room(model: MemoryDecoder, tokens: int) -> None:
@@ -175,12 +179,21 @@ def learned_reading(
 
 
 def text_reading(
-    model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int
+    model: MemoryDecoder,
+    writer: TextWriter,
+    rows: Sequence[Sequence[Memory]],
+    prompts: Sequence[Prompt],
+    kwargs: dict[str, Any] | None = None,
 ) -> Reading:
-    """What rows read of text memories, one or several each."""
+    """What rows read of text memories, one or several each. `kwargs`: options of `generate`, if it is one."""
+    room = 0 if kwargs is None else new_tokens(model, kwargs)
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
+    if any(chosen) and option(model, kwargs or {}, "prefill_chunk_size"):
+        raise InvalidInputError(
+            "memory stands within the prompt, which cannot be read in parts; leave out prefill_chunk_size"
+        )
     if not any(chosen):
         return Reading(stock, stock_mask, stock, sources=sources)
     ids, heads, slots = [], [], []

@@ -149,9 +149,11 @@ class TextPrefixCache(PrefixCache):
     def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         if past > self.prefix:
             return super()._asking(keys, past, device)
-        return tuple(  # type: ignore[return-value]
-            part.repeat_interleave(max(1, len(keys) // len(part)), dim=0) for part in (self._first, self._places)
-        )
+        tokens, rows = self._first.shape[1], max(1, len(keys) // len(self._first))
+        behind = torch.arange(past + tokens, keys.shape[1], device=device)  # drafts, in one call with the prompt
+        queries = torch.cat([self._first, keys[::rows, past + tokens :].expand(len(self._first), -1)], dim=1)
+        own = torch.cat([self._places, behind.expand(len(self._first), -1)], dim=1)
+        return queries.repeat_interleave(rows, dim=0), own.repeat_interleave(rows, dim=0)
 
 
 def text_prefix(
