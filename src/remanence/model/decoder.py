@@ -25,8 +25,8 @@ from remanence.model.retriever import Retriever, new_retriever
 from remanence.model.validation import Fingerprint, require_own
 
 Memories = Memory | Sequence[Memory | Sequence[Memory]]  # of a call: one, or one or several for each row
-LATENT = "mean of layer inputs, 1"  # what a text memory's latent vectors are; another way to make them, another name
-_DEPTHS = (0.25, 0.5, 0.75, 0.95)  # of the layers whose inputs are averaged, as fractions of all
+LATENT = "standardised mean 1"  # what a text memory's latent vectors are; another way to make them, another name
+_DEPTH = 0.8  # of the layer whose input is averaged
 
 
 class MemoryDecoder(nn.Module):
@@ -267,20 +267,16 @@ class MemoryDecoder(nn.Module):
             dtype=str(backbone.dtype).removeprefix("torch."),
             shared_eviction=self.config.shared_eviction,
             model=self.fingerprint(),
-            retrieval_size=size if learned else self.latent_size,
+            retrieval_size=size if learned else int(backbone.config.hidden_size),
             writer=self.config.writer,
             retrieval="" if learned else LATENT,
         )
 
     @property
-    def latent_layers(self) -> list[int]:
-        """The layers whose inputs make up the latent vector of a chunk."""
+    def latent_layer(self) -> int:
+        """The layer whose input makes up the latent vector of a chunk."""
         count = len(self.backbone.layers)
-        return sorted({min(count - 1, round(depth * count)) for depth in _DEPTHS})
-
-    @property
-    def latent_size(self) -> int:
-        return len(self.latent_layers) * int(self.hf.config.hidden_size)
+        return min(count - 1, round(_DEPTH * count))
 
     def fingerprint(self) -> str:
         """A digest of what makes slots, by a sample of the parameters' values; made anew when one changed.

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from remanence.config import StorageConfig, integer
 from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory
+from remanence.memory.transaction import Progress, write
 from remanence.memory.writes import Receipt
 from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
@@ -20,7 +21,6 @@ from remanence.model.formats import native
 from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
-from remanence.model.writers import Progress, write
 
 
 class MemoryModel(MemoryDecoder):

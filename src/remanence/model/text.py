@@ -1,10 +1,7 @@
 """The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import torch
@@ -17,14 +14,15 @@ from remanence.memory.chunks import Chunk, Chunks, Query
 from remanence.memory.lexical import words
 from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
+from remanence.memory.transaction import Piece, Progress
 from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import MemoryCache
+from remanence.model.latent import Latents
 from remanence.model.prefix_store import SlotCache
-from remanence.model.writers import Piece, Progress
 
 _AT_ONCE = 4096  # tokens that are encoded in one pass
 
@@ -49,22 +47,22 @@ class _Passing(CacheLayerMixin):
 
 
 class TextCache(MemoryCache):
-    """Collects keys (unrotated) and values of a text as its layers run, and means of what some layers are given.
+    """Collects keys (unrotated) and values of a text as its layers run, and what one layer is given.
 
     Attributes:
         slots: per layer passed so far, keys and values `[B, T, H, D]`; none if they are not wanted.
-        inputs: of the layers asked for, `[B, T, d]` each.
+        hidden: `[B, T, d]`, what the layer asked for is given.
     """
 
-    def __init__(self, backbone: Backbone, *, slots: bool, inputs: Sequence[int]) -> None:
+    def __init__(self, backbone: Backbone, *, slots: bool, layer: int) -> None:
         super().__init__(layers=[_Passing() for _ in backbone.layers])
-        self._backbone, self._wanted, self._layers = backbone, slots, set(inputs)
+        self._backbone, self._wanted, self._layer = backbone, slots, layer
         self.slots: list[tuple[Tensor, Tensor]] = []
-        self.inputs: list[Tensor] = []
+        self.hidden = torch.empty(0)
 
     def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        if layer in self._layers:
-            self.inputs.append(hidden)
+        if layer == self._layer:
+            self.hidden = hidden
         return hidden
 
     def before_attention(self, layer: int, normed: Tensor) -> None:
@@ -78,11 +76,11 @@ class EncodedText:
 
     Attributes:
         slots: `[2, L, n, H, D]`, its keys (unrotated) and values; None if they were not wanted.
-        means: `[S, d]`, float32, over its positions, of the input of each layer asked for.
+        mean: `[d]`, float32, over its positions, of what one layer is given.
     """
 
     slots: Tensor | None
-    means: Tensor
+    mean: Tensor
 
 
 def encode_texts(
@@ -90,7 +88,7 @@ def encode_texts(
     texts: Sequence[tuple[Sequence[int], Tensor]],
     pad: int,
     *,
-    inputs: Sequence[int],
+    layer: int,
     slots: bool = True,
 ) -> list[EncodedText]:
     """Encode several texts, each a head and ids `[n]`, in one stock pass; their heads are left out of what comes."""
@@ -99,7 +97,7 @@ def encode_texts(
     ids = torch.full((len(rows), max(map(len, rows))), pad)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row  # padded behind, where a causal decoder does not look
-    cache = TextCache(backbone, slots=slots, inputs=inputs)
+    cache = TextCache(backbone, slots=slots, layer=layer)
     backbone.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
     made = []
     for index, (head, row) in enumerate(zip((head for head, _ in texts), rows, strict=True)):
@@ -108,7 +106,7 @@ def encode_texts(
         if slots:
             pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
             kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
-        made.append(EncodedText(kept, torch.stack([hidden[index, own].float().mean(0) for hidden in cache.inputs])))
+        made.append(EncodedText(kept, cache.hidden[index, own].float().mean(0)))
     return made
 
 
@@ -196,12 +194,13 @@ class TextWriter:
 
     Attributes:
         cache: encoded chunks of memories that keep token ids only.
+        latents: what chunks and questions are compared by.
     """
 
     def __init__(self, model: MemoryDecoder) -> None:
         self.model = model
         self.cache = SlotCache(model.config.cache_bytes)
-        self._center: tuple[int, Tensor] | None = None
+        self.latents = Latents(model, self.encode)
 
     def new_memory(
         self, seed: int, storage: StorageConfig | None, *, head: Sequence[int] | None = None, date: str | None = None
@@ -288,7 +287,7 @@ class TextWriter:
             tokens=len(ids),
             ids=ids.to("cpu", torch.int32) if chunks.keep_text else None,
             text=text if chunks.keep_text else None,
-            latent=self.latent(encoded.means).half().cpu(),
+            latent=self.latents.of_statement(encoded.mean).half().cpu(),
             slots=kept,
         )
         chunks.add(chunk, undo)
@@ -302,7 +301,7 @@ class TextWriter:
         """Encode texts, each a head and ids `[n]`."""
         model = self.model
         with model.role("write"):
-            return encode_texts(model.backbone, texts, model.pad, inputs=model.latent_layers, slots=slots)
+            return encode_texts(model.backbone, texts, model.pad, layer=model.latent_layer, slots=slots)
 
     def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
         """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
@@ -331,45 +330,19 @@ class TextWriter:
     def queries(self, prompts: Sequence[Prompt], heads: Sequence[tuple[int, ...]]) -> list[Query]:
         """What prompts ask, encoded behind the heads of the memories that they ask."""
         texts = [(head, prompt.query) for head, prompt in zip(heads, prompts, strict=True)]
-        latents = [self.latent(encoded.means).cpu() for encoded in self.encode(texts, slots=False)]
+        means = [encoded.mean for encoded in self.encode(texts, slots=False)]
         return [
-            Query(prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text), latent)
-            for prompt, latent in zip(prompts, latents, strict=True)
+            Query(
+                prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text),
+                self.latents.of_question(mean).cpu(),
+            )
+            for prompt, mean in zip(prompts, means, strict=True)
         ]
-
-    def latent(self, means: Tensor) -> Tensor:  # [S, d] -> [S * d], unit length
-        """Mean hidden states less the model's constant, each layer's of equal length."""
-        centered = torch.nn.functional.normalize(means - self.center(), dim=1)
-        return centered.flatten() / len(centered) ** 0.5
-
-    def center(self) -> Tensor:  # [S, d]
-        """The mean over a bundled set of sentences: what all texts have in common. Made once for these weights."""
-        stamp = self.model.last_stamp
-        if self._center is None or self._center[0] != stamp:
-            model, means = self.model, []
-            head = model.texts.front
-            if model.tokenizer is None:
-                generator = torch.Generator().manual_seed(0)
-                rows = [torch.randint(model.vocabulary, (16,), generator=generator) for _ in range(64)]
-            else:
-                rows = [model.texts.ids(text, torch.device("cpu"), date=TODAY) for text in sentences()]
-            for batch in _batches(rows, [len(row) for row in rows]):
-                means += [encoded.means for encoded in self.encode([(head, row) for row in batch], slots=False)]
-            self._center = stamp, torch.stack(means).mean(0)
-        return self._center[1]
 
 
 def chunks_of(memory: Memory) -> Chunks:
     assert memory.chunks is not None
     return memory.chunks
-
-
-@cache
-def sentences() -> list[str]:
-    """The bundled sentences."""
-    content = resources.files("remanence.data").joinpath("sentences.json").read_text(encoding="utf-8")
-    made: list[str] = json.loads(content)
-    return made
 
 
 def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:
