@@ -25,7 +25,10 @@ from tests.support.training import arguments, tiny_model
 
 WORLD, STEPS, CUT = 2, 6, 3
 WAYS = ("lora", "full", "grass")
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 def new_model(way: str) -> MemoryModel:

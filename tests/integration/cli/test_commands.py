@@ -49,6 +49,7 @@ def test_help_does_not_wait_for_torch() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_libraries_do_not_report_what_they_could_not_load() -> None:
     code = "import remanence.cli.shared, peft, torchao"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
@@ -422,6 +423,7 @@ def test_a_bundled_checkpoint_can_be_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
     text = done("demo", "--unrelated", "6")
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [

@@ -378,6 +378,7 @@ def test_files_that_are_not_ours_stay(target: Path) -> None:
     assert [file.name for file in folder.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_two_that_save_to_one_path_leave_a_memory_that_loads(target: Path) -> None:
     context = multiprocessing.get_context("spawn")
     savers = [context.Process(target=save_often, args=(target, seed)) for seed in range(2)]

@@ -342,6 +342,7 @@ def trainer(output: Path, steps: int) -> MemoryTrainer:
     )
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", 8)
     whole.train()
