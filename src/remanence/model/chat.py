@@ -249,13 +249,12 @@ class Texts:
     def _rendered(self, messages: Sequence[Message], date: str, prompt: bool = True) -> str:
         if not self.chats:
             raise InvalidInputError("this model's tokenizer has no chat template, so it takes text, not messages")
-        today = Date.fromisoformat(date)
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                chat_template=_dated(self.tokenizer.get_chat_template(), date),
                 tokenize=False,
                 add_generation_prompt=prompt,
-                strftime_now=today.strftime,
             )
         except InvalidInputError:
             raise
@@ -300,11 +299,24 @@ class Texts:
                     "that it is meant with allow_special=True"
                 )
             about = json.loads(backend.to_str())
-            about["added_tokens"] = [token for token in about["added_tokens"] if not token["content"].strip()]
+            for token in about["added_tokens"]:
+                if token[
+                    "content"
+                ].strip():  # white space is text anyway; the others keep their ids and lose their names
+                    token["content"] = f"\U000f0000{token['id']}\U000f0001"
             about["truncation"] = about["padding"] = about["post_processor"] = None
             self._plain = Tokenizer.from_str(json.dumps(about))
         ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def _dated(template: str, date: str) -> str:
+    """A template that takes another date for today's: its own `strftime_now` stands in front of that of transformers."""
+    formats = {form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    if not formats:
+        return template
+    known = json.dumps({form: Date.fromisoformat(date).strftime(form) for form in sorted(formats)})
+    return "{%- macro strftime_now(form) -%}{{ (" + known + ")[form] }}{%- endmacro -%}" + template
 
 
 def _parts(text: str) -> Iterator[str]:
