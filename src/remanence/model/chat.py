@@ -299,19 +299,16 @@ class Texts:
                     "that it is meant with allow_special=True"
                 )
             about = json.loads(backend.to_str())
-            for token in about["added_tokens"]:
-                if token[
-                    "content"
-                ].strip():  # white space is text anyway; the others keep their ids and lose their names
-                    token["content"] = f"\U000f0000{token['id']}\U000f0001"
-            about["truncation"] = about["padding"] = about["post_processor"] = None
-            self._plain = Tokenizer.from_str(json.dumps(about))
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+            kept = [token for token in about["added_tokens"] if not token["content"].strip()]  # white space is text
+            about |= {"added_tokens": kept, "truncation": None, "padding": None, "post_processor": None}
+            plain = Tokenizer.from_str(json.dumps(about))  # which numbers added tokens anew
+            self._plain = plain, {plain.token_to_id(token["content"]): token["id"] for token in kept}
+        plain, numbers = self._plain
+        return [numbers.get(token, token) for token in plain.encode(text, add_special_tokens=False).ids]
 
 
 def _dated(template: str, date: str) -> str:
-    """A template that takes another date for today's: its own `strftime_now` stands in front of that of transformers."""
+    """A template for which it is another day: a `strftime_now` of its own goes before that of transformers."""
     formats = {form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
     if not formats:
         return template
