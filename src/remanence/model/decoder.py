@@ -325,7 +325,8 @@ class MemoryDecoder(nn.Module):
         Weights are kept once more, as oneDNN multiplies them. One that was trained, loaded or moved since is multiplied
         as it stands, and packed by the next call.
         """
-        optimize_for_cpu(self.hf)
+        if optimize_for_cpu(self.hf):
+            self._bos.clear()  # its keys and values were made by other kernels
         return self
 
     @contextmanager
