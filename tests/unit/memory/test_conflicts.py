@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
+from remanence.memory.saving import folder_of
 
 from remanence import Memory
 from remanence.errors import MemoryConflictError
 from remanence.memory import Storage, loading
-from remanence.memory.saving import folder_of
 from tests.support.longterms import everything, use_small_blocks, write, written
 
 WRITES = 7

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.saving import folder_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from remanence import Memory
 from remanence.errors import MemoryFileError
 from remanence.memory import LongTermRules, Storage
-from remanence.memory.saving import folder_of
 from tests.support.longterms import use_small_blocks, written
 
 RECALL = LongTermRules(retrieved=7, policy="recall_frequency", merge_after=128)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.tiers import TIERS, Tier
 from safetensors.torch import save_file
 
 from remanence import Memory
@@ -16,7 +17,6 @@ from remanence.errors import MemoryFileError
 from remanence.memory import LongTerm, LongTermRules, Storage
 from remanence.memory import saving as module
 from remanence.memory import tiers as tiers_module
-from remanence.memory.tiers import TIERS, Tier
 from tests.support.longterms import bits, everything, random, use_small_blocks, write, written
 from tests.support.tiny import decoder, ids, with_memory
 
