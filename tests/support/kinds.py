@@ -54,7 +54,7 @@ def longterm_of(memory: Memory) -> LongTerm:
 
 def blocks(target: Path) -> list[Path]:
     """The files beside a memory; of a learned one: of both layers, the full block first."""
-    return sorted(folder_of(target).iterdir())
+    return sorted(folder_of(target).glob("*"))
 
 
 def on_disk(target: Path) -> dict[str, bytes]:

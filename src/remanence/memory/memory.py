@@ -332,6 +332,8 @@ class Memory:
             raise ValueError(f"its slots end at {memory._next_serial}, its record at {header.next_serial}")
         memory.write_count, memory._writes = header.write_count, WriteTable(header.writes)
         memory._writes.check(header.write_count, header.next_serial)
+        if any(chunk.write not in memory._writes for chunk in memory.chunks or ()):
+            raise ValueError("it holds chunks of no write")
         memory._most_writes = header.most_writes or memory._most_writes
         memory._generator.set_state(state.tensors["generator"])
         return memory
