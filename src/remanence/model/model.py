@@ -317,7 +317,7 @@ class MemoryModel(MemoryDecoder):
         which the first line is the answer.
         """
         self._warn_untrained()
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        memories: Memories = memory if isinstance(memory, Memory) else [_listed(memory)]
         chat = self.config.writer == "text" and self.texts.chats
         prompt: Any = question
         if isinstance(question, str):
@@ -342,7 +342,7 @@ class MemoryModel(MemoryDecoder):
 
         Learned memories have to have a retriever; the score of a write is its share of the slots retrieved.
         """
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        memories: Memories = memory if isinstance(memory, Memory) else [_listed(memory)]
         content = question if isinstance(memory, Memory) else [question]
         rows, prompts = self._prompts(memories, content, False)
         if isinstance(self.writer, TextWriter):
@@ -425,13 +425,13 @@ class MemoryModel(MemoryDecoder):
     def _rows(self, memory: Memories) -> list[list[Memory]]:
         """The memories of each row, checked to be this model's."""
         self.require_attached()
-        given: list[Any] = [memory] if isinstance(memory, Memory) else list(memory)
-        if not given:
-            raise InvalidInputError("no memory was given")
-        rows = [[row] if isinstance(row, Memory) else list(row) for row in given]
+        given = [memory] if isinstance(memory, Memory) else _listed(memory)
+        rows = [[row] if isinstance(row, Memory) else _listed(row) for row in given]
         spec = self.spec
         for row in rows:
             require_own(spec, self.device, row)
+            if len({id(each) for each in row}) < len(row):
+                raise InvalidInputError("the same memory was given twice in one row; it is read once")
             if len(row) > 1 and self.config.writer == "learned":
                 raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
         return rows
@@ -444,6 +444,14 @@ class MemoryModel(MemoryDecoder):
                 "does harm. Train it (remanence train), or attach text slots: MemoryModel.attach(hf_model, tokenizer)",
                 stacklevel=3,
             )
+
+
+def _listed(memories: Any) -> list[Any]:
+    if not isinstance(memories, Sequence) or isinstance(memories, str):
+        raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memories).__name__}")
+    if not memories:
+        raise InvalidInputError("no memory was given")
+    return list(memories)
 
 
 def _is_text(content: Any) -> bool:
