@@ -49,9 +49,11 @@ class PrefixLayer(CacheLayerMixin):
         self._reserve(end)
         rows: Any = slice(None)
         places: Any = slice(start, end)
-        if self.places is not None and start == self._prefix:
+        if self.places is not None and (column := start - self._prefix) < self.places.shape[1]:
             rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
-            places = self.places.repeat_interleave(len(self.keys) // len(self.places), dim=0)
+            known = self.places[:, column : end - self._prefix]
+            behind = torch.arange(start + known.shape[1], end, device=known.device).expand(len(known), -1)
+            places = torch.cat([known, behind], dim=1).repeat_interleave(len(self.keys) // len(known), dim=0)
         self.keys[rows, places] = key_states.transpose(1, 2)
         self.values[rows, places] = value_states.transpose(1, 2)
         self._length = end
@@ -153,7 +155,7 @@ class PrefixCache(MemoryCache):
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         past = self.get_seq_length()
         keys = self._positions(rows, past + tokens, device)
-        queries, own = self._asking(keys, past, device)
+        queries, own = self._asking(keys, past, rows)
         hidden = self.positions is not None and (tokens > 1 or bool((keys < 0).any()))
         arguments: dict[str, Any] = {"position_ids": queries.clamp(min=0), "attention_mask": None}
         if hidden or own is not None or (self.backbone.sliding and (self.positions is not None or self._exempts)):
@@ -176,8 +178,8 @@ class PrefixCache(MemoryCache):
             known = torch.cat([known, following], dim=1)
         return known
 
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Positions `[B, T]` of the tokens of a call, and among which entries they lie if not behind all others."""
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Positions `[rows or 1, T]` of the tokens of a call, and in which entries they lie if not behind all others."""
         return keys[:, past:], None
 
     def _seen(self, keys: Tensor, queries: Tensor, own: Tensor, window: int | None) -> Tensor:  # -> [B, 1, T, S] bool
@@ -354,19 +356,26 @@ class TextPrefixCache(PrefixCache):
     ) -> None:
         super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
         self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
-        self._first = self._places = torch.empty(0, 0)
 
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
-        device, tokens = mask.device, mask.shape[1]
-        heads, lengths = self._heads.to(device), self._lengths.to(device)
-        column, padding = torch.arange(tokens, device=device)[None], tokens - mask.sum(1, keepdim=True)
-        in_head = column < padding + heads
-        self._first = (column - padding + torch.where(in_head, 0, lengths)).masked_fill(~mask, -1)
-        self._places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
-        entry = torch.arange(self.prefix + tokens, device=device)[None] - padding - (self.prefix - lengths)
+        self._prompt, tokens = mask, mask.shape[1]
+        _, places = self._text(0, tokens)
         for layer in self.layers:
-            layer.places = self._places
+            layer.places = places
+        lengths, padding = self._lengths.to(mask.device), tokens - mask.sum(1, keepdim=True)
+        entry = torch.arange(self.prefix + tokens, device=mask.device)[None] - padding - (self.prefix - lengths)
         self._keep(entry.clamp(min=-1), mask)
+
+    def _text(self, start: int, end: int) -> tuple[Tensor, Tensor]:  # [B, end - start] each
+        """Positions of some tokens of the text, padding counted along, and the entries in which they lie."""
+        assert self._prompt is not None
+        device = self._prompt.device
+        heads, lengths = self._heads.to(device), self._lengths.to(device)
+        column, padding = torch.arange(start, end, device=device)[None], (~self._prompt).sum(1, keepdim=True)
+        in_head = column < padding + heads
+        positions = column - padding + torch.where(in_head, 0, lengths)
+        places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
+        return positions.masked_fill(column < padding, -1), places
 
     @property
     def starts(self) -> list[int]:
@@ -376,12 +385,13 @@ class TextPrefixCache(PrefixCache):
         lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
         return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
 
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        if past > self.prefix:
-            return super()._asking(keys, past, device)
-        return tuple(  # type: ignore[return-value]
-            part.repeat_interleave(max(1, len(keys) // len(part)), dim=0) for part in (self._first, self._places)
-        )
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        start, end = past - self.prefix, keys.shape[1] - self.prefix
+        if self._prompt is None or start >= self._prompt.shape[1]:
+            return super()._asking(keys, past, rows)
+        copies = rows // len(self._prompt)
+        positions, places = (part.repeat_interleave(copies, dim=0) for part in self._text(start, end))
+        return positions, places
 
 
 def text_prefix(
