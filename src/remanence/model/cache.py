@@ -139,6 +139,9 @@ class PrefixCache(MemoryCache):
         self.attention_mask: Tensor | None = None
         self._prompt: Tensor | None = None  # [B, T] bool, which tokens of the first text are not padding
 
+    def serves(self, decoder: Any) -> bool:
+        return decoder is self.backbone.decoder
+
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
         """Take note of the first text, so that every later step knows its masks and positions."""
         front = torch.arange(self.prefix, device=mask.device).expand(len(mask), -1)

@@ -19,6 +19,7 @@ from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.formats import native
+from remanence.model.hooks import expecting
 from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
@@ -363,7 +364,8 @@ class MemoryModel(MemoryDecoder):
         stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
         """
         if memory is None:
-            return self.hf(input_ids=ids, labels=labels)
+            with expecting(None):
+                return self.hf(input_ids=ids, labels=labels)
         with torch.no_grad():
             made = self._reading(memory, ids if not isinstance(memory, Memory) else ids.reshape(-1), None, False)
         out = reading.forward(self, made, {})
