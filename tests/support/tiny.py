@@ -125,10 +125,17 @@ def decoder(
 
 
 def with_memory(hf: PreTrainedModel | None = None, *, slots: int = SLOTS, k: int = K, **settings: Any) -> MemoryModel:
+    """A learned writer, random as one that was trained."""
     model = MemoryModel.attach(decoder() if hf is None else hf, slots=slots, slots_per_write=k, **settings)
     torch.manual_seed(1)
+    assert model.new_memory_positional_emb is not None
     torch.nn.init.normal_(model.new_memory_positional_emb, std=0.3)
     return model
+
+
+def with_text(hf: PreTrainedModel | None = None, tokenizer: Any = None, **settings: Any) -> MemoryModel:
+    """A text writer, which reads whatever it was told unless `min_score` says otherwise."""
+    return MemoryModel.attach(decoder() if hf is None else hf, tokenizer, **{"min_score": None, **settings})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

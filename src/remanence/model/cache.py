@@ -49,11 +49,11 @@ class PrefixLayer(CacheLayerMixin):
         self._reserve(end)
         rows: Any = slice(None)
         places: Any = slice(start, end)
-        if self.places is not None and start == self._prefix:
+        if self.places is not None and (column := start - self._prefix) < self.places.shape[1]:
             rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
-            behind = torch.arange(start + self.places.shape[1], end, device=self.keys.device)  # drafts, in one call
-            places = torch.cat([self.places, behind.expand(len(self.places), -1)], dim=1)
-            places = places.repeat_interleave(len(self.keys) // len(self.places), dim=0)
+            known = self.places[:, column : end - self._prefix]
+            behind = torch.arange(start + known.shape[1], end, device=known.device).expand(len(known), -1)
+            places = torch.cat([known, behind], dim=1).repeat_interleave(len(self.keys) // len(known), dim=0)
         self.keys[rows, places] = key_states.transpose(1, 2)
         self.values[rows, places] = value_states.transpose(1, 2)
         self._length = end
@@ -139,6 +139,9 @@ class PrefixCache(MemoryCache):
         self.attention_mask: Tensor | None = None
         self._prompt: Tensor | None = None  # [B, T] bool, which tokens of the first text are not padding
 
+    def serves(self, decoder: Any) -> bool:
+        return decoder is self.backbone.decoder
+
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
         """Take note of the first text, so that every later step knows its masks and positions."""
         front = torch.arange(self.prefix, device=mask.device).expand(len(mask), -1)
@@ -155,7 +158,7 @@ class PrefixCache(MemoryCache):
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         past = self.get_seq_length()
         keys = self._positions(rows, past + tokens, device)
-        queries, own = self._asking(keys, past, device)
+        queries, own = self._asking(keys, past, rows)
         hidden = self.positions is not None and (tokens > 1 or bool((keys < 0).any()))
         arguments: dict[str, Any] = {"position_ids": queries.clamp(min=0), "attention_mask": None}
         if hidden or own is not None or (self.backbone.sliding and (self.positions is not None or self._exempts)):
@@ -178,8 +181,8 @@ class PrefixCache(MemoryCache):
             known = torch.cat([known, following], dim=1)
         return known
 
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Positions `[B, T]` of the tokens of a call, and among which entries they lie if not behind all others."""
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Positions `[rows or 1, T]` of a call's tokens, and in which entries they lie if not behind all others."""
         return keys[:, past:], None
 
     def _seen(self, keys: Tensor, queries: Tensor, own: Tensor, window: int | None) -> Tensor:  # -> [B, 1, T, S] bool

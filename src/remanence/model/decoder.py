@@ -22,7 +22,7 @@ from remanence.model.inputs import padding_id
 from remanence.model.lora import Role, TwinLora, new_twin_lora
 from remanence.model.prefix_store import PrefixStore
 from remanence.model.retriever import Retriever, new_retriever
-from remanence.model.validation import Fingerprint, require_own
+from remanence.model.validation import Fingerprint, listed, require_own
 
 Memories = Memory | Sequence[Memory | Sequence[Memory]]  # of a call: one, or one or several for each row
 LATENT = "standardised mean 1"  # what a text memory's latent vectors are; another way to make them, another name
@@ -135,15 +135,13 @@ class MemoryDecoder(nn.Module):
         """
         if not hooks.installed(self.backbone.decoder):
             raise InvalidInputError("this model was detached; attach a memory to the decoder again")
-        given: list[Any] = [memory] if isinstance(memory, Memory) else list(memory)
-        if not given:
-            raise InvalidInputError("no memory was given")
-        rows = [list(row) if isinstance(row, list | tuple) else [row] for row in given]
+        given = [memory] if isinstance(memory, Memory) else listed(memory)
+        rows = [[row] if isinstance(row, Memory) else listed(row) for row in given]
         spec = self.spec
         for row in rows:
             require_own(spec, self.device, row)
-            if len({id(one) for one in row}) != len(row) or not row:
-                raise InvalidInputError("a row reads no memory, or one of them twice")
+            if len({id(each) for each in row}) < len(row):
+                raise InvalidInputError("the same memory was given twice in one row; it is read once")
             if len(row) > 1 and self.config.writer == "learned":
                 raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
         return rows

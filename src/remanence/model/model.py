@@ -18,9 +18,11 @@ from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
+from remanence.model.hooks import expecting
 from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
+from remanence.model.validation import listed
 
 
 class MemoryModel(MemoryDecoder):
@@ -293,7 +295,7 @@ class MemoryModel(MemoryDecoder):
         which the first line is the answer.
         """
         self.warn_untrained()
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        memories: Memories = memory if isinstance(memory, Memory) else [listed(memory)]
         chat = self.config.writer == "text" and self.texts.chats
         prompt: Any = question
         if isinstance(question, str):
@@ -318,7 +320,7 @@ class MemoryModel(MemoryDecoder):
 
         Learned memories have to have a retriever; the score of a write is its share of the slots retrieved.
         """
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        memories: Memories = memory if isinstance(memory, Memory) else [listed(memory)]
         content = question if isinstance(memory, Memory) else [question]
         rows, prompts = self._prompts(memories, content, False)
         if isinstance(self.writer, TextWriter):
@@ -339,7 +341,8 @@ class MemoryModel(MemoryDecoder):
         stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
         """
         if memory is None:
-            return self.hf(input_ids=ids, labels=labels)
+            with expecting(None):
+                return self.hf(input_ids=ids, labels=labels)
         with torch.no_grad():
             made = self._reading(memory, ids if not isinstance(memory, Memory) else ids.reshape(-1), None, False)
         out = reading.forward(self, made, {})

@@ -20,6 +20,7 @@ from remanence.model.retriever import Retrieval
 from remanence.model.text import TextWriter, chunks_of, text_prefix
 
 Source = tuple[int, float]  # id of a write, and its score
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")
 
 
@@ -133,6 +134,10 @@ def learned_reading(
         raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
     room = 0 if kwargs is None else new_tokens(model, kwargs)
     kwargs = {} if kwargs is None else kwargs
+    if retrieve_every is not None and any(option(model, kwargs, name) is not None for name in _ASSISTED):
+        raise InvalidInputError(
+            "retrieve_every counts the tokens of the text, and those of an assistant may be taken back; leave out one"
+        )
     if any(memory.longterm is not None for memory in memories) and option(model, kwargs, "prefill_chunk_size"):
         raise InvalidInputError(
             "what a prompt retrieves depends on all of it, so it cannot be read in parts; leave out prefill_chunk_size"
@@ -262,7 +267,8 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
     cache = reading.cache
     if cache is None:
         padded = {} if bool(reading.mask.all()) else {"attention_mask": reading.mask.long()}
-        return model.hf(input_ids=reading.ids, **padded, **kwargs)
+        with expecting(None):
+            return model.hf(input_ids=reading.ids, **padded, **kwargs)
     with model.role("read"), expecting(cache):
         if cache.unset:
             cache.set_prompt(reading.mask)
@@ -279,7 +285,8 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
     if kwargs.get("stop_strings") is not None:
         kwargs.setdefault("tokenizer", model.tokenizer)
     if cache is None:
-        return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
+        with expecting(None):
+            return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
     if model.hf.generation_config.pad_token_id is None:
         kwargs.setdefault("pad_token_id", model.pad)
     processors = LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])])

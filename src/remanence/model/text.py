@@ -122,19 +122,26 @@ class TextPrefixCache(PrefixCache):
     ) -> None:
         super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
         self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
-        self._first = self._places = torch.empty(0, 0)
 
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
-        device, tokens = mask.device, mask.shape[1]
-        heads, lengths = self._heads.to(device), self._lengths.to(device)
-        column, padding = torch.arange(tokens, device=device)[None], tokens - mask.sum(1, keepdim=True)
-        in_head = column < padding + heads
-        self._first = (column - padding + torch.where(in_head, 0, lengths)).masked_fill(~mask, -1)
-        self._places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
-        entry = torch.arange(self.prefix + tokens, device=device)[None] - padding - (self.prefix - lengths)
+        self._prompt, tokens = mask, mask.shape[1]
+        _, places = self._text(0, tokens)
         for layer in self.layers:
-            layer.places = self._places
+            layer.places = places
+        lengths, padding = self._lengths.to(mask.device), tokens - mask.sum(1, keepdim=True)
+        entry = torch.arange(self.prefix + tokens, device=mask.device)[None] - padding - (self.prefix - lengths)
         self._keep(entry.clamp(min=-1), mask)
+
+    def _text(self, start: int, end: int) -> tuple[Tensor, Tensor]:  # [B, end - start] each
+        """Positions of some tokens of the text, padding counted along, and the entries in which they lie."""
+        assert self._prompt is not None
+        device = self._prompt.device
+        heads, lengths = self._heads.to(device), self._lengths.to(device)
+        column, padding = torch.arange(start, end, device=device)[None], (~self._prompt).sum(1, keepdim=True)
+        in_head = column < padding + heads
+        positions = column - padding + torch.where(in_head, 0, lengths)
+        places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
+        return positions.masked_fill(column < padding, -1), places
 
     @property
     def starts(self) -> list[int]:
@@ -144,14 +151,13 @@ class TextPrefixCache(PrefixCache):
         lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
         return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
 
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        if past > self.prefix:
-            return super()._asking(keys, past, device)
-        tokens, rows = self._first.shape[1], max(1, len(keys) // len(self._first))
-        behind = torch.arange(past + tokens, keys.shape[1], device=device)  # drafts, in one call with the prompt
-        queries = torch.cat([self._first, keys[::rows, past + tokens :].expand(len(self._first), -1)], dim=1)
-        own = torch.cat([self._places, behind.expand(len(self._first), -1)], dim=1)
-        return queries.repeat_interleave(rows, dim=0), own.repeat_interleave(rows, dim=0)
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        start, end = past - self.prefix, keys.shape[1] - self.prefix
+        if self._prompt is None or start >= self._prompt.shape[1]:
+            return super()._asking(keys, past, rows)
+        copies = rows // len(self._prompt)
+        positions, places = (part.repeat_interleave(copies, dim=0) for part in self._text(start, end))
+        return positions, places
 
 
 def text_prefix(
