@@ -195,10 +195,6 @@ def text_reading(
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
-    if any(chosen) and option(model, kwargs or {}, "prefill_chunk_size"):
-        raise InvalidInputError(
-            "memory stands within the prompt, which cannot be read in parts; leave out prefill_chunk_size"
-        )
     if not any(chosen):
         return Reading(stock, stock_mask, stock, sources=sources)
     ids, heads, slots = [], [], []

@@ -1,12 +1,15 @@
 """What a backbone says of a decoder is what the stock decoder does, for every family and rotation."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from remanence.model.attention import SHARED_HEADS, share_heads
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -143,6 +146,20 @@ def test_split_halves_says_where_rotation_in_place_gives_the_same_bits(family: s
         assert torch.equal(out, backbone.rotate(layer, keys[rows], cos, sin))
 
 
+@every_family
+@torch.no_grad()
+def test_a_backbone_that_is_pickled_or_copied_stands_on_its_own_decoder(family: str) -> None:
+    backbone, hidden = Backbone(decoder(family)), torch.randn(1, 5, 32)
+    rotary = backbone.rotary(POSITIONS[:1, :5], hidden)
+    right = backbone.rotate(0, backbone.project(0, hidden)[0], *rotary(0))
+    for again in (pickle.loads(pickle.dumps(backbone)), deepcopy(backbone)):
+        for parameter in backbone.hf.parameters():
+            parameter.zero_()
+        assert again.config is again.hf.config
+        assert torch.equal(again.rotate(0, again.project(0, hidden)[0], *rotary(0)), right)
+        backbone = again
+
+
 # Masks
 
 
@@ -178,6 +195,14 @@ def test_masks_of_reaches_every_layer_as_it_is(family: str, attention: str) -> N
     for last, same in ((-1, True), (2, False)):
         difference = (stock(hf, other, attention_mask=masks).logits - call.logits)[:, last].abs().amax()
         assert bool(difference == 0) == same
+
+
+def test_masks_of_serves_attention_that_shares_heads() -> None:
+    hf = decoder("gemma3_text", dtype=torch.float64)
+    right = stock(hf).logits
+    share_heads(hf)
+    assert hf.config._attn_implementation == SHARED_HEADS
+    assert_same(stock(hf, attention_mask=Backbone(hf).masks_of(causal)).logits, right)
 
 
 def test_windows_are_those_of_each_layer() -> None:

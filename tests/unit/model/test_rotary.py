@@ -128,6 +128,8 @@ def test_rotary_leaves_no_trace_in_the_decoder(family: str, kind: str, earlier: 
     rotary = Backbone(asked).rotary(torch.arange(MEMORY)[None], torch.empty(0, dtype=torch.float64), longest=200)
     for layer in range(tiny.LAYERS):
         rotary(layer)
+    for one, other in zip(asked.buffers(), untouched.buffers(), strict=True):
+        assert torch.equal(one, other)
     for tokens in (80, MEMORY, 70):
         for one, other in zip(keys_of(asked, tokens)[1], keys_of(untouched, tokens)[1], strict=True):
             assert torch.equal(one, other)

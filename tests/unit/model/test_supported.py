@@ -20,8 +20,13 @@ from transformers import (
 )
 
 from remanence import MemoryModel
+<<<<<<< ours
 from remanence.config import LoraSettings
 from remanence.errors import UnsupportedModelError
+=======
+from remanence.errors import InvalidInputError, UnsupportedModelError
+from remanence.model.adapters import LoraSettings
+>>>>>>> theirs
 from remanence.model.backbone import FAMILIES, Backbone
 from tests.support import tiny
 from tests.support.tiny import decoder, ids
@@ -160,6 +165,13 @@ def test_a_peft_model_gets_a_memory() -> None:
     slots = torch.cat(whole.hidden_states[: tiny.LAYERS])[:, :24]
     read = model.read(model.memory_from_slots(slots), prompt).logits
     torch.testing.assert_close(read[0], whole.logits[0, 24:], atol=1e-5, rtol=0.0)
+
+
+def test_a_peft_model_gets_no_second_adapters() -> None:
+    adapted = lora(decoder(), "k_proj")
+    with pytest.raises(InvalidInputError, match=r"merge_and_unload\(\)"):
+        MemoryModel.attach(adapted, slots=24, slots_per_write=6, lora=LoraSettings(r=2))
+    MemoryModel.attach(adapted.merge_and_unload(), slots=24, slots_per_write=6, lora=LoraSettings(r=2))
 
 
 def test_a_peft_model_with_tokens_of_its_own_is_refused() -> None:
