@@ -65,16 +65,10 @@ def test_slots_of_another_text_read_differently(family: str) -> None:
 
 
 # Gemma 2 caps its scores, which sdpa leaves out in the releases of transformers that let it have sdpa.
-<<<<<<< ours
-@pytest.mark.parametrize(
-    "family", [each for each in sorted(FAMILIES) if len(attentions(each)) > 1 and each != "gemma2"]
-)
-=======
 with_both = [family for family in sorted(FAMILIES) if len(attentions(family)) > 1 and family != "gemma2"]
 
 
 @pytest.mark.parametrize("family", with_both)
->>>>>>> theirs
 def test_attention_implementations_agree(family: str) -> None:
     read, generated = [], []
     for attention in attentions(family):

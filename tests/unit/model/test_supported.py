@@ -20,13 +20,8 @@ from transformers import (
 )
 
 from remanence import MemoryModel
-<<<<<<< ours
 from remanence.config import LoraSettings
-from remanence.errors import UnsupportedModelError
-=======
 from remanence.errors import InvalidInputError, UnsupportedModelError
-from remanence.model.adapters import LoraSettings
->>>>>>> theirs
 from remanence.model.backbone import FAMILIES, Backbone
 from tests.support import tiny
 from tests.support.tiny import decoder, ids
