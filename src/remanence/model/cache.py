@@ -182,7 +182,7 @@ class PrefixCache(MemoryCache):
         return known
 
     def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        """Positions `[rows or 1, T]` of the tokens of a call, and in which entries they lie if not behind all others."""
+        """Positions `[rows or 1, T]` of the tokens of a call; and their entries, if not those behind all others."""
         return keys[:, past:], None
 
     def _seen(self, keys: Tensor, queries: Tensor, own: Tensor, window: int | None) -> Tensor:  # -> [B, 1, T, S] bool
