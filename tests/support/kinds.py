@@ -1,69 +1,62 @@
-"""A small model of each kind, random as one that was trained, and all that makes a memory what it is."""
+"""Memories of every kind and tier, small, with blocks that are full and blocks that are not."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from remanence.config import LongTermConfig, StorageConfig, Tier
+from remanence.memory import LongTerm, Memory
+from remanence.memory.envelope import folder_of
+from remanence.memory.state import Frequencies
+from tests.support import longterms, texts
 
-from remanence import Memory, MemoryModel
-from remanence.config import LongTermConfig, LoraSettings
-from tests.support import tiny
-from tests.support.tiny import ids
-
-RETRIEVED = 8
-
-
-def with_longterm(hf: Any = None, **settings: Any) -> MemoryModel:
-    """A learned writer whose pool is not all there is; with adapters if `lora` says so."""
-    settings = {"longterm": LongTermConfig(retrieved=RETRIEVED), "retrieval_size": 16, **settings}
-    return randomised(tiny.with_memory(hf, **settings))
+WRITES = 7  # 384 slots: a full block and half of another in each layer
+TIERS: list[Tier] = ["device", "host", "disk"]
+DISK = StorageConfig("disk")
 
 
-def with_adapters(hf: Any = None, **settings: Any) -> MemoryModel:
-    """The same, with an adapter for writing and one for reading."""
-    return with_longterm(hf, **{"lora": LoraSettings(r=2, lora_alpha=4.0), **settings})
+def written(writes: int = WRITES, storage: StorageConfig | None = None, *, capacity: int = 150_000) -> Memory:
+    return longterms.written(writes, LongTermConfig(retrieved=7, capacity=capacity), storage)
 
 
-def randomised(model: MemoryModel) -> MemoryModel:
-    """Adapters and retriever as if they were trained: new adapters change nothing."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".lora_B." in name or name.startswith("retriever."):
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
-KINDS: dict[str, Callable[..., MemoryModel]] = {
-    "pool": tiny.with_memory,
-    "longterm": with_longterm,
-    "adapters": with_adapters,
-    "text": tiny.with_text,
-}
-
-
-def told(model: MemoryModel, seed: int = 0, writes: int = 3, **options: Any) -> Memory:
-    """A memory of some writes, longer and shorter than K slots are many."""
-    memory = model.new_memory(seed, **options)
-    for number in range(writes):
-        model.write(memory, ids((9, 12, 4)[number % 3], seed=100 * seed + number))
+def told(storage: StorageConfig | None = None, **settings: Any) -> Memory:
+    memory = texts.text_memory(storage, **settings)
+    for number in range(WRITES):
+        texts.tell(memory, number)
     return memory
 
 
-def everything(memory: Memory, *, times: bool = True) -> dict[str, Any]:
-    """All of a memory, to be compared: as bytes, because NaN equals nothing. `times`: also when it was written."""
-    state = memory.state()
-    header = state.header.to_json()
-    if not times:
-        header["writes"] = [{**record, "time": None} for record in header["writes"]]
-    held: dict[str, Any] = {"header": header, **{name: _bytes(tensor) for name, tensor in state.tensors.items()}}
-    for block, parts in state.blocks.items():
-        held |= {f"{block} {name}": _bytes(part) for name, part in parts.items()}
-    if memory.pool_or_none is not None:
-        held["order"] = memory.pool.order.tolist()
-    return held
+def go_on(memory: Memory, number: int) -> None:
+    """One more write."""
+    (texts.tell if memory.chunks is not None else longterms.write)(memory, number)
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+KINDS: dict[str, Callable[[], Memory]] = {
+    "pool": lambda: written().pool_only().fork(),
+    "never written": lambda: written(0),
+    "long-term, host": lambda: written(),
+    "long-term, disk": lambda: written(storage=DISK, capacity=300),
+    "long-term, int8": lambda: written(storage=StorageConfig("disk", int8=True)),
+    "published": lambda: longterms.written(WRITES, LongTermConfig(70), frequencies=Frequencies(128, 3.0)),
+    "text": lambda: told(),
+    "text, at random": lambda: told(capacity=40, random=True, seed=3),
+    "text, host": lambda: told(StorageConfig("host"), capacity=40),
+    "text, int8": lambda: told(StorageConfig("disk", int8=True)),
+    "text, not kept": lambda: told(DISK, keep_text=False),
+    "text, never told": lambda: texts.text_memory(),
+}
+
+
+def longterm_of(memory: Memory) -> LongTerm:
+    assert memory.longterm is not None
+    return memory.longterm
+
+
+def blocks(target: Path) -> list[Path]:
+    """The files beside a memory; of a learned one: of both layers, the full block first."""
+    return sorted(folder_of(target).glob("*"))
+
+
+def on_disk(target: Path) -> dict[str, bytes]:
+    """All files in the folder of a memory, and below it."""
+    return {str(file): file.read_bytes() for file in target.parent.rglob("*") if file.is_file()}

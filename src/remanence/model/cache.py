@@ -182,7 +182,7 @@ class PrefixCache(MemoryCache):
         return known
 
     def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        """Positions `[rows or 1, T]` of the tokens of a call; and their entries, if not those behind all others."""
+        """Positions `[rows or 1, T]` of a call's tokens, and in which entries they lie if not behind all others."""
         return keys[:, past:], None
 
     def _seen(self, keys: Tensor, queries: Tensor, own: Tensor, window: int | None) -> Tensor:  # -> [B, 1, T, S] bool
@@ -243,7 +243,7 @@ class PrefixCache(MemoryCache):
         return [(layer.keys, layer.values) for layer in self.layers]
 
 
-def _new_layers(
+def new_layers(
     backbone: Backbone, rows: int, prefix: int, room: int, spare: Sequence[Buffers] = ()
 ) -> tuple[list[PrefixLayer], bool]:
     """A layer's buffers each, those to spare where they are large enough; and whether these are used."""
@@ -287,7 +287,7 @@ def pool_prefix(
     positions = torch.arange(prefix, device=device)[None]
     if min(lengths) < prefix:
         positions = positions - (prefix - torch.tensor(lengths, device=device)[:, None])
-    layers, reused = _new_layers(backbone, rows, prefix, tokens + room, spare[0])
+    layers, reused = new_layers(backbone, rows, prefix, tokens + room, spare[0])
     exempt = torch.ones(1, prefix, dtype=torch.bool, device=device)
     made = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
     cache = PrefixCache(
@@ -344,91 +344,6 @@ def pool_prefix(
     else:
         fill(longest)
     cache.fill, cache.fill_retrieved = fill, fill_retrieved
-    return cache
-
-
-class TextPrefixCache(PrefixCache):
-    """A cache whose memory stands behind the head of the text.
-
-    Args:
-        heads: tokens of each row's head; lengths: slots that each row reads.
-    """
-
-    def __init__(
-        self, backbone: Backbone, layers: list[PrefixLayer], prefix: int, heads: list[int], lengths: list[int]
-    ) -> None:
-        super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
-        self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
-
-    def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
-        self._prompt, tokens = mask, mask.shape[1]
-        _, places = self._text(0, tokens)
-        for layer in self.layers:
-            layer.places = places
-        lengths, padding = self._lengths.to(mask.device), tokens - mask.sum(1, keepdim=True)
-        entry = torch.arange(self.prefix + tokens, device=mask.device)[None] - padding - (self.prefix - lengths)
-        self._keep(entry.clamp(min=-1), mask)
-
-    def _text(self, start: int, end: int) -> tuple[Tensor, Tensor]:  # [B, end - start] each
-        """Positions of some tokens of the text, padding counted along, and the entries in which they lie."""
-        assert self._prompt is not None
-        device = self._prompt.device
-        heads, lengths = self._heads.to(device), self._lengths.to(device)
-        column, padding = torch.arange(start, end, device=device)[None], (~self._prompt).sum(1, keepdim=True)
-        in_head = column < padding + heads
-        positions = column - padding + torch.where(in_head, 0, lengths)
-        places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
-        return positions.masked_fill(column < padding, -1), places
-
-    @property
-    def starts(self) -> list[int]:
-        """The first entry of each row's memory."""
-        assert self._prompt is not None
-        padding = (~self._prompt).sum(1).tolist()
-        lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
-        return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
-
-    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
-        start, end = past - self.prefix, keys.shape[1] - self.prefix
-        if self._prompt is None or start >= self._prompt.shape[1]:
-            return super()._asking(keys, past, rows)
-        copies = rows // len(self._prompt)
-        positions, places = (part.repeat_interleave(copies, dim=0) for part in self._text(start, end))
-        return positions, places
-
-
-def text_prefix(
-    backbone: Backbone, rows: Sequence[Sequence[Tensor]], heads: Sequence[int], mask: Tensor, *, room: int = 0
-) -> TextPrefixCache:
-    """The prefix of a read of text slots: per row its chunks `[2, L, n, H, D]`, one behind the other.
-
-    Args:
-        heads: tokens of each row's head, which is part of its prompt.
-        mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
-    """
-    lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
-    prefix, tokens = max(lengths), mask.shape[1]
-    layers, _ = _new_layers(backbone, len(rows), prefix, tokens + room)
-    cache = TextPrefixCache(backbone, layers, prefix, list(heads), lengths)
-    cache.set_prompt(mask)
-
-    def fill(longest: int) -> None:
-        first = torch.tensor(heads, device=mask.device)[:, None]
-        rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
-        starts = cache.starts
-        for layer, held in enumerate(layers):
-            cos, sin = rotary(layer)
-            held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite
-            for row, chunks in enumerate(rows):
-                if not chunks:
-                    continue
-                slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
-                own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
-                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
-                held.values[row, at] = slots[1]
-
-    cache.fill = fill
-    fill(prefix + tokens - 1)
     return cache
 
 

@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 from remanence import Memory, MemoryModel
 from remanence.errors import InvalidInputError
 from tests.support import tiny
-from tests.support.kinds import KINDS, told, with_longterm
+from tests.support.models import KINDS, told, with_longterm
 from tests.support.tiny import ids, with_memory, with_text
 
 TEXT = tiny.SLOTS  # tokens of the texts that become memories

@@ -8,7 +8,7 @@ from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.model.learned import encode
 from tests.support import tiny
-from tests.support.kinds import everything, told, with_longterm
+from tests.support.models import everything, told, with_longterm
 from tests.support.replay import encode as encoded
 from tests.support.replay import update
 from tests.support.tiny import SLOTS, K, ids, with_memory

@@ -10,7 +10,7 @@ from remanence import Memory, MemoryConfig, MemoryModel
 from remanence.config import LongTermConfig, StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryMismatchError
 from tests.support import tiny
-from tests.support.kinds import everything, told, with_longterm
+from tests.support.models import everything, told, with_longterm
 from tests.support.tiny import SLOTS, K, decoder, ids, tokenizer, with_memory, with_text
 
 VOCABULARY = 300

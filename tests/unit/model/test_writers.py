@@ -15,7 +15,7 @@ from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import Pool, Receipt
 from remanence.model import text
 from tests.support import tiny
-from tests.support.kinds import KINDS, everything, told
+from tests.support.models import KINDS, everything, told
 from tests.support.tiny import ids
 
 CHUNK = 16
