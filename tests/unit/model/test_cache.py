@@ -11,10 +11,11 @@ from remanence import MemoryModel
 from remanence.errors import UnsupportedModelError
 from remanence.memory import Pool
 from remanence.model.backbone import Backbone
-from remanence.model.cache import PrefixLayer, pool_prefix, text_prefix
+from remanence.model.cache import PrefixLayer, pool_prefix
 from remanence.model.hooks import expecting
+from remanence.model.text import text_prefix
 from tests.support import tiny
-from tests.support.kinds import KINDS, told
+from tests.support.models import KINDS, told
 from tests.support.tiny import ids, with_memory
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}
