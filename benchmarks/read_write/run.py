@@ -49,7 +49,7 @@ def first_token(on: Setting, repeats: int) -> Figures:
     |---|---|
     | `unread` | is made, in the buffers of another: the memory was not read lately |
     | `other` | was kept: prompts go to two memories by turns |
-    | `after_write` | was made by the write just before, whose time does not count |
+    | `after_write` | is made, in its own buffers: there was a write just before, whose time does not count |
     | `again` | was kept: the memory was read last, and not written since |
 
     `alone` is the same decoder on the same prompt without memory, which no way to read one can undercut.
@@ -72,9 +72,9 @@ def first_token(on: Setting, repeats: int) -> Figures:
             return ask(memory)
 
         def unread(model: MemoryModel = model, other: Callable[[], float] = other) -> float:
-            limit, model.spare.limit = model.spare.limit, 0
+            limit, model.prefixes.limit = model.prefixes.limit, 0
             taken = other()
-            model.spare.limit = limit
+            model.prefixes.limit = limit
             return taken
 
         def after_write(
@@ -132,8 +132,8 @@ def pool_update(on: Setting, repeats: int) -> Figures:
         memory = Memory(MemorySpec(*sizes, dtype, shared_eviction=False, model=""))
 
         def update() -> None:
-            with memory.committing(new):
-                pass
+            with memory.changing() as undo:
+                memory.put(new, undo)
 
         return update
 
