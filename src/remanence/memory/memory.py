@@ -98,9 +98,13 @@ class Memory:
 
     @property
     def writes(self) -> list[WriteRecord]:
-        """The writes of which something may be left, oldest first. Records of others are dropped in time."""
+        """The writes of which something may be left, oldest first. Records of others are dropped in time.
+
+        A record has as much of the text as is left, where the memory keeps it.
+        """
         with self.lock:
-            return list(self._writes)
+            texts = {} if self.chunks is None else self.chunks.texts()
+            return [replace(record, text=texts.get(record.id, record.text)) for record in self._writes]
 
     @property
     def nbytes(self) -> dict[str, int]:
