@@ -29,7 +29,6 @@ class MemoryModel(MemoryDecoder):
     """A decoder that writes and reads memories.
 
     Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
-    Its attributes are those of `MemoryDecoder`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
