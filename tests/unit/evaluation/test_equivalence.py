@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from remanence.evaluation import equivalence
-from remanence.model.families import Backbone
+from remanence.model.backbone import Backbone
 from tests.support import tiny
 
 
@@ -48,7 +48,7 @@ def test_a_wrong_rotation_is_found(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = Backbone.rotary
-    monkeypatch.setattr(Backbone, "rotary", lambda self, positions, like: right(self, positions + 1, like))
+    monkeypatch.setattr(Backbone, "rotary", lambda self, positions, *rest: right(self, positions + 1, *rest))
     assert run(monkeypatch, str(saved)) == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith(" over 64 tokens: different")
 
