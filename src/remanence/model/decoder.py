@@ -174,6 +174,10 @@ class MemoryDecoder(nn.Module):
         positional = self.new_memory_positional_emb
         return positional is None or bool(positional.any())
 
+    def extra_repr(self) -> str:
+        """What is said of it in front of its modules."""
+        return f"{self.name}, {self.config.writer} writer" + ("" if self.trained else ", never trained")
+
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: dict[str, Any] | None = None,
