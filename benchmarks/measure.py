@@ -75,9 +75,7 @@ class Setting:
 
     def filled(self, model: MemoryModel, seed: int = 0) -> tuple[Memory, Tensor]:  # and its hidden slots [L, N, d]
         slots = self.random(self.layers, model.slots, self.size, seed=seed)
-        memory = model.new_memory(seed)
-        model.update(memory, slots)
-        return memory, slots
+        return model.memory_from_slots(slots, seed), slots
 
 
 SETTINGS = {

@@ -27,10 +27,15 @@ import torch
 from torch import Tensor
 
 from remanence import Memory
+from remanence.config import LongTermConfig
 from remanence.kernels.optimize import optimize_for_cpu
-from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Storage
-from remanence.memory.longterm import Evicted
+from remanence.memory import Storage
+from remanence.memory.longterm import Evicted, LongTerm, LongTermLayer
+from remanence.memory.scoring import best
+from remanence.memory.storage import Layout
+from remanence.memory.undo import undoing
 from remanence.model import reference
+from remanence.model.learned import LearnedWriter
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -70,7 +75,6 @@ def filled(layout: Layout, slots: int) -> LongTermLayer:
         made = torch.randn(len(rows), 2, layout.heads, layout.head_dim, generator=random).to(layout.dtype)
         keys = torch.randn(len(rows), layout.key_size, generator=random).to(layout.dtype)
         layer.append(made, keys, rows, rows)
-    layer.drop(slots)
     return layer
 
 
@@ -78,6 +82,10 @@ def keys_of(layer: LongTermLayer) -> Tensor:  # [M, P], where the plain path has
     size = layer.layout.block_rows
     parts = [block.rows["keys"].first(min(size, layer.count - number * size)) for number, block in layer.blocks.items()]
     return torch.cat(parts).cpu()
+
+
+def chosen(layer: LongTermLayer, queries: Tensor, count: int) -> Tensor:  # [T, P] -> [count], oldest first
+    return layer.by_age(best(layer.scores(queries), count) + layer.start)
 
 
 def fits(needed: float) -> bool:
@@ -98,12 +106,12 @@ def scoring(on: Setting, size: Size, repeats: int) -> Figures:
         keys, ages = keys_of(layer), slots - torch.arange(slots)
 
         def fast(layer: LongTermLayer = layer, queries: Tensor = queries) -> None:
-            layer.chosen(queries, count, repeat=False)
+            chosen(layer, queries, count)
 
         def plain(queries: Tensor = queries, keys: Tensor = keys, ages: Tensor = ages) -> None:
             reference.retrieve(queries, keys, ages, count)
 
-        mine, theirs = layer.chosen(queries, count, repeat=False), reference.retrieve(queries, keys, ages, count)
+        mine, theirs = chosen(layer, queries, count), reference.retrieve(queries, keys, ages, count)
         moved = {"remanence": count * layout.slot_bytes, "reference": slots * key_bytes + count * hidden_bytes}
         rows.append(
             {
@@ -127,12 +135,12 @@ def append(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
     evicted = Evicted(on.random(*shape), on.random(*shape), on.random(1, MADE, KEY), counts.flip(1), counts)
 
     def fast(slots: int, storage: Storage) -> Callable[[], None]:
-        rules = LongTermRules(retrieved=size(RETRIEVED), capacity=slots)
+        rules = LongTermConfig(retrieved=size(RETRIEVED), capacity=slots)
         longterm = LongTerm(rules, [filled(layout_of(on, storage), slots)], clock=slots)
 
         def add() -> None:
-            with longterm.appending(evicted, MADE):
-                pass
+            with undoing() as undo:
+                longterm.append(evicted, MADE, undo)
 
         return add
 
@@ -193,17 +201,18 @@ def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     "remanence" prompts two memories in turns, and keeps one prefix only, so that it finds none of the prompt before;
     "again" finds one.
     """
-    rules = LongTermRules(retrieved=count, capacity=slots)
-    model, stock = on.model(longterm=rules, retrieval_size=KEY).optimize_for_cpu(), on.decoder()
+    rules = LongTermConfig(retrieved=count, capacity=slots, key_size=KEY)
+    model, stock = on.model(longterm=rules).optimize_for_cpu(), on.decoder()
     optimize_for_cpu(stock)
-    model.spare.limit = 0
+    model.prefixes.limit = 0
     retriever, bos = model.retriever, model.bos_embedding
-    assert retriever is not None
+    assert retriever is not None and isinstance(model.writer, LearnedWriter)
     pool, hidden = (on.random(on.layers, n, on.size, seed=seed) for seed, n in enumerate((on.slots, slots)))
     held = fill(
         model.new_memory(), model.backbone.project, keys := reference.retrieval_keys(stock, retriever, hidden), hidden
     )
-    memories = [model.memory_from_slots(pool, longterm=longterm) for longterm in (held, held.fork(), held.fork())]
+    with torch.no_grad():
+        memories = [model.writer.memory_of(pool, 0, longterm) for longterm in (held, held.fork(), held.fork())]
     ages = (slots - torch.arange(slots)).repeat(on.layers, 1)
     plainly = reference.LongTerm(hidden.cpu(), keys.cpu(), ages)
     ids, turn = on.prompt(), itertools.cycle(memories[:2])
@@ -247,7 +256,6 @@ def fill(
     with torch.no_grad():
         for index, layer in enumerate(longterm.layers):
             layer.append(torch.stack(project(index, hidden[index]), dim=1), keys[index], rows, rows)
-            layer.drop(len(rows))
     longterm.clock = len(rows)
     return longterm
 

@@ -72,9 +72,9 @@ def first_token(on: Setting, repeats: int) -> Figures:
             return ask(memory)
 
         def unread(model: MemoryModel = model, other: Callable[[], float] = other) -> float:
-            limit, model.spare.limit = model.spare.limit, 0
+            limit, model.prefixes.limit = model.prefixes.limit, 0
             taken = other()
-            model.spare.limit = limit
+            model.prefixes.limit = limit
             return taken
 
         def after_write(
@@ -132,8 +132,10 @@ def pool_update(on: Setting, repeats: int) -> Figures:
         memory = Memory(MemorySpec(*sizes, dtype, shared_eviction=False, model=""))
 
         def update() -> None:
-            with memory.committing(new):
-                pass
+            with memory.changing() as undo:
+                first = memory.next_serial
+                memory.put(new, undo)
+                memory.record(undo, new.tokens, first)
 
         return update
 
