@@ -249,13 +249,12 @@ class Texts:
     def _rendered(self, messages: Sequence[Message], date: str, prompt: bool = True) -> str:
         if not self.chats:
             raise InvalidInputError("this model's tokenizer has no chat template, so it takes text, not messages")
-        today = Date.fromisoformat(date)
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                chat_template=_dated(self.tokenizer.get_chat_template(), date),
                 tokenize=False,
                 add_generation_prompt=prompt,
-                strftime_now=today.strftime,
             )
         except InvalidInputError:
             raise
@@ -300,11 +299,21 @@ class Texts:
                     "that it is meant with allow_special=True"
                 )
             about = json.loads(backend.to_str())
-            about["added_tokens"] = [token for token in about["added_tokens"] if not token["content"].strip()]
-            about["truncation"] = about["padding"] = about["post_processor"] = None
-            self._plain = Tokenizer.from_str(json.dumps(about))
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+            kept = [token for token in about["added_tokens"] if not token["content"].strip()]  # white space is text
+            about |= {"added_tokens": kept, "truncation": None, "padding": None, "post_processor": None}
+            plain = Tokenizer.from_str(json.dumps(about))  # which numbers added tokens anew
+            self._plain = plain, {plain.token_to_id(token["content"]): token["id"] for token in kept}
+        plain, numbers = self._plain
+        return [numbers.get(token, token) for token in plain.encode(text, add_special_tokens=False).ids]
+
+
+def _dated(template: str, date: str) -> str:
+    """A template for which it is another day: a `strftime_now` of its own goes before that of transformers."""
+    formats = {form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    if not formats:
+        return template
+    known = json.dumps({form: Date.fromisoformat(date).strftime(form) for form in sorted(formats)})
+    return "{%- macro strftime_now(form) -%}{{ (" + known + ")[form] }}{%- endmacro -%}" + template
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -13,7 +13,9 @@ import torch
 from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
 from remanence.errors import CorruptMemoryError, MemoryFileError
-from remanence.model.model import Answer
+from remanence.kernels import onednn
+from remanence.kernels.onednn import OneDnnLinear
+from remanence.model.read import Answer
 from tests.support.cli import a_memory, done, refused, run
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -183,6 +185,21 @@ def test_forget_takes_a_write_out(text_checkpoint: str) -> None:
     assert (made["forgotten"], made["exact"], made["writes"]) == (1, True, 0)
 
 
+@pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(
+    ("words", "optimized"),
+    [("ask notes.mem Who?", [True]), ("show notes.mem", []), ("show notes.mem --model {checkpoint}", [False])],
+)
+def test_commands_that_compute_use_the_kernels_for_a_cpu(
+    words: str, optimized: list[bool], checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_memory()
+    loaded, load = [], MemoryModel.from_pretrained
+    monkeypatch.setattr(MemoryModel, "from_pretrained", lambda *given: loaded.append(load(*given)) or loaded[-1])
+    done(*words.format(checkpoint=checkpoint).split())
+    assert [type(model.hf.lm_head) is OneDnnLinear for model in loaded] == optimized
+
+
 def test_show_tells_sizes_of_a_pool_and_its_writes() -> None:
     path = a_memory()
     details = json.loads(done("show", str(path), "--json"))
@@ -267,8 +284,8 @@ def refused_after_a_note(*words: str) -> str:
 
 def test_a_writer_that_was_never_trained_is_said_once_beside_the_answer(tmp_path: Path) -> None:
     model = MemoryModel.attach(decoder(vocab_size=300), tokenizer(), slots=24, slots_per_write=6)
-    assert "never trained" in repr(model)
-    assert "never trained" not in repr(with_memory(decoder(vocab_size=300)))
+    assert "not trained" in repr(model)
+    assert "not trained" not in repr(with_memory(decoder(vocab_size=300)))
     model.save_pretrained(tmp_path / "new")
     a_memory("--model", "new")
     result = run("ask", "notes.mem", "Who?", "--model", "new")
@@ -518,6 +535,7 @@ def test_a_bundled_checkpoint_can_be_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
     text = done("demo", "--unrelated", "6")
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [

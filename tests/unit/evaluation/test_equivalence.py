@@ -24,7 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    tiny.decoder("mistral", vocab_size=300).save_pretrained(tmp_path)
+    tiny.decoder("mistral", vocab_size=300, sliding_window=128).save_pretrained(tmp_path)
     return tmp_path
 
 

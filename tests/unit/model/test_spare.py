@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.model.prefix import PrefixCache
+from remanence.model.spare import Buffers, Spare
 
 from remanence import Memory, MemoryModel
 from remanence.memory import LongTermRules, Pool
 from remanence.model import generation, prefix
-from remanence.model.prefix import PrefixCache
-from remanence.model.spare import Buffers, Spare
 from tests.support import tiny
 from tests.support.tiny import ids
 

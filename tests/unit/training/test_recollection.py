@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.agreement import Agreement
+from remanence.model.adapters import LoraSettings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
-from remanence.memory.agreement import Agreement
-from remanence.model.adapters import LoraSettings
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
@@ -342,6 +342,7 @@ def trainer(output: Path, steps: int) -> MemoryTrainer:
     )
 
 
+@pytest.mark.slow
 def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", 8)
     whole.train()
