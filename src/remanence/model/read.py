@@ -263,7 +263,7 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
     cache = reading.cache
     if cache is None:
         padded = {} if bool(reading.mask.all()) else {"attention_mask": reading.mask.long()}
-        with expecting(None):
+        with model.stock():
             return model.hf(input_ids=reading.ids, **padded, **kwargs)
     with model.role("read"), expecting(cache):
         if cache.unset:
@@ -281,7 +281,7 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
     if kwargs.get("stop_strings") is not None:
         kwargs.setdefault("tokenizer", model.tokenizer)
     if cache is None:
-        with expecting(None):
+        with model.stock():
             return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
     if model.hf.generation_config.pad_token_id is None:
         kwargs.setdefault("pad_token_id", model.pad)
