@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
@@ -270,8 +270,9 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
             cache.set_prompt(reading.mask)
         out = model.hf(input_ids=reading.ids, past_key_values=cache, use_cache=True, **kwargs)
     require_finite(out.logits[:, -1])
-    if reading.ids.shape[1] > (width := reading.given.shape[1]):
-        out.logits = out.logits[:, -width:]
+    columns, width = reading.ids.shape[1], reading.given.shape[1]
+    if (made := out.logits.shape[1]) > width or made == columns:  # a head was put in front, or padding was left out
+        out.logits = nn.functional.pad(out.logits, (0, 0, width - made, 0))
     return out
 
 
