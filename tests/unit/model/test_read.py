@@ -91,7 +91,10 @@ def test_read_takes_rows_that_the_caller_padded(kind: str) -> None:
     encoded = {"input_ids": filled, "attention_mask": mask}
     assert torch.equal(model.read(memories, encoded).logits[mask.bool()], expected[mask.bool()])
     one = model.read(memories[0], filled[0], attention_mask=mask[0]).logits
-    torch.testing.assert_close(one[0], expected[0, -3:], **CLOSE)
+    assert one.shape == (1, 8, tiny.VOCABULARY)
+    torch.testing.assert_close(one[0, -3:], expected[0, -3:], **CLOSE)
+    last = model.read(memories[0], filled[0], attention_mask=mask[0], logits_to_keep=2).logits
+    torch.testing.assert_close(last[0], expected[0, -2:], **CLOSE)
 
 
 OWN: dict[str, Any] = {
