@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.config import LoraSettings
 from torch import distributed, multiprocessing
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 
 from remanence import MemoryModel
+from remanence.config import LoraSettings
 from remanence.errors import InvalidInputError
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.sharding import local
