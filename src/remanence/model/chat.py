@@ -305,6 +305,12 @@ class Texts:
         return [numbers.get(token, token) for token in plain.encode(text, add_special_tokens=False).ids]
 
 
+def questions(text: str) -> list[str]:
+    """The sentences of a text that ask; the whole text where none does."""
+    found = [part.strip() for part in _parts(text) if part.rstrip().rstrip("\"')").endswith(("?", "\uff1f", "\u061f"))]
+    return found or [text]
+
+
 def _dated(template: str, date: str) -> str:
     """A template for which it is another day: a `strftime_now` of its own goes before that of transformers."""
     formats = {form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}

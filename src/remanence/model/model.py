@@ -25,10 +25,7 @@ from remanence.model.validation import listed
 
 
 class MemoryModel(MemoryDecoder):
-    """A decoder that writes and reads memories.
-
-    Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
-    """
+    """A decoder that writes and reads memories, which are values of their own: `new_memory` makes them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
