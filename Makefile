@@ -6,12 +6,14 @@ TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Two processes, of which one that is done takes over tests of the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench grass quality retention editing integrity report results clean
+.PHONY: help install demo test test-all lint bench grass quality retention editing integrity report results clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -28,8 +30,11 @@ install: $(STAMP)  ## make .venv with the tested versions
 demo: $(STAMP)  ## write a text file into a memory, forget the text, ask about it
 	$(BIN)/remanence demo
 
-test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests but for the slow ones, some minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run all tests
+	$(PYTEST)
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -4,7 +4,16 @@ torch fills what `torch.empty` and its like return with NaN, or the largest inte
 shows in whatever is computed from it.
 """
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import torch
+
+# What models keep between runs goes away with this one.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True, warn_only=True)  # fills only then; on a CPU little else follows from it

@@ -15,7 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from remanence.optim import GrassAdamW, grass_param_groups
 
 RANK, GAP, STEPS, ROWS = 4, 3, 7, 8
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 def model_of() -> nn.Sequential:

@@ -92,6 +92,7 @@ def worker(rank: int, world: int, port: int, folder: Path, shape: str) -> None:
     leave()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["sharded", "parallel"])
 def test_two_processes_resume_to_the_same_bits(shape: str, tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (2, free_port(), tmp_path, shape), nprocs=2)

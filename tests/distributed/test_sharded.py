@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.model.adapters import LoraSettings
 from torch import distributed, multiprocessing
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
@@ -25,7 +26,10 @@ from tests.support.training import arguments, tiny_model
 
 WORLD, STEPS, CUT = 2, 6, 3
 WAYS = ("lora", "full", "grass")
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 def new_model(way: str) -> MemoryModel:

@@ -17,7 +17,10 @@ from tests.distributed.test_optim import free_port, leave
 from tests.support.training import arguments, tiny_model
 
 WORLD, STEPS = 2, 6
-pytestmark = pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed"),
+]
 
 
 def build(built: list[tuple[int, int]]) -> Any:

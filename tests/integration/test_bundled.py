@@ -33,6 +33,7 @@ def test_what_was_just_written_is_recalled(name: str) -> None:
     assert right(model, memories, episodes) >= PEOPLE - 1
 
 
+@pytest.mark.slow
 def test_long_term_memory_recalls_what_the_pool_has_lost() -> None:
     model = MemoryModel.from_pretrained(bundled("tiny_longterm"))
     episodes = [Episode(2, index) for index in range(PEOPLE)]

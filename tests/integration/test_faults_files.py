@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
+from remanence.config import LongTermConfig
 from remanence.errors import MemoryConflictError, RemanenceError
-from remanence.memory import LongTermRules, Storage
+from remanence.memory import Storage
 from tests.support.longterms import use_small_blocks
-from tests.support.reading import BROKEN, written
+from tests.support.reading import written
 from tests.support.tiny import ids, with_memory
 
-LONGTERM: dict[str, Any] = {"longterm": LongTermRules(retrieved=1000), "retrieval_size": 8}  # all of it is read
+LONGTERM: dict[str, Any] = {"longterm": LongTermConfig(retrieved=1000), "retrieval_size": 8}  # all of it is read
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +65,6 @@ def a_fork_of_one_that_was_never_saved(model: MemoryModel, folder: Path) -> Memo
 @pytest.mark.parametrize(
     "make", [another_new_one, one_saved_elsewhere, one_loaded_from_elsewhere, a_fork_of_one_that_was_never_saved]
 )
-@BROKEN
 def test_save_onto_a_file_that_this_memory_never_saw_is_a_conflict(
     make: Callable[..., Memory], settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -82,7 +82,6 @@ def test_save_onto_a_file_that_this_memory_never_saw_is_a_conflict(
         first.save(target)
 
 
-@BROKEN
 def test_save_onto_a_file_that_is_no_memory_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "notes.txt"
     target.write_text("Alice Brown was born in Oslo.")
@@ -102,7 +101,6 @@ def written_over(file: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, LONGTERM], ids=["a pool", "long-term memory"])
-@BROKEN
 def test_a_loaded_memory_stays_when_its_file_is_written_over(settings: dict[str, Any], tmp_path: Path) -> None:
     model = with_memory(**settings)
     for seed in (1, 2):
@@ -112,7 +110,7 @@ def test_a_loaded_memory_stays_when_its_file_is_written_over(settings: dict[str,
     assert torch.equal(state(model, held), before)
 
 
-@pytest.mark.parametrize("tier", ["device", "host", pytest.param("disk", marks=BROKEN)])
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
 def test_a_loaded_memory_stays_when_files_of_its_long_term_slots_are_written_over(tier: Any, tmp_path: Path) -> None:
     model = with_memory(**LONGTERM)
     memory = full(model, 1)
@@ -130,10 +128,10 @@ def test_a_loaded_memory_stays_when_files_of_its_long_term_slots_are_written_ove
 @pytest.mark.parametrize(
     ("cut", "tier"),
     [
-        pytest.param("its file", "host", marks=BROKEN),
-        pytest.param("its file", "disk", marks=BROKEN),
+        ("its file", "host"),
+        ("its file", "disk"),
         ("its long-term slots", "host"),
-        pytest.param("its long-term slots", "disk", marks=BROKEN),
+        ("its long-term slots", "disk"),
     ],
 )
 def test_a_process_outlives_a_cut_of_the_file_that_it_loaded(cut: str, tier: Any, tmp_path: Path) -> None:
@@ -180,9 +178,9 @@ def in_a_linked_folder(folder: Path) -> tuple[Path, Path]:
 
 
 LINKS = [
-    pytest.param(linked_file, marks=BROKEN),
-    pytest.param(linked_by_a_relative_path, marks=BROKEN),
-    pytest.param(linked_twice, marks=BROKEN),
+    linked_file,
+    linked_by_a_relative_path,
+    linked_twice,
     in_a_linked_folder,
 ]
 

@@ -14,16 +14,15 @@ from torchao.quantization.granularity import PerGroup
 from transformers import AutoModel
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig, LoraSettings
 from remanence.errors import UnsupportedModelError
-from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
-from tests.support.reading import BROKEN, CLOSE, or_refused, written
+from tests.support.reading import CLOSE, or_refused, written
 from tests.support.tiny import LAYERS, SLOTS, K, decoder, ids, with_memory
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "a pool": {},
     "adapters and a retriever": {
-        "longterm": LongTermRules(retrieved=4),
+        "longterm": LongTermConfig(retrieved=4),
         "retrieval_size": 8,
         "lora": LoraSettings(r=2, lora_alpha=4.0),
     },
@@ -47,7 +46,6 @@ def spoil(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-@BROKEN
 def test_a_copy_computes_with_its_own_weights(settings: dict[str, Any]) -> None:
     model = with_memory(**settings)
     twin, before = copy.deepcopy(model), used(model)
@@ -56,7 +54,6 @@ def test_a_copy_computes_with_its_own_weights(settings: dict[str, Any]) -> None:
     assert not torch.allclose(used(model), before, **CLOSE)
 
 
-@BROKEN
 def test_a_copy_of_a_model_that_runs_its_layers_again_computes_with_its_own_weights() -> None:
     model = with_memory()
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -78,7 +75,6 @@ def test_a_copy_of_the_decoder_alone_computes_with_its_own_weights() -> None:
 # Pickles.
 
 
-@BROKEN
 def test_a_model_is_pickled_or_says_what_to_do() -> None:
     model = with_memory()
     with or_refused("save_pretrained"):
@@ -86,7 +82,6 @@ def test_a_model_is_pickled_or_says_what_to_do() -> None:
         assert torch.equal(used(again), used(model))
 
 
-@BROKEN
 def test_a_decoder_with_memory_is_pickled_or_says_what_to_do(tmp_path: Path) -> None:
     hf = decoder()
     with_memory(hf)
@@ -96,7 +91,6 @@ def test_a_decoder_with_memory_is_pickled_or_says_what_to_do(tmp_path: Path) -> 
         torch.testing.assert_close(again(ids(9)[None]).logits, hf(ids(9)[None]).logits, **CLOSE)
 
 
-@BROKEN
 @torch.no_grad()
 def test_detach_gives_the_stock_decoder_back() -> None:
     hf = decoder()
@@ -114,7 +108,6 @@ def test_detach_gives_the_stock_decoder_back() -> None:
 
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}], ids=["", "reentrant"])
 @pytest.mark.parametrize("order", ["before attach", "after attach"])
-@BROKEN
 def test_transformers_own_checkpointing_works_or_says_which_call_to_make(order: str, how: dict[str, Any]) -> None:
     expected = used(with_memory())
     hf = decoder()
@@ -133,7 +126,6 @@ def test_transformers_own_checkpointing_works_or_says_which_call_to_make(order: 
 # Decoders that are not as expected.
 
 
-@BROKEN
 def test_attach_takes_a_decoder_with_peft_adapters() -> None:
     hf = get_peft_model(decoder(), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], r=2))
     for name, parameter in hf.named_parameters():
@@ -146,14 +138,12 @@ def test_attach_takes_a_decoder_with_peft_adapters() -> None:
     used(model)
 
 
-@BROKEN
 def test_attach_refuses_a_decoder_without_a_head(tmp_path: Path) -> None:
     decoder().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match="AutoModelForCausalLM"):
         with_memory(AutoModel.from_pretrained(tmp_path))
 
 
-@BROKEN
 def test_attach_works_or_refuses_where_a_layer_lies_on_disk(tmp_path: Path) -> None:
     decoder().save_pretrained(tmp_path)
     parts = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
@@ -172,7 +162,6 @@ ROUNDED = {
 
 @pytest.mark.parametrize("order", ["before attach", "after attach"])
 @pytest.mark.parametrize("config", ROUNDED.values(), ids=ROUNDED)
-@BROKEN
 @torch.no_grad()
 def test_a_decoder_with_quantized_weights_writes_and_reads(config: Any, order: str) -> None:
     stock, hf = decoder(), decoder()
@@ -189,7 +178,6 @@ def test_a_decoder_with_quantized_weights_writes_and_reads(config: Any, order: s
     assert model.generate(memory, ids(4), max_new_tokens=2).shape == (1, 6)
 
 
-@BROKEN
 @pytest.mark.filterwarnings("ignore")
 def test_quantize_dynamic_finds_as_many_layers_as_in_the_stock_decoder() -> None:
     def quantized(hf: nn.Module) -> int:

@@ -12,14 +12,13 @@ from transformers.cache_utils import DynamicCache
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import Context
 from tests.support.cli import done, refused
-from tests.support.reading import BROKEN, CLOSE, or_refused, require_generate_to_read, steps, written
+from tests.support.reading import CLOSE, or_refused, require_generate_to_read, steps, written
 from tests.support.tiny import SIZES, SLOTS, decoder, ids, tokenizer, with_memory
 
 POSITIONS = 64
 TEXT = "Alice Brown was born"
 
 
-@BROKEN
 def test_read_honours_or_refuses_a_mask() -> None:
     model = with_memory()
     memories, rows = [written(model, seed) for seed in range(2)], [ids(3), ids(8, seed=1)]
@@ -32,7 +31,6 @@ def test_read_honours_or_refuses_a_mask() -> None:
 
 
 @pytest.mark.parametrize("act", ["read", "generate"])
-@BROKEN
 def test_positions_are_honoured_or_refused(act: str) -> None:
     model = with_memory()
     memory, prompt, places = written(model), ids(3), torch.tensor([[100, 110, 120]])
@@ -53,7 +51,6 @@ OWN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", OWN)
-@BROKEN
 def test_read_refuses_what_it_sets_itself(name: str) -> None:
     model = with_memory()
     with pytest.raises(InvalidInputError, match=name):
@@ -81,13 +78,11 @@ def stock_logits(text: str) -> Tensor:  # [T, V]
     return logits[0]
 
 
-@BROKEN
 def test_read_of_an_unwritten_memory_is_the_stock_call_on_what_the_tokenizer_makes() -> None:
     model = with_memory(decoder(vocab_size=300), tokenizer=with_bos())
     torch.testing.assert_close(model.read(model.new_memory(), TEXT).logits[0], stock_logits(TEXT), **CLOSE)
 
 
-@BROKEN
 def test_read_of_several_texts_has_what_the_tokenizer_puts_in_front_of_each() -> None:
     model = with_memory(decoder(vocab_size=300), tokenizer=with_bos())
     texts = [TEXT, "Oslo"]
@@ -95,7 +90,6 @@ def test_read_of_several_texts_has_what_the_tokenizer_puts_in_front_of_each() ->
     torch.testing.assert_close(read, torch.stack([stock_logits(text)[-1] for text in texts]), **CLOSE)
 
 
-@BROKEN
 def test_generate_from_an_unwritten_memory_gives_the_stock_answer() -> None:
     model = with_memory(decoder(vocab_size=300), tokenizer=with_bos())
     given = torch.tensor([with_bos()(TEXT)["input_ids"]])
@@ -104,7 +98,6 @@ def test_generate_from_an_unwritten_memory_gives_the_stock_answer() -> None:
     assert answer == with_bos().decode(stock, skip_special_tokens=True)
 
 
-@BROKEN
 def test_a_context_begins_with_what_the_tokenizer_puts_in_front_and_has_it_once() -> None:
     context = Context(with_memory(decoder(vocab_size=300), tokenizer=with_bos()))
     context.append("Alice Brown works as a baker.")
@@ -127,7 +120,6 @@ def test_a_prompt_that_fits_alone_is_read(kind: str, act: str) -> None:
 
 @pytest.mark.parametrize("act", ["read", "generate"])
 @pytest.mark.parametrize("kind", ["written", "never written", "two rows"])
-@BROKEN
 def test_a_prompt_longer_than_the_positions_is_refused(kind: str, act: str) -> None:
     model = with_memory(decoder(max_position_embeddings=POSITIONS))
     memory, prompt = model.new_memory(), ids(70)
@@ -139,7 +131,6 @@ def test_a_prompt_longer_than_the_positions_is_refused(kind: str, act: str) -> N
         getattr(model, act)(*both, **options)
 
 
-@BROKEN
 def test_write_makes_no_chunk_longer_than_the_positions() -> None:
     model = with_memory(decoder(max_position_embeddings=POSITIONS))
     memory = model.new_memory()
@@ -148,7 +139,6 @@ def test_write_makes_no_chunk_longer_than_the_positions() -> None:
         assert max(record.tokens for record in memory.writes) <= POSITIONS
 
 
-@BROKEN
 def test_ask_refuses_a_question_longer_than_the_positions(tmp_path: Path) -> None:
     memory, model = str(tmp_path / "m"), ("--model", "tiny")
     done("write", memory, "-", *model, stdin="Alice Brown was born in Oslo. She works as a surveyor and lives in Rome.")

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
+from remanence.config import LongTermConfig
 from remanence.errors import RemanenceError
-from remanence.memory import LongTermRules, Storage
+from remanence.memory import Storage
 from tests.support.longterms import use_small_blocks
-from tests.support.reading import BROKEN, written
+from tests.support.reading import written
 from tests.support.tiny import ids, with_memory
 
 KINDS: dict[str, dict[str, Any]] = {
     "a pool": {},
-    "long-term memory": {"longterm": LongTermRules(retrieved=1000), "retrieval_size": 8},  # all of it is read
+    "long-term memory": {"longterm": LongTermConfig(retrieved=1000), "retrieval_size": 8},  # all of it is read
 }
 HANGS = 60  # seconds after which threads are taken to wait for each other
 
@@ -50,7 +51,6 @@ def together(*acts: Callable[[], Any]) -> list[Exception]:
 
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
-@BROKEN
 def test_threads_that_write_one_memory_leave_what_the_same_writes_leave_one_by_one(settings: dict[str, Any]) -> None:
     model = with_memory(**settings)
     memory, order = model.new_memory(), dict[int, Tensor]()
@@ -58,7 +58,7 @@ def test_threads_that_write_one_memory_leave_what_the_same_writes_leave_one_by_o
     def work(who: int) -> None:
         for number in range(5):
             text = ids(20, seed=10 * who + number)
-            order[model.write(memory, text).writes[0].id] = text
+            order[model.write(memory, text).id] = text
 
     raised = together(*(lambda who=who: work(who) for who in range(4)))
     assert all(isinstance(error, RemanenceError) for error in raised)
@@ -112,7 +112,6 @@ def file_of(model: MemoryModel, memory: Memory, path: Path) -> Memory:
 
 
 @pytest.mark.parametrize("look", [logits_of, fork_of, file_of])
-@BROKEN
 def test_nobody_sees_a_write_that_is_undone(look: Callable[..., Any], tmp_path: Path) -> None:
     model = with_memory()
     memory = written(model)
@@ -162,7 +161,7 @@ def made(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Memory
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tier", ["device", "host", pytest.param("disk", marks=BROKEN)])
+@pytest.mark.parametrize("tier", ["device", "host", "disk"])
 def test_forked_processes_write_into_memories_of_their_own(
     tier: Any, made: Callable[..., Memory], tmp_path: Path
 ) -> None:

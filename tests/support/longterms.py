@@ -1,15 +1,22 @@
 """Small long-term memories, what is in them, and blocks small enough to cross."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from remanence.memory import Layout, LongTerm, LongTermLayer, LongTermRules, Memory, MemorySpec, NewSlots, Storage
-from remanence.memory import tiers as tiers_module
+from remanence.config import LongTermConfig, StorageConfig
+from remanence.memory import LongTerm, Memory, MemorySpec, NewSlots
+from remanence.memory import storage as storage_module
 from remanence.memory.longterm import Evicted
+from remanence.memory.published import RecallFrequency
+from remanence.memory.snapshot import layout_of
+from remanence.memory.state import Frequencies
+from remanence.memory.storage import Layout
+from remanence.memory.undo import undoing
 
 ROWS = 256  # of a block
 SPEC = MemorySpec(
@@ -24,28 +31,34 @@ SPEC = MemorySpec(
     model="some weights",
     retrieval_size=3,
 )
-RULES = LongTermRules(retrieved=7)
+RULES = LongTermConfig(retrieved=7)
 
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of as few rows as there may be, that grow on the way there."""
-    monkeypatch.setattr(tiers_module, "_BLOCK_BYTES", 1)
-    monkeypatch.setattr(tiers_module, "_FEWEST_ROWS", 16)
+    monkeypatch.setattr(storage_module, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(storage_module, "_FEWEST_ROWS", 16)
 
 
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layout(storage: Storage | None = None, dtype: torch.dtype = torch.float32) -> Layout:
-    cpu = torch.device("cpu")
-    return Layout(SPEC.kv_heads, SPEC.head_dim, dtype, SPEC.retrieval_size, cpu, storage or Storage())
+def layout(storage: StorageConfig | None = None, dtype: torch.dtype = torch.float32) -> Layout:
+    spec = MemorySpec(**{**SPEC.to_json(), "dtype": str(dtype).removeprefix("torch.")})
+    return layout_of(spec, torch.device("cpu"), storage or StorageConfig())
 
 
 def longterm(
-    rules: LongTermRules = RULES, storage: Storage | None = None, dtype: torch.dtype = torch.float32
+    rules: LongTermConfig = RULES,
+    storage: StorageConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    frequencies: Frequencies | None = None,
 ) -> LongTerm:
-    return LongTerm(rules, [LongTermLayer(layout(storage, dtype)) for _ in range(SPEC.layers)])
+    made = LongTerm.empty(rules, layout(storage, dtype), SPEC.layers)
+    if frequencies is not None:
+        made.policy = RecallFrequency(frequencies, [torch.empty(0)] * SPEC.layers)
+    return made
 
 
 def append(
@@ -60,7 +73,8 @@ def append(
         ages = torch.randint(0, 5, (SPEC.layers, count), generator=torch.Generator().manual_seed(seed))
     serial = torch.arange(there, there + count).repeat(SPEC.layers, 1)
     gone = Evicted(keys, values, retrieval, ages, serial)
-    with held.appending(gone, step):
+    with undoing() as undo:
+        held.append(gone, step, undo)
         if fails:
             raise KeyboardInterrupt
     return gone
@@ -75,9 +89,16 @@ def bits(tensor: Tensor) -> bytes:
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def frequencies(held: LongTerm) -> list[list[float]] | None:
+    policy = held.policy
+    return [layer.tolist() for layer in policy.frequency] if isinstance(policy, RecallFrequency) else None
+
+
 def everything(held: LongTerm) -> dict[str, Any]:
     """All that makes a long-term memory what it is, to be compared; what it retrieves is part of that."""
-    found: dict[str, Any] = {"clock": held.clock, "waited": held.waited, "buffered": held.buffered()}
+    found: dict[str, Any] = {"clock": held.clock, "sizes": held.sizes(), "frequencies": frequencies(held)}
+    if isinstance(held.policy, RecallFrequency):
+        found |= {"waited": held.policy.waited, "merged": held.policy.merged}
     for index, layer in enumerate(held.layers):
         there = layer.candidates()
         keys, values = layer.take(there)
@@ -88,22 +109,33 @@ def everything(held: LongTerm) -> dict[str, Any]:
             "values": bits(values),
             "serial": layer.known("serial", there).tolist(),
             "ages": held.ages(index).tolist(),
-            "frequency": None if layer.frequency is None else layer.frequency.tolist(),
             "retrieved": [read.positions.tolist(), bits(read.keys), bits(read.values)],
         }
     return found
 
 
-def write(memory: Memory, number: int) -> None:
-    hidden = random(SPEC.layers, SPEC.slots_per_write, SPEC.hidden_size, seed=number)
+def new_slots(number: int, count: int = SPEC.slots_per_write) -> NewSlots:
+    hidden = random(SPEC.layers, count, SPEC.hidden_size, seed=number)
     keys, values = hidden.unflatten(2, (2, SPEC.kv_heads, SPEC.head_dim)).unbind(2)
-    with memory.committing(NewSlots(hidden, keys, values, tokens=5, retrieval=hidden[..., : SPEC.retrieval_size])):
-        pass
+    return NewSlots(hidden, keys, values, tokens=5, retrieval=hidden[..., : SPEC.retrieval_size])
 
 
-def written(writes: int, rules: LongTermRules = RULES, storage: Storage | None = None) -> Memory:
+def write(memory: Memory, number: int, chunks: int = 1) -> None:
+    with memory.changing() as undo:
+        first = memory.next_serial
+        for place in range(chunks):
+            memory.put(new_slots(number + 1000 * place), undo)
+        memory.record(undo, 5 * chunks, first, time=datetime(2024, 1, 1, tzinfo=UTC))
+
+
+def written(
+    writes: int,
+    rules: LongTermConfig = RULES,
+    storage: StorageConfig | None = None,
+    frequencies: Frequencies | None = None,
+) -> Memory:
     """Each write but the first drops 64 slots per layer into long-term memory."""
-    memory = Memory(SPEC, longterm=longterm(rules, storage))
+    memory = Memory(SPEC, longterm=longterm(rules, storage, frequencies=frequencies))
     for number in range(writes):
         write(memory, number)
     return memory

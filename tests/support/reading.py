@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from remanence.errors import RemanenceError
 from tests.support.tiny import ids
 
 CLOSE = {"atol": 1e-4, "rtol": 0.0}
-BROKEN = pytest.mark.xfail(strict=True, reason="known to be wrong; take this mark away with the fault")
 
 
 def written(model: MemoryModel, seed: int = 0, **settings: Any) -> Memory:

@@ -1,20 +1,21 @@
 """The chunks of a text memory, and what they are found by: their words and a latent vector each."""
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from remanence.config import StorageConfig
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.latents import LatentTable
 from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
-
-_FEWEST_ROWS = 64
-_AT_ONCE = 2**22  # numbers of latent vectors that are compared at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,12 @@ class Chunk:
     slots: KeptSlots | None
 
     @property
+    def kept(self) -> KeptSlots:
+        """Its slots, in tiers that keep them."""
+        assert self.slots is not None
+        return self.slots
+
+    @property
     def words(self) -> Sequence[Hashable]:
         """What the lexical score compares: words, else token ids."""
         if self.text is not None:
@@ -63,7 +70,7 @@ class Query:
 
 
 class Chunks:
-    """All chunks of a text memory, oldest first.
+    """All chunks of a text memory, oldest first. Adding, evicting and forgetting one costs nothing of the others.
 
     Attributes:
         head: token ids in front of every chunk when it is encoded, and of every prompt; None until the first write.
@@ -71,7 +78,9 @@ class Chunks:
         storage: where slots lie.
         capacity: most slots; None: no limit.
         random: evict chunks drawn by seed and write id, not the oldest.
-        keep_text: keep text, words and token ids.
+        keep_text: keep text, words and token ids. Without them the tier is one that keeps slots.
+        tokens: of all chunks.
+        next_key: of the next chunk.
         dropped: id of the last write at which chunks were evicted; -1: none ever was.
     """
 
@@ -86,10 +95,15 @@ class Chunks:
         seed: int = 0,
         keep_text: bool = True,
     ) -> None:
+        if storage.tier == "text" and not keep_text:
+            raise InvalidInputError("the text tier keeps token ids only, so keep_text=False needs another tier")
         self.storage, self.head, self.date, self.capacity = storage, head, date, capacity
-        self.random, self.seed, self.keep_text = random, seed, keep_text
-        self.next_key, self.dropped = 0, -1
+        self.random, self.keep_text = random, keep_text
+        self.tokens, self.next_key, self.dropped = 0, 0, -1
+        self._seed = seed
         self._items: dict[int, Chunk] = {}
+        self._by_write: dict[int, dict[int, Chunk]] = {}
+        self._draws: list[tuple[bytes, int]] = []  # ascending, with keys; only where they decide who leaves
         self._postings = Postings()
         self._latents = LatentTable()
 
@@ -99,67 +113,105 @@ class Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._items.values())
 
-    @property
-    def tokens(self) -> int:
-        return sum(chunk.tokens for chunk in self)
-
     def of(self, write: int) -> list[Chunk]:
         """The chunks of one write that are left."""
-        return [chunk for chunk in self if chunk.write == write]
+        return list(self._by_write.get(write, {}).values())
 
     def add(self, chunk: Chunk, undo: Undo) -> None:
-        """Add the newest chunk."""
-        undo.set(self, next_key=chunk.key + 1)
+        """Add the newest chunk.
+
+        Raises:
+            CorruptMemoryError: its latent vector is not finite.
+        """
+        if not bool(torch.isfinite(chunk.latent).all()):
+            raise CorruptMemoryError("the latent vector of a chunk is not finite; check the model in float32")
+        if not self.keep_text:
+            chunk = replace(chunk, ids=None, text=None)
+        undo.set(self, next_key=chunk.key + 1, tokens=self.tokens + chunk.tokens)
         undo.add(lambda: self._drop(chunk))
         self._insert(chunk)
+
+    def texts(self) -> dict[int, str]:
+        """What is left of each write's text."""
+        parts: dict[int, list[str]] = {}
+        for chunk in self:
+            if chunk.text is not None:
+                parts.setdefault(chunk.write, []).append(chunk.text)
+        return {write: "".join(texts) for write, texts in parts.items()}
 
     def load(self, chunks: Iterable[Chunk]) -> None:
         """Take in chunks that were saved."""
         for chunk in chunks:
             self._insert(chunk)
+            self.tokens += chunk.tokens
 
     def remove(self, chunk: Chunk, undo: Undo) -> None:
+        undo.set(self, tokens=self.tokens - chunk.tokens)
         undo.add(lambda: self._insert(chunk))
         self._drop(chunk)
 
     def _insert(self, chunk: Chunk) -> None:
-        if chunk.key in self._items:
-            return
-        last = next(reversed(self._items), -1)
+        """Each step by itself, since an interrupt may have cut `_drop` short at any of them."""
         self._latents.add(chunk.key, chunk.latent)
-        self._postings.add(chunk.key, chunk.words)
-        self._items[chunk.key] = chunk
-        if chunk.key < last:
-            self._items = dict(sorted(self._items.items()))
+        if chunk.key not in self._postings:
+            self._postings.add(chunk.key, chunk.words)
+        if self._drawn:
+            draw = self._draw(chunk)
+            at = bisect_left(self._draws, draw)
+            if self._draws[at : at + 1] != [draw]:
+                self._draws.insert(at, draw)
+        self._by_write[chunk.write] = _with(self._by_write.get(chunk.write, {}), chunk)
+        if chunk.key not in self._items:
+            self._items = _with(self._items, chunk)
 
     def _drop(self, chunk: Chunk) -> None:
-        if self._items.pop(chunk.key, None) is not None:
+        """Each step by itself, since an interrupt may have cut `_insert` short at any of them."""
+        self._items.pop(chunk.key, None)
+        others = self._by_write.get(chunk.write, {})
+        others.pop(chunk.key, None)
+        if not others:
+            self._by_write.pop(chunk.write, None)
+        if self._drawn:
+            draw = self._draw(chunk)
+            at = bisect_left(self._draws, draw)
+            if self._draws[at : at + 1] == [draw]:
+                del self._draws[at]
+        if chunk.key in self._postings:
             self._postings.remove(chunk.key)
-            self._latents.remove(chunk.key)
+        self._latents.remove(chunk.key)
 
     def evict(self, write: int, undo: Undo) -> list[Chunk]:
         """Drop whole chunks, oldest first or by draw, until the others fit; `write`: the id of the newest write."""
         gone: list[Chunk] = []
-        if self.capacity is None or (excess := self.tokens - self.capacity) <= 0:
-            return gone
-        order = sorted(self, key=self._draw) if self.random else list(self)
-        for chunk in order:
-            if excess <= 0:
-                break
+        while self.capacity is not None and self.tokens > self.capacity:
+            chunk = self._items[self._draws[0][1] if self._drawn else next(iter(self._items))]
             self.remove(chunk, undo)
             gone.append(chunk)
-            excess -= chunk.tokens
-        undo.set(self, dropped=write)
+        if gone:
+            undo.set(self, dropped=write)
         return gone
 
-    def _draw(self, chunk: Chunk) -> bytes:
+    @property
+    def _drawn(self) -> bool:
+        return self.random and self.capacity is not None
+
+    def _draw(self, chunk: Chunk) -> tuple[bytes, int]:
         """Depends on the seed, the write and the place in it only, whatever else the memory holds."""
-        return hashlib.blake2b(f"{self.seed} {chunk.write} {chunk.place}".encode(), digest_size=8).digest()
+        drawn = hashlib.blake2b(f"{self._seed} {chunk.write} {chunk.place}".encode(), digest_size=8)
+        return drawn.digest(), chunk.key
+
+    @property
+    def seed(self) -> int:
+        """Decides, with the ids of writes, who leaves."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._seed = seed
+        self._draws = sorted(self._draw(chunk) for chunk in self) if self._drawn else []
 
     def scores(self, query: Query) -> dict[Chunk, float]:
         """The score of every chunk against a prompt, in [0, 1], oldest first."""
-        if not self._items:
-            return {}
         latent = self._latents.cosines(query.latent)
         lexical = self._postings.scores(query.words) if self.keep_text else None
         return {
@@ -169,76 +221,42 @@ class Chunks:
 
     def fork(self) -> "Chunks":
         """An independent copy; chunks are shared."""
-        copy = Chunks(
-            self.storage,
-            head=self.head,
-            date=self.date,
-            capacity=self.capacity,
-            random=self.random,
-            seed=self.seed,
-            keep_text=self.keep_text,
-        )
-        copy.next_key, copy.dropped, copy._items = self.next_key, self.dropped, dict(self._items)
-        copy._postings, copy._latents = self._postings.copy(), self._latents.copy()
-        return copy
+        fork = copy(self)
+        fork._items = dict(self._items)
+        fork._by_write = {write: dict(chunks) for write, chunks in self._by_write.items()}
+        fork._draws = list(self._draws)
+        fork._postings, fork._latents = self._postings.copy(), self._latents.copy()
+        return fork
 
-    def moved(self, storage: StorageConfig, device: torch.device) -> "Chunks":
-        """The same chunks in another tier that keeps slots; they must have slots, or go to the text tier."""
-        copy = self.fork()
-        copy.storage = storage
-        for key, chunk in self._items.items():
-            kept = None
-            if storage.tier != "text":
-                assert chunk.slots is not None
-                kept = KeptSlots(chunk.slots.load(device), storage)
-            copy._items[key] = replace(chunk, slots=kept)
-        return copy
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where slots of the device tier lie: one device, or none."""
+        first = next(iter(self), None)
+        return set() if self.storage.tier != "device" or first is None else {first.kept.slots.device}
+
+    def to(self, device: torch.device) -> "Chunks":
+        """The same with its slots on another device, if they lie on one; else itself."""
+        if self.devices <= {device}:
+            return self
+        moved = self.fork()
+        for chunk in self:
+            other = replace(chunk, slots=chunk.kept.moved(device))
+            moved._items[chunk.key] = moved._by_write[chunk.write][chunk.key] = other
+        return moved
 
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes by tier; ids, text and latent vectors count as "text"."""
         held = {"text": sum(chunk.nbytes for chunk in self)}
         if self.storage.tier != "text":
-            held[self.storage.tier] = sum(chunk.slots.nbytes for chunk in self if chunk.slots is not None)
+            held[self.storage.tier] = sum(chunk.kept.nbytes for chunk in self)
         return held
 
 
-class LatentTable:
-    """Latent vectors by key, in one tensor; adding and removing one costs nothing of the others."""
-
-    def __init__(self) -> None:
-        self._rows: Tensor | None = None  # [capacity, S]
-        self._place: dict[int, int] = {}
-        self._key: list[int] = []
-
-    def add(self, key: int, latent: Tensor) -> None:
-        count = len(self._key)
-        if self._rows is None:
-            self._rows = latent.new_zeros(_FEWEST_ROWS, len(latent))
-        if count == len(self._rows):
-            self._rows = torch.cat([self._rows, torch.zeros_like(self._rows)])
-        self._rows[count] = latent
-        self._place[key] = count
-        self._key.append(key)
-
-    def remove(self, key: int) -> None:
-        """The last vector takes the place of the one that goes."""
-        assert self._rows is not None
-        place, last = self._place.pop(key), self._key.pop()
-        if last != key:
-            self._rows[place] = self._rows[len(self._key)]
-            self._key[place], self._place[last] = last, place
-
-    def cosines(self, query: Tensor) -> dict[int, float]:  # [S], unit length -> by key
-        """Each row's product by itself, so that a score does not depend on the rows beside it."""
-        assert self._rows is not None
-        rows = self._rows[: len(self._key)]
-        size = max(1, _AT_ONCE // rows.shape[1])
-        products = torch.cat([(block.float() * query).sum(dim=1) for block in rows.split(size)])
-        return dict(zip(self._key, products.tolist(), strict=True))
-
-    def copy(self) -> "LatentTable":
-        copy = LatentTable()
-        copy._rows = None if self._rows is None else self._rows.clone()
-        copy._place, copy._key = dict(self._place), list(self._key)
-        return copy
+def _with(chunks: dict[int, Chunk], chunk: Chunk) -> dict[int, Chunk]:
+    """`chunks`, which it goes into at its place; in place if it is the newest."""
+    newest = next(reversed(chunks), -1)
+    if chunk.key > newest:
+        chunks[chunk.key] = chunk
+        return chunks
+    return dict(sorted({**chunks, chunk.key: chunk}.items()))

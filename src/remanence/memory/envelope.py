@@ -5,12 +5,13 @@ That entry holds the header and the digests of all tensors and blocks, and a dig
 
 import hashlib
 import json
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from remanence.errors import MemoryFileError
 from remanence.memory.state import LongTermHeader, MemoryHeader
@@ -19,6 +20,10 @@ FORMAT = "remanence-memory-2"
 _OLD_FORMAT = "remanence-memory-1"
 _ENTRY = "remanence"
 _SIZES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+# What reading and putting together raise when they meet something else than was saved.
+DAMAGE = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def canonical(content: Any) -> str:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def digest_of(parts: Iterable[bytes | memoryview]) -> str:
+def digest_of(parts: Iterable[bytes | bytearray | memoryview]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
@@ -91,45 +96,62 @@ def read_envelope(path: Path) -> Envelope:
         FileNotFoundError: there is no such file.
         MemoryFileError: it is truncated, damaged or not a memory.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no memory file at {path}")
+    with opened(path) as file:
+        return envelope_in(file)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BufferedReader]:
+    """A memory's file; whatever shows that it is none raises `MemoryFileError`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
     try:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no memory file at {path}")
         with open(path, "rb") as file:
-            metadata, pieces = read_layout(file)
-        if metadata.get("format") == _OLD_FORMAT:
-            return _old(metadata["memory"], pieces)
-        if _ENTRY not in metadata:
-            raise MemoryFileError(f"{path} is a safetensors file, but not a memory saved by Memory.save")
-        content = json.loads(metadata[_ENTRY], parse_constant=_refuse)
-        digest = content.pop("digest")
-        if digest_of([canonical(content).encode()]) != digest:
-            raise ValueError("its header was changed since it was saved")
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT!r}")
-        blocks = {name: BlockEntry(**block) for name, block in content["blocks"].items()}
-        return Envelope(MemoryHeader.from_json(canonical(content["header"])), pieces, content["tensors"], blocks)
-    except MemoryFileError:
+            yield file
+    except (FileNotFoundError, MemoryFileError):
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from error
 
 
+def envelope_in(file: BufferedReader) -> Envelope:
+    """As `read_envelope`; raises one of `DAMAGE` where that raises `MemoryFileError`."""
+    metadata, pieces = read_layout(file)
+    if metadata.get("format") == _OLD_FORMAT:
+        return _old(metadata["memory"], pieces)
+    if _ENTRY not in metadata:
+        raise ValueError("it is a safetensors file, but not one that Memory.save made")
+    content = json.loads(metadata[_ENTRY], parse_constant=_refuse)
+    digest = content.pop("digest")
+    if digest_of([canonical(content).encode()]) != digest:
+        raise ValueError("its header was changed since it was saved")
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT!r}")
+    blocks = {name: BlockEntry(**block) for name, block in content["blocks"].items()}
+    return Envelope(MemoryHeader.from_json(canonical(content["header"])), pieces, content["tensors"], blocks)
+
+
 def damaged(path: Path, error: Exception) -> MemoryFileError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    reason = str(error).split("\n")[0] or type(error).__name__
+    if isinstance(error, KeyError):
+        reason = f"it lacks {error}"
+    elif isinstance(error, OSError):
+        reason = error.strerror or reason
     return MemoryFileError(
         f"{path} is truncated, damaged or not a memory: {reason}. Go back to an older copy of it, if there is one"
     )
 
 
-def read_layout(file: BinaryIO) -> tuple[dict[str, str], dict[str, Piece]]:
-    """Metadata and pieces of a safetensors file, which have to fill it without gaps.
-
-    Raises:
-        ValueError, LookupError, TypeError, AttributeError: they do not.
-    """
+def read_layout(file: BufferedReader) -> tuple[dict[str, str], dict[str, Piece]]:
+    """Metadata and pieces of a safetensors file, which have to fill it without gaps. Raises one of `DAMAGE`."""
     size = file.seek(0, 2)
     file.seek(0)
-    if size < 8 or (length := struct.unpack("<Q", file.read(8))[0]) > size - 8:
+    length = int.from_bytes(file.read(8), "little")
+    if length > size - 8:
         raise ValueError("it is shorter than it says")
     content = json.loads(file.read(length).decode(), parse_constant=_refuse)
     metadata = content.pop("__metadata__", {})
@@ -137,7 +159,8 @@ def read_layout(file: BinaryIO) -> tuple[dict[str, str], dict[str, Piece]]:
     for name, about in sorted(content.items(), key=lambda item: item[1]["data_offsets"]):
         start, end = (8 + length + offset for offset in about["data_offsets"])
         shape = tuple(about["shape"])
-        if start != at or end - start != prod(shape) * _SIZES[about["dtype"]] or any(edge < 0 for edge in shape):
+        fits = all(type(edge) is int and edge >= 0 for edge in shape)
+        if not fits or start != at or end - start != prod(shape) * _SIZES[about["dtype"]]:
             raise ValueError(f"its tensor {name} does not fit")
         pieces[name] = Piece(about["dtype"], shape, start, end)
         at = end

@@ -38,6 +38,22 @@ def draw_evicted(
     return drawn.expand(layers, count) if shared else drawn
 
 
+def chosen(
+    evict: Tensor | None, layers: int, slots: int, made: int, generator: torch.Generator, *, shared: bool
+) -> Tensor:  # [layers, P], P <= made
+    """Ranks that a write of `made` slots evicts: those given, else drawn.
+
+    Raises:
+        InvalidInputError: those given do not fit.
+    """
+    if evict is None:
+        return draw_evicted(layers, slots, made, generator, shared=shared)
+    evict = check_evicted(evict, layers, slots)
+    if evict.shape[1] > made:
+        raise InvalidInputError(f"evict names {evict.shape[1]} slots per layer, but the write makes only {made}")
+    return evict
+
+
 def check_evicted(evict: Tensor, layers: int, slots: int) -> Tensor:  # [layers, count], ascending
     """Ranks given by a caller (0 = oldest), checked and sorted.
 

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,18 +21,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from remanence.errors import CorruptMemoryError, MemoryConflictError, MemoryFileError
+from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryConflictError, MemoryFileError
 from remanence.memory.envelope import (
+    DAMAGE,
     BlockEntry,
     Piece,
     damaged,
     digest_of,
+    envelope_in,
     folder_of,
     metadata_of,
-    read_envelope,
+    opened,
     read_layout,
 )
-from remanence.memory.state import FrozenBlock, MemoryState
+from remanence.memory.state import FrozenBlock, MemoryState, Source
 
 try:
     import fcntl
@@ -52,7 +55,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_BLOCK_FILE = re.compile(r"(layer-\d+-block-\d+|write-\d+)(-[0-9a-f]{12}\.safetensors|\.new)|\..*\.partial")
+_BLOCK = r"(layer-\d+-block-\d+|write-\d+)"
+_BLOCK_FILE = re.compile(rf"{_BLOCK}-[0-9a-f]{{12}}\.safetensors|{_BLOCK}\.safetensors\.new|\.{_BLOCK}\..*partial")
 
 
 def resolved(path: str | os.PathLike[str]) -> Path:
@@ -60,10 +64,10 @@ def resolved(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.realpath(path))
 
 
-def version_of(path: Path) -> Version | None:
-    """None: there is no file, which is a version like any other."""
+def version_of(file: Path | int) -> Version | None:
+    """Of a file, given by path or handle. None: there is no file, which is a version like any other."""
     try:
-        about = path.stat()
+        about = os.stat(file)
     except OSError:
         return None
     return about.st_ino, about.st_size, about.st_mtime_ns
@@ -75,52 +79,62 @@ def load(path: Path, make: Callable[[MemoryState], Made]) -> tuple[Made, Version
     Raises:
         FileNotFoundError: there is no such file.
         MemoryFileError: it, or a file of its slots, is missing, truncated, damaged or foreign.
+        CorruptMemoryError: `make` found a slot that is not finite.
     """
     while True:
-        version = version_of(path)
+        with opened(path) as file:
+            version = version_of(file.fileno())
+            envelope = envelope_in(file)
+            contents = _contents(file, envelope.pieces)
+            if envelope.tensors is not None:
+                _check(contents, envelope.pieces, envelope.tensors)
+            tensors = _tensors(contents, envelope.pieces)
+        blocks = _BlockFiles(folder_of(path), envelope.blocks)
         try:
-            return make(_read(path)), version
-        except (MemoryFileError, CorruptMemoryError) as error:
-            if version_of(path) == version:
-                if str(path) in str(error) or isinstance(error, CorruptMemoryError):
-                    raise
-                raise damaged(path, error) from error
-            # Another process saved meanwhile, and cleared blocks away that the file of before named.
+            return make(MemoryState(envelope.header, tensors, blocks)), version
+        except (InvalidInputError, torch.OutOfMemoryError):
+            raise
+        except DAMAGE as error:
+            if version_of(path) != version:
+                continue  # another process saved meanwhile, and cleared blocks away that the file of before named
+            if isinstance(error, MemoryFileError):
+                raise
+            if isinstance(error, CorruptMemoryError):
+                raise CorruptMemoryError(f"{path}: {error}") from error
+            raise damaged(path, error) from error
 
 
-def _read(path: Path) -> MemoryState:
-    envelope = read_envelope(path)
-    try:
-        with open(path, "rb") as file:
-            tensors = _read_tensors(file.fileno(), envelope.pieces, envelope.tensors)
-    except (OSError, ValueError, LookupError) as error:
-        raise damaged(path, error) from error
-    return MemoryState(envelope.header, tensors, _BlockFiles(folder_of(path), envelope.blocks))
-
-
-def _read_tensors(handle: int, pieces: Mapping[str, Piece], digests: Mapping[str, str] | None) -> dict[str, Tensor]:
-    """Tensors that own their bytes, checked against their digests.
-
-    Raises:
-        ValueError, LookupError: one is missing or was changed.
-    """
-    if digests is not None and digests.keys() != pieces.keys():
-        raise ValueError("it does not hold the tensors that it names")
-    tensors = {}
+def _contents(file: BufferedReader, pieces: Mapping[str, Piece]) -> dict[str, bytearray]:
+    """The bytes of all tensors, in the order of the file."""
+    contents = {}
     for name, piece in pieces.items():
-        content = bytearray(piece.end - piece.start)
-        if os.preadv(handle, [content], piece.start) != len(content):
+        contents[name] = bytearray(piece.end - piece.start)
+        file.seek(piece.start)
+        if file.readinto(contents[name]) != len(contents[name]):
             raise ValueError(f"tensor {name} is cut short")
-        if digests is not None and _digest(piece.dtype, piece.shape, memoryview(content)) != digests[name]:
-            raise ValueError(f"tensor {name} was changed since it was saved")
-        dtype = _DTYPES[piece.dtype]
-        tensors[name] = (torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)).view(
-            piece.shape
-        )
+    return contents
+
+
+def _tensors(contents: Mapping[str, bytearray], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
+    """Tensors that own their bytes."""
+    tensors = {}
+    for name, content in contents.items():
+        dtype = _DTYPES[pieces[name].dtype]
+        flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        tensors[name] = flat.view(pieces[name].shape)
     return tensors
 
 
-def _digest(dtype: str, shape: tuple[int, ...], content: bytes | memoryview) -> str:
+def _check(contents: Mapping[str, bytearray], pieces: Mapping[str, Piece], digests: Mapping[str, str]) -> None:
+    """Raise ValueError where a tensor is missing or was changed."""
+    if digests.keys() != pieces.keys():
+        raise ValueError("it does not hold the tensors that it names")
+    for name, piece in pieces.items():
+        if _digest(piece.dtype, piece.shape, contents[name]) != digests[name]:
+            raise ValueError(f"tensor {name} was changed since it was saved")
+
+
+def _digest(dtype: str, shape: tuple[int, ...], content: bytes | bytearray | memoryview) -> str:
     return digest_of([f"{dtype} {list(shape)} ".encode(), content])
 
 
@@ -140,39 +154,33 @@ class _BlockFiles(Mapping[str, Mapping[str, Tensor]]):
     def __getitem__(self, name: str) -> Mapping[str, Tensor]:
         entry = self._entries[name]
         path = self._folder / entry.file
-        if Path(entry.file).name != entry.file or not path.is_file():
-            raise MemoryFileError(
-                f"{path}, which holds slots of this memory, is missing; nothing was changed. A memory is its file and "
-                f"the folder {self._folder.name} beside it: copy or move both"
-            )
         try:
+            if Path(entry.file).name != entry.file or not path.is_file():
+                raise MemoryFileError(
+                    f"{path}, which holds slots of this memory, is missing; nothing was changed. A memory is its file "
+                    f"and the folder {self._folder.name} beside it: copy or move both"
+                )
             with open(path, "rb") as file:
-                if _file_digest(file.fileno()) != entry.digest:
-                    raise MemoryFileError(
-                        f"{path}, which holds slots of this memory, was cut or changed since it was saved; put the "
-                        "saved one back, or load an older copy of the memory"
-                    )
-                return _read_tensors(file.fileno(), read_layout(file)[1], None)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            if isinstance(error, MemoryFileError):
-                raise
+                version, (_, pieces) = version_of(file.fileno()), read_layout(file)
+                contents = _contents(file, pieces)
+                file.seek(0)
+                head = file.read(min((piece.start for piece in pieces.values()), default=0))
+                if digest_of([head, *contents.values()]) != entry.digest:
+                    raise ValueError("it was cut or changed since it was saved")
+                tensors = _tensors(contents, pieces)
+        except MemoryFileError:
+            raise
+        except DAMAGE as error:
             raise damaged(path, error) from error
+        block = FrozenBlock(tensors, Source())
+        _saved[block.source] = _Saved(path, version, tuple(sorted(tensors)), entry)
+        return block
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
-
-
-def _file_digest(handle: int) -> str:
-    def parts() -> Iterator[bytes]:
-        at = 0
-        while part := os.pread(handle, 2**20, at):
-            yield part
-            at += len(part)
-
-    return digest_of(parts())
 
 
 @dataclass(frozen=True)
@@ -185,132 +193,144 @@ class _Saved:
     entry: BlockEntry
 
 
-_saved: "weakref.WeakKeyDictionary[object, _Saved]" = weakref.WeakKeyDictionary()  # by the source of a block
+_saved: "weakref.WeakKeyDictionary[Source, _Saved]" = weakref.WeakKeyDictionary()
 
 
-def save(state: MemoryState, target: Path, known: Version | None, *, overwrite: bool) -> Version | None:
-    """Write a state, whole or not at all; returns the version of the file.
+def save(state: MemoryState, target: Path, versions: dict[Path, Version | None], *, overwrite: bool) -> None:
+    """Write a state, whole or not at all.
 
     Args:
-        known: the version of the file that this state goes on from; None: there was none.
+        versions: of the files that this state goes on from; that of the target is entered as soon as it is replaced.
         overwrite: write whatever version is there.
 
     Raises:
         MemoryFileError: a file could not be written.
         MemoryConflictError: another version is there.
     """
-    folder = folder_of(target)
-    with _alone(target.parent):
-        version = version_of(target)
-        if not overwrite and version not in (known, None):
-            raise MemoryConflictError(
-                f"{target} was saved by another since this memory was made, loaded from it or saved to it; nothing was "
-                "changed. Load it and write again, or save under another name, or give up what was saved there "
-                "meanwhile with save(path, overwrite=True)"
-            )
-        before = {file.name for file in folder.iterdir()} if folder.is_dir() else None
-        try:
-            blocks = _save_blocks(state.blocks, folder) if state.header.longterm or state.blocks else {}
-            digests = {name: tensor_digest(tensor) for name, tensor in state.tensors.items()}
-            _write_whole(target, state.tensors, metadata_of(state.header, digests, blocks))
-        except BaseException:
-            if version_of(target) == version:
-                _clear(folder, keep=before or set())
-                if before is None:
-                    with suppress(OSError):
-                        folder.rmdir()
-            raise
-        _clear(folder, keep={block.file for block in blocks.values()})
-        for left in target.parent.glob(f".{_escaped(target.name)}.*.partial"):  # of saves that were killed
-            with suppress(OSError):
-                left.unlink()
-        return version_of(target)
+    try:
+        with _alone(target.parent):
+            _save(state, target, versions, overwrite)
+    except (OSError, SafetensorError) as error:
+        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error
+        raise MemoryFileError(f"could not write {target}: {reason}; what was there before is unchanged") from error
 
 
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+def _save(state: MemoryState, target: Path, versions: dict[Path, Version | None], overwrite: bool) -> None:
+    folder, before = folder_of(target), version_of(target)
+    if not overwrite and before not in (versions.get(target), None):
+        raise MemoryConflictError(
+            f"{target} was saved by another since this memory was made, loaded from it or saved to it; nothing was "
+            "changed. Load it and write again, or save under another name, or give up what was saved there "
+            "meanwhile with save(path, overwrite=True)"
+        )
+    there, blocks = _names(folder), dict[str, BlockEntry]()
+    try:
+        if state.blocks:
+            folder.mkdir(exist_ok=True)
+            blocks = {name: _save_block(name, block, folder) for name, block in state.blocks.items()}
+            _names_to_disk(folder)  # before the file that names them
+        digests = {name: tensor_digest(tensor) for name, tensor in state.tensors.items()}
+        with _partial(target) as partial:
+            _write(partial, state.tensors, metadata_of(state.header, digests, blocks), like=target)
+            os.replace(partial, target)
+    finally:
+        after = version_of(target)
+        if after == before:
+            _clear(folder, keep=there)
+        else:
+            versions[target] = after
+    _names_to_disk(target.parent)
+    _clear(folder, keep={block.file for block in blocks.values()})
+    left = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.partial")  # by saves that were killed
+    for name in filter(left.fullmatch, _names(target.parent)):
+        with suppress(OSError):
+            (target.parent / name).unlink()
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _clear(folder: Path, keep: set[str]) -> None:
-    for file in folder.glob("*") if folder.is_dir() else ():
-        if _BLOCK_FILE.fullmatch(file.name) and file.name not in keep:
-            with suppress(OSError):  # what is left over harms nothing
-                file.unlink()
+    """Remove files of blocks, and the folder if nothing is left. What cannot be removed harms nothing."""
+    for name in filter(_BLOCK_FILE.fullmatch, _names(folder) - keep):
+        with suppress(OSError):
+            (folder / name).unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One at a time saves in a folder: another would clear away blocks that no file names yet."""
-    if fcntl is None or not folder.is_dir():
+    if fcntl is None:
         yield
         return
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise MemoryFileError(f"cannot write in {folder}: {error.strerror}") from error
+    handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a process that was forked meanwhile has the handle too
         os.close(handle)
 
 
-def _write_whole(target: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """One file, complete and on disk, or what was there before."""
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+def _names_to_disk(folder: Path) -> None:
+    """Wait until the names in a folder would outlive a power cut, on a file system that can say so."""
+    with suppress(OSError):
+        _to_disk(folder)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """The name of a new file beside the final one, which is gone afterwards if it was not renamed."""
+    partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.open("xb").close()
-    except OSError as error:
-        raise MemoryFileError(f"cannot write {target}: {error.strerror}") from error
-    try:
-        mode = (target if target.exists() else partial).stat().st_mode  # safetensors would let the owner alone read it
-        save_file(held, partial, metadata=metadata)
-        with suppress(OSError):  # a file system without permissions
-            partial.chmod(mode & 0o777)
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
-        raise MemoryFileError(f"could not write {target}: {error}; what was there before is unchanged") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _save_blocks(blocks: Mapping[str, Mapping[str, Tensor]], folder: Path) -> dict[str, BlockEntry]:
-    """Write the blocks that the folder lacks.
-
-    Raises:
-        MemoryFileError: the disk is full, or the folder cannot be made.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MemoryFileError(f"cannot make {folder}: {error.strerror}") from error
-    return {name: _save_block(name, block, folder) for name, block in blocks.items()}
-
-
-def _save_block(name: str, block: Mapping[str, Tensor], folder: Path) -> BlockEntry:
-    source = block.source if isinstance(block, FrozenBlock) else None
-    known = None if source is None else _saved.get(source)
-    if known is not None and known.file.parent == folder and known.names == tuple(sorted(block)):
-        there = version_of(known.file)
-        if there is not None and there == known.version:
-            return known.entry
-    partial = folder / f"{name}.new"
-    try:
-        _write_whole(partial, block)
-        with open(partial, "rb") as file:
-            digest = _file_digest(file.fileno())
-        final = folder / f"{name}-{digest[:12]}.safetensors"  # so that another content never takes its place
-        os.replace(partial, final)
-    except OSError as error:
-        raise MemoryFileError(f"could not write {partial}: {error}; what was there is unchanged") from error
+        yield partial
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _write(partial: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, like: Path) -> None:
+    """Write a file and wait until it is on disk. It has the permissions of the file `like`, else those of any other."""
+    mode = (like if like.exists() else partial).stat().st_mode  # safetensors would let the owner alone read it
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata
+    )
+    with suppress(OSError):  # a file system without permissions
+        partial.chmod(mode & 0o777)
+    _to_disk(partial)
+
+
+def _save_block(name: str, block: Mapping[str, Tensor], folder: Path) -> BlockEntry:
+    """Write a block, if the folder lacks it."""
+    source = block.source if isinstance(block, FrozenBlock) else Source()
+    names, known = tuple(sorted(block)), _saved.get(source)
+    if known is not None and (known.file.parent, known.names) == (folder, names):
+        there = version_of(known.file)
+        if there is not None and there == known.version:
+            return known.entry
+    with _partial(folder / name) as partial:
+        _write(partial, block, None, like=partial)
+        with open(partial, "rb") as file:
+            digest = digest_of(iter(lambda: file.read(2**20), b""))
+        final = folder / f"{name}-{digest[:12]}.safetensors"  # so that another content never takes its place
+        os.replace(partial, final)
     entry = BlockEntry(final.name, digest)
-    if source is not None:
-        _saved[source] = _Saved(final, version_of(final), tuple(sorted(block)), entry)
+    _saved[source] = _Saved(final, version_of(final), names, entry)
     return entry

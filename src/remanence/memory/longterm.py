@@ -68,23 +68,29 @@ class LongTermLayer:
         there = self.count - self.start
         return there if self.gone is None else there - int(self.gone.sum())
 
-    def append(self, slots: Tensor, keys: Tensor, born: Tensor, serial: Tensor) -> None:
+    def append(self, slots: Tensor, keys: Tensor, born: Tensor, serial: Tensor, undo: Undo) -> None:
         """Add n rows: slots `[n, 2, H, D]`, keys `[n, P]`, born and serial `[n]`."""
+        undo.set(self, count=self.count)
         size, rows, done = self.layout.block_rows, len(slots), 0
         while done < rows:
             number, at = divmod(self.count + done, size)
-            if number not in self.blocks:
-                self.blocks[number] = Block.empty(self.layout, whole=number > 0)
+            block = self.blocks.get(number)
+            if block is None:
+                block = Block.empty(self.layout, whole=number > 0)
+            elif block.used > at:  # rows of a write that was taken back; who saw them there may still look at them
+                block = block.copy(at)
+            if block is not self.blocks.get(number):
+                undo.set(self, blocks={**self.blocks, number: block})
             part = slice(done, done + min(rows - done, size - at))
-            self.blocks[number].write(at, slots[part], keys[part], born[part], serial[part])
+            block.write(at, slots[part], keys[part], born[part], serial[part])
             done = part.stop
         self.count += rows
 
-    def release(self) -> None:
+    def release(self, undo: Undo) -> None:
         """Let go of blocks in which nothing is left."""
-        size = self.layout.block_rows
-        while self.blocks and (first := next(iter(self.blocks))) < self.start // size:
-            del self.blocks[first]
+        first = self.start // self.layout.block_rows
+        if self.blocks and next(iter(self.blocks)) < first:
+            undo.set(self, blocks={number: block for number, block in self.blocks.items() if number >= first})
 
     def candidates(self) -> Tensor:  # positions, ascending
         there = torch.arange(self.start, self.count)
@@ -95,19 +101,22 @@ class LongTermLayer:
     @torch.no_grad()
     def scores(self, queries: Tensor) -> Tensor:  # [T, P] -> [count - start], -1 where a slot was dropped
         """Raises CorruptMemoryError where one is not a number."""
-        scores = mean_sigmoid(queries, self._rows("keys")) if self.count > self.start else queries.new_empty(0)
+        if self.count == self.start:
+            return queries.new_empty(0, dtype=torch.float32)
+        scores = torch.cat([mean_sigmoid(queries, keys) for keys in self._parts("keys")])
         if self.gone is not None:
             scores[: len(self.gone)].masked_fill_(self.gone.to(scores.device), -1)
         return scores
 
     def serials(self) -> Tensor:  # [count - start], those of dropped slots too
-        return self._rows("serial")
+        return torch.cat(self._parts("serial"))
 
-    def _rows(self, name: str) -> Tensor:
+    def _parts(self, name: str) -> list[Tensor]:
+        """The rows from `start` to `count`, block by block."""
         size, end = self.layout.block_rows, self.count
         numbers = range(self.start // size, -(-end // size))
         parts = [self.blocks[number].rows[name].first(min(size, end - number * size)) for number in numbers]
-        return (torch.cat(parts) if len(parts) > 1 else parts[0])[self.start % size :]
+        return [parts[0][self.start % size :], *parts[1:]]
 
     def by_age(self, positions: Tensor) -> Tensor:  # ascending
         """Oldest first; of equal age the later first."""
@@ -219,9 +228,8 @@ class LongTerm:
         slots = torch.stack([evicted.keys, evicted.values], dim=2)  # [L, P, 2, H, D]
         serial = evicted.serial.cpu()
         for index, held in enumerate(self.layers):
-            undo.set(held, count=held.count)
-            held.release()
-            held.append(slots[index], evicted.retrieval[index], born[index], serial[index])
+            held.release(undo)
+            held.append(slots[index], evicted.retrieval[index], born[index], serial[index], undo)
         undo.set(self, clock=self.clock + step)
         self.policy.settle(self, step, undo)
 

@@ -1,11 +1,13 @@
 """N slots in each of L layers, replaced in place: a write costs O(K), whatever N is."""
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.order import Order
 from remanence.memory.undo import Undo
 
 
@@ -30,10 +32,14 @@ class NewSlots:
     def count(self) -> int:
         return self.hidden.shape[1]
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that must be finite."""
-        return [self.hidden, self.keys, self.values, *([] if self.retrieval is None else [self.retrieval])]
+    def check(self) -> None:
+        """Raise CorruptMemoryError where a number is not finite."""
+        parts = (self.hidden, self.keys, self.values, self.retrieval)
+        if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+            raise CorruptMemoryError(
+                "the write made slots that are not finite; the memory is unchanged. Either the weights or the memory "
+                "hold NaN or infinity: check the model in float32, or go back to a saved memory"
+            )
 
     def tiled(self, size: int) -> "NewSlots":
         """What the first write puts into a pool of `size`: its slots over and over, cut at the end.
@@ -47,6 +53,22 @@ class NewSlots:
         retrieval = None if self.retrieval is None else self.retrieval[:, index]
         hidden, keys, values = self.hidden[:, index], self.keys[:, index], self.values[:, index]
         return replace(self, hidden=hidden, keys=keys, values=values, retrieval=retrieval)
+
+    def newest(self, before: Tensor | None, evicted: Tensor, k: int, size: int) -> Tensor:  # [L, K, d]
+        """The K newest slots in hidden form, once these stand in the pool.
+
+        Args:
+            before: `[L, K, d]`, the newest until now; needed if fewer than K are new.
+            evicted: `[L, P]`, ranks that leave a pool of `size`.
+        """
+        made, missing = self.hidden, k - self.count
+        if missing > 0:
+            assert before is not None
+            ranks = torch.arange(size - k, size)
+            kept = [~torch.isin(ranks, row) for row in evicted.cpu()]
+            older = [slots[mask.to(slots.device)][-missing:] for slots, mask in zip(before, kept, strict=True)]
+            made = torch.cat([torch.stack(older), made], dim=1)
+        return made[:, -k:].detach().clone()
 
 
 class Pool:
@@ -72,7 +94,19 @@ class Pool:
         self.keys, self.values, self.serial, self.hidden = keys, values, serial, hidden
         self.retrieval, self.ages = retrieval, ages
         self.version = 0
-        self._order: Tensor | None = None
+        self._order: Order | None = None
+
+    @classmethod
+    def of(cls, new: NewSlots, first_serial: int, *, keep_hidden: bool, longterm: bool) -> Self:
+        """New slots, numbered from `first_serial` on; `longterm`: with what they take along to long-term memory."""
+        layers, made = new.hidden.shape[:2]
+        count = torch.arange(made, device=new.keys.device).repeat(layers, 1)
+        retrieval = ages = None
+        if longterm:
+            assert new.retrieval is not None
+            retrieval, ages = new.retrieval.detach(), count.flip(1)
+        hidden = new.hidden.detach() if keep_hidden else None
+        return cls(new.keys.detach(), new.values.detach(), first_serial + count, hidden, retrieval, ages)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -90,9 +124,12 @@ class Pool:
 
     @property
     def order(self) -> Tensor:  # [L, N], the place of each rank, oldest first
+        return self._ranked().places
+
+    def _ranked(self) -> Order:
         """Sorted once; a write then moves the places that it fills to the end."""
         if self._order is None:
-            self._order = self.serial.argsort(dim=1)
+            self._order = Order(self.serial.argsort(dim=1))
         return self._order
 
     def slots(self) -> Tensor:  # [L, N, d], oldest first
@@ -108,7 +145,7 @@ class Pool:
         return self.hidden.gather(1, self.order[..., None].expand_as(self.hidden))
 
     def places(self, ranks: Tensor) -> Tensor:  # [L, K] ranks -> [L, K] places
-        return self.order.gather(1, ranks.to(self.order.device))
+        return self._ranked().find(ranks)
 
     def replace(self, ranks: Tensor, new: "Pool", undo: Undo) -> dict[str, Tensor]:
         """Put the slots of `new`, in rank order, where `ranks` `[L, K]` were. Returns what was there, by name.
@@ -116,17 +153,21 @@ class Pool:
         Raises:
             CorruptMemoryError: a slot that leaves is not finite.
         """
-        places, order = self.places(ranks), self.order
+        order, places = self._ranked(), self.places(ranks)
         evicted = self.rows(places)
-        undo.add(lambda: self._fill(places, evicted, order))
-        self._fill(places, new.tensors, torch.cat([self.surviving(ranks), places], dim=1))
+        older = (evicted["serial"] < undo.first_serial).flatten()  # others are of this write, and it goes too
+        at = self._flat(places)[older]
+        kept = {name: rows.flatten(0, 1)[older] for name, rows in evicted.items()}
+        undo.add(lambda: self._put_back(at, kept))
+        self.version += 1
+        self._put(self._flat(places), {name: new.tensors[name].flatten(0, 1) for name in evicted})
+        order.to_the_end(ranks)
         return evicted
 
-    def _fill(self, places: Tensor, rows: dict[str, Tensor], order: Tensor) -> None:
+    def _put_back(self, at: Tensor, rows: dict[str, Tensor]) -> None:
         self.version += 1
-        for name, tensor in self.tensors.items():
-            _put(tensor, places, rows[name])
-        self._order = order
+        self._put(at, rows)
+        self._order = None
 
     def rows(self, places: Tensor) -> dict[str, Tensor]:  # [L, K] -> [L, K, ...] each, copies
         """The slots in some places, checked as they leave.
@@ -134,34 +175,27 @@ class Pool:
         Raises:
             CorruptMemoryError: one is not finite.
         """
-        rows = {name: _rows(tensor, places) for name, tensor in self.tensors.items()}
+        at = self._flat(places)
+        rows = {
+            name: tensor.flatten(0, 1).index_select(0, at).view(*places.shape, *tensor.shape[2:])
+            for name, tensor in self.tensors.items()
+        }
         if not all(bool(torch.isfinite(part).all()) for part in rows.values()):
             raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
         return rows
 
-    def surviving(self, evicted: Tensor) -> Tensor:  # ranks [L, K] -> places [L, N - K], oldest first
-        kept = torch.ones_like(self.order, dtype=torch.bool).scatter_(1, evicted.to(self.order.device), False)
-        return self.order.masked_select(kept).view(len(kept), -1)
+    def _flat(self, places: Tensor) -> Tensor:  # [L, K] -> [L * K]
+        """Where places are in the list of all layers' slots: whole rows copy fastest."""
+        layers, slots = self.serial.shape
+        first = torch.arange(0, layers * slots, slots, device=self.serial.device)[:, None]
+        return (first + places.to(self.serial.device)).flatten()
+
+    def _put(self, at: Tensor, rows: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.view(-1, *tensor.shape[2:]).index_copy_(0, at, rows[name].to(tensor.dtype))
 
     def clone(self) -> "Pool":
         return Pool(**{name: tensor.clone() for name, tensor in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> "Pool":
         return Pool(**{name: tensor.to(device) for name, tensor in self.tensors.items()})
-
-
-def _flat(tensor: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of all layers in one list, as a view, and where the places are in it: whole rows copy fastest."""
-    layers, slots = tensor.shape[:2]
-    first = torch.arange(0, layers * slots, slots, device=tensor.device)[:, None]
-    return tensor.view(layers * slots, *tensor.shape[2:]), (first + places.to(tensor.device)).flatten()
-
-
-def _rows(tensor: Tensor, places: Tensor) -> Tensor:  # a copy
-    rows, at = _flat(tensor, places)
-    return rows.index_select(0, at).view(*places.shape, *tensor.shape[2:])
-
-
-def _put(tensor: Tensor, places: Tensor, new: Tensor) -> None:
-    rows, at = _flat(tensor, places)
-    rows.index_copy_(0, at, new.to(tensor.dtype).flatten(0, 1))

@@ -75,12 +75,13 @@ class RecallFrequency(Policy):
 
 def replace_growing(pool: Pool, ranks: Tensor, new: Pool, undo: Undo) -> dict[str, Tensor]:
     """`Pool.replace` where fewer slots leave than come, as rounding makes the published code do: the pool grows."""
-    evicted, survivors = pool.rows(pool.places(ranks)), pool.rows(pool.surviving(ranks))
-    grown = {name: torch.cat([rows, new.tensors[name]], dim=1) for name, rows in survivors.items()}
-    undo.set(pool, _order=pool._order, **pool.tensors)
-    pool.version += 1
-    undo.set(pool, _order=None, **grown)
+    order, evicted = pool.order, pool.rows(pool.places(ranks))
+    stays = torch.ones_like(order, dtype=torch.bool).scatter_(1, ranks.to(order.device), False)
+    survivors = pool.rows(order.masked_select(stays).view(len(order), -1))
     undo.add(lambda: setattr(pool, "version", pool.version + 1))
+    pool.version += 1
+    grown = {name: torch.cat([rows, new.tensors[name]], dim=1) for name, rows in survivors.items()}
+    undo.set(pool, _order=None, **grown)
     return evicted
 
 
@@ -106,6 +107,10 @@ class Direct:
     ages: Tensor
     passed: dict[str, Tensor] | None = None
     passed_ages: Tensor | None = None
+
+    @property
+    def passed_count(self) -> int:
+        return 0 if self.passed_ages is None else self.passed_ages.shape[1]
 
     def joined(self, gone: dict[str, Tensor], first_serial: int, step: int) -> tuple[dict[str, Tensor], int]:
         """What long-term memory takes in, and how much the update ages the others."""

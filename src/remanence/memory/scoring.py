@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from remanence.errors import CorruptMemoryError
 
 _AT_ONCE = 2**18  # scores of single tokens: they stay in a processor's cache until they are averaged
+_ALIKE = 2**-22  # further apart than rounding puts scores of at most 1
 _FLOOR = 1e-4  # a write that one layer gives no share can still be found by the others
 
 # Fitted on questions about paragraphs, in memories of 1 to 200 of them.
@@ -37,13 +38,15 @@ def mean_sigmoid(queries: Tensor, keys: Tensor) -> Tensor:  # [T, P], [M, P] -> 
 
 
 def best(scores: Tensor, wanted: int) -> Tensor:  # [M] -> [wanted], ascending indices
-    """Top-k with ties broken by lowest index. `topk` alone takes any of equal scores, such as those of one token in
-    layer 0."""
+    """Top-k with ties broken by lowest index, such as those of one token in layer 0.
+
+    `topk` alone takes any of equal scores, and a product rounds equal keys differently by how many stand beside them.
+    """
     if not wanted:
         return torch.empty(0, dtype=torch.long)
     last = scores.topk(wanted).values[-1]
-    above = (scores > last).nonzero()[:, 0]
-    alike = (scores == last).nonzero()[: wanted - len(above), 0]
+    above = (scores > last + _ALIKE).nonzero()[:, 0]
+    alike = ((scores >= last - _ALIKE) & (scores <= last + _ALIKE)).nonzero()[: wanted - len(above), 0]
     return torch.cat([above, alike]).cpu().sort().values
 
 

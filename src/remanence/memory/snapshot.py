@@ -1,16 +1,16 @@
-"""The parts of a memory as plain data, and back: pool, long-term memory, chunks."""
+"""Long-term memory and chunks as plain data, and back."""
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from remanence.config import StorageConfig
-from remanence.errors import CorruptMemoryError
+from remanence.errors import InvalidInputError
 from remanence.memory.chunks import Chunk, Chunks
 from remanence.memory.longterm import LongTerm, LongTermLayer
-from remanence.memory.pool import Pool
 from remanence.memory.published import RecallFrequency
 from remanence.memory.spec import MemorySpec
 from remanence.memory.state import (
@@ -32,12 +32,26 @@ def layout_of(spec: MemorySpec, device: torch.device, storage: StorageConfig) ->
 
 
 def kept_storage(saved: StorageConfig, wanted: StorageConfig | None) -> StorageConfig:
-    """Where slots lie after a load: as they lay, or as is wanted; int8 or not as they were unless that is said."""
+    """Where slots lie after a load: as they lay, or as is wanted; int8 or not as they were unless that is said.
+
+    Raises:
+        InvalidInputError: such a memory cannot be had in the tier that is wanted.
+    """
     if saved.folder is not None and not saved.folder.is_dir():
         saved = saved.replace(folder=None)  # this machine does not have the folder of then
     if wanted is None:
         return saved
+    if saved.tier == "text" != wanted.tier:
+        raise InvalidInputError(
+            "this memory was saved as token ids, which a model encodes when it reads them, so there are no slots to "
+            f"put into tier {wanted.tier!r}; load it without storage="
+        )
     return wanted if wanted.int8 is not None or wanted.tier == "text" else wanted.replace(int8=saved.int8)
+
+
+def _saved(storage: StorageConfig) -> StorageConfig:
+    folder = None if storage.folder is None else storage.folder.absolute()
+    return storage.replace(int8=bool(storage.int8), folder=folder)
 
 
 def longterm_state(longterm: LongTerm) -> tuple[LongTermHeader, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -49,7 +63,7 @@ def longterm_state(longterm: LongTerm) -> tuple[LongTermHeader, dict[str, Tensor
         tensors = {f"longterm.frequency.{layer}": held for layer, held in enumerate(policy.frequency)}
     header = LongTermHeader(
         rules=longterm.rules,
-        storage=layout.storage.replace(int8=bool(layout.storage.int8)),
+        storage=_saved(layout.storage),
         clock=longterm.clock,
         rows=layout.block_rows,
         layers=[LayerHeader(held.start, held.count) for held in longterm.layers],
@@ -62,7 +76,7 @@ def longterm_state(longterm: LongTerm) -> tuple[LongTermHeader, dict[str, Tensor
             block = held.blocks[number]
             rows = {name: part.first(used) for name, part in block.rows.items()}
             name = header.block_name(index, number)
-            blocks[name] = FrozenBlock(rows, block) if used == layout.block_rows else rows
+            blocks[name] = FrozenBlock(rows, block.source) if used == layout.block_rows else rows
     return header, tensors, blocks
 
 
@@ -106,13 +120,11 @@ def _block(rows: Mapping[str, Tensor], layout: Layout, used: int, int8: bool) ->
     shapes = {name: ((used, *shape), dtype) for name, (shape, dtype) in parts.items()}
     if {name: (tuple(part.shape), part.dtype) for name, part in rows.items()} != shapes:
         raise ValueError(f"a block does not hold {used} long-term slots of this memory")
+    if int8 == bool(layout.storage.int8):
+        return Block.of(layout, rows)
+    slots = restored(rows["slots"], rows["scales"], layout.dtype) if int8 else rows["slots"]
     block = Block.empty(layout)
-    if int8 != bool(layout.storage.int8):
-        slots = restored(rows["slots"], rows["scales"], layout.dtype) if int8 else rows["slots"]
-        block.write(0, slots, rows["keys"], rows["born"], rows["serial"])
-        return block
-    for name, part in rows.items():
-        block.rows[name].write(0, part)
+    block.write(0, slots, rows["keys"], rows["born"], rows["serial"])
     return block
 
 
@@ -127,33 +139,10 @@ def _frequencies(header: FrequencyHeader, longterm: LongTerm, tensors: Mapping[s
     return RecallFrequency(header.settings, frequency, list(header.merged), header.waited)
 
 
-def check_pool(spec: MemorySpec, pool: Pool, newest: Tensor | None, *, keep_hidden: bool, longterm: bool) -> None:
-    """Raise where a pool does not have the shapes and dtypes of a memory, or is not finite."""
-    slot, size = (spec.kv_heads, spec.head_dim), max(pool.size, spec.slots)
-    shapes: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "keys": (pool.keys, (spec.layers, size, *slot)),
-        "values": (pool.values, (spec.layers, size, *slot)),
-        "serial": (pool.serial, (spec.layers, size)),
-        "newest": (newest, (spec.layers, spec.slots_per_write, spec.hidden_size)),
-    }
-    if keep_hidden:
-        shapes["hidden"] = (pool.hidden, (spec.layers, size, spec.hidden_size))
-    if longterm:
-        shapes["retrieval"] = (pool.retrieval, (spec.layers, size, spec.retrieval_size))
-        shapes["ages"] = (pool.ages, (spec.layers, size))
-    for name, (tensor, shape) in shapes.items():
-        dtype = torch.int64 if name in ("serial", "ages") else spec.torch_dtype
-        if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"{name} does not have shape {list(shape)} and {dtype}")
-    held = (pool.keys, pool.values, pool.retrieval, newest)
-    if not all(bool(torch.isfinite(t).all()) for t in held if t is not None):
-        raise CorruptMemoryError("it holds slots that are not finite; go back to an older copy of the memory")
-
-
 def chunks_state(chunks: Chunks) -> tuple[ChunksHeader, dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """Header, tensors and blocks: one for each write, in tiers that keep slots."""
     header = ChunksHeader(
-        storage=chunks.storage.replace(int8=bool(chunks.storage.int8)),
+        storage=_saved(chunks.storage),
         head=None if chunks.head is None else list(chunks.head),
         date=chunks.date,
         capacity=chunks.capacity,
@@ -170,12 +159,11 @@ def chunks_state(chunks: Chunks) -> tuple[ChunksHeader, dict[str, Tensor], dict[
         tensors["chunks.latents"] = torch.stack([chunk.latent for chunk in held])
         if chunks.keep_text:
             tensors["chunks.ids"] = torch.cat([chunk.ids for chunk in held if chunk.ids is not None])
-    for chunk in held:
-        if chunk.slots is not None:
-            block = blocks.setdefault(header.block_name(chunk.write), FrozenBlock({}, chunk.slots))
-            block[f"slots.{chunk.place}"] = chunk.slots.slots
-            if chunk.slots.scales is not None:
-                block[f"scales.{chunk.place}"] = chunk.slots.scales
+    for chunk in held if chunks.storage.tier != "text" else ():
+        block = blocks.setdefault(header.block_name(chunk.write), FrozenBlock({}, chunk.kept.source))
+        block[f"slots.{chunk.place}"] = chunk.kept.slots
+        if chunk.kept.scales is not None:
+            block[f"scales.{chunk.place}"] = chunk.kept.scales
     return header, tensors, blocks
 
 
@@ -203,24 +191,29 @@ def chunks_of(
     ids: list[Tensor | None] = [None] * count
     if header.keep_text and count:
         ids = list(tensors["chunks.ids"].split([about.tokens for about in header.items]))
+    keys = [about.key for about in header.items]
+    if keys != sorted(set(keys)) or (keys and keys[-1] >= header.next_key):
+        raise ValueError("its chunks are not in order")
     items = zip(header.items, latents, ids, strict=True)
-    chunks.load(
-        Chunk(a.key, a.write, a.place, a.tokens, one, a.text, latent, _slots(a, header, spec, blocks, storage))
-        for a, latent, one in items
-    )
+    for write, own in groupby(items, lambda item: item[0].write):
+        block = None if storage.tier == "text" else blocks[header.block_name(write)]
+        chunks.load(
+            Chunk(a.key, write, a.place, a.tokens, one, a.text, latent, _slots(a, spec, block, storage))
+            for a, latent, one in own
+        )
     chunks.next_key, chunks.dropped = header.next_key, header.dropped
     return chunks
 
 
 def _slots(
-    about: ChunkHeader, header: ChunksHeader, spec: MemorySpec, blocks: Blocks, storage: StorageConfig
+    about: ChunkHeader, spec: MemorySpec, block: Mapping[str, Tensor] | None, storage: StorageConfig
 ) -> KeptSlots | None:
-    if header.storage.tier == "text" or storage.tier == "text":
+    if block is None:
         return None
-    block = blocks[header.block_name(about.write)]
     slots, scales = block[f"slots.{about.place}"], block.get(f"scales.{about.place}")
     if tuple(slots.shape) != (2, spec.layers, about.tokens, spec.kv_heads, spec.head_dim):
         raise ValueError(f"slots of chunk {about.key} do not have the shape of this memory's")
-    if scales is None and not bool(torch.isfinite(slots).all()):
-        raise CorruptMemoryError("it holds slots that are not finite; go back to an older copy of the memory")
-    return KeptSlots.restored(slots, scales, spec.torch_dtype, storage)
+    kept = KeptSlots.as_kept(slots, scales, spec.torch_dtype, storage)
+    if isinstance(block, FrozenBlock) and kept.scales is scales:
+        kept.source = block.source
+    return kept

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated
 
 from remanence.config import LongTermConfig, StorageConfig
@@ -111,7 +111,12 @@ class ChunksHeader:
 
 @validated(frozen=True, config=_STRICT)
 class MemoryHeader:
-    """All of a memory but its tensors. `model_name` is what the model was called, for people to read."""
+    """All of a memory but its tensors.
+
+    Attributes:
+        model_name: what the model was called, for people to read.
+        most_writes: records of writes at which those without slots are dropped next; None: not yet thought of.
+    """
 
     spec: MemorySpec
     model_name: str
@@ -121,6 +126,7 @@ class MemoryHeader:
     writes: list[WriteRecord]
     longterm: LongTermHeader | None = None
     chunks: ChunksHeader | None = None
+    most_writes: Count | None = None
 
     def to_json(self) -> dict[str, Any]:
         made: dict[str, Any] = _HEADER.dump_python(self, mode="json")
@@ -129,7 +135,11 @@ class MemoryHeader:
     @classmethod
     def from_json(cls, text: str) -> "MemoryHeader":
         """Raises ValueError where something is missing, unknown, or of another type."""
-        return _HEADER.validate_json(text)
+        try:
+            return _HEADER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 _HEADER = TypeAdapter(MemoryHeader)
@@ -151,10 +161,13 @@ class MemoryState:
     blocks: Mapping[str, Mapping[str, "Tensor"]] = field(default_factory=dict)
 
 
-class FrozenBlock(dict[str, "Tensor"]):
-    """A block whose tensors will never change. `source` is the object that holds them: a save that has written them
-    before knows them by it."""
+class Source:
+    """Names what a block holds, where that will never change."""
 
-    def __init__(self, tensors: Mapping[str, "Tensor"], source: object) -> None:
+
+class FrozenBlock(dict[str, "Tensor"]):
+    """A block whose tensors will never change. A save that has written them before knows them by their `source`."""
+
+    def __init__(self, tensors: Mapping[str, "Tensor"], source: Source) -> None:
         super().__init__(tensors)
         self.source = source

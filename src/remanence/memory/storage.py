@@ -1,14 +1,13 @@
-"""Where long-term slots lie: on the model's device, in host memory, or on disk.
+"""Where slots lie: on the model's device, in host memory, or on disk.
 
-A block holds the slots of one layer at consecutive positions. Rows are written once, in order, and never move. A full
-block never changes again, so forks share it. Retrieval keys, birth and serial numbers are always in memory. The slots
-of a text memory's chunk never change either; `KeptSlots` holds them in one piece.
+A block holds the long-term slots of one layer at consecutive positions. Rows are written once, in order, and never
+move. A full block never changes again, so forks share it. Retrieval keys, birth and serial numbers are always in
+memory. The slots of a text memory's chunk never change either; `KeptSlots` holds them in one piece.
 """
 
-import mmap
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -17,7 +16,9 @@ import torch
 from torch import Tensor
 
 from remanence.config import StorageConfig
-from remanence.errors import MemoryFileError
+from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.mapped import let_go, on_disk
+from remanence.memory.state import FrozenBlock, Source
 
 _BLOCK_BYTES = 32 * 2**20  # of slots: ten million in each of 32 layers stay under the limit of mappings per process
 _FEWEST_ROWS = 256
@@ -33,6 +34,10 @@ class Layout:
     key_size: int
     device: torch.device
     storage: StorageConfig
+
+    def __post_init__(self) -> None:
+        if self.storage.tier == "text":
+            raise InvalidInputError("long-term slots cannot be made again from text; keep them in another tier")
 
     @property
     def slot_dtype(self) -> torch.dtype:
@@ -114,11 +119,7 @@ class MemoryRows:
 
 
 class DiskRows:
-    """Rows in a nameless file of their own, which goes when the last memory that uses it goes, or the process.
-
-    Pages that were touched are given back at once, so that they do not stay resident. After `os.fork`, the first of the
-    processes to write goes on in a copy: a mapped file is shared between them, a memory is not.
-    """
+    """Rows on disk. A process made by `os.fork` writes into a copy: processes share mapped files, but no memory."""
 
     def __init__(self, folder: Path | None, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Take all the room of `[S, ...]` rows at once.
@@ -127,70 +128,40 @@ class DiskRows:
             MemoryFileError: there is no room for it, or no right to make it.
         """
         self._folder = folder
-        self._map, self.tensor = _mapped(folder, torch.Size(shape), dtype)
+        self.tensor = on_disk(folder, torch.Size(shape), dtype)
         self._process = os.getpid()
-
-    def _forget(self) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
 
     def write(self, at: int, rows: Tensor) -> None:
         if self._process != os.getpid():
-            shared = self.tensor
-            self._map, self.tensor = _mapped(self._folder, shared.shape, shared.dtype)
-            self.tensor[:at], self._process = shared[:at], os.getpid()
+            own = on_disk(self._folder, self.tensor.shape, self.tensor.dtype)
+            own[:at] = self.tensor[:at]
+            self.tensor, self._process = own, os.getpid()
         self.tensor[at : at + len(rows)] = rows
-        self._forget()
+        let_go(self.tensor)
 
     def take(self, offsets: Tensor) -> Tensor:
         taken = self.tensor.index_select(0, offsets.cpu())
-        self._forget()
+        let_go(self.tensor)
         return taken
 
     def first(self, count: int) -> Tensor:
         return self.tensor[:count]
 
 
-def _mapped(folder: Path | None, shape: torch.Size, dtype: torch.dtype) -> tuple[mmap.mmap, Tensor]:
-    """A new nameless file, and a tensor over all of it."""
-    size = dtype.itemsize * shape.numel()
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            _allocate(file.fileno(), size)
-            made = mmap.mmap(file.fileno(), size)
-    except OSError as error:
-        raise MemoryFileError(
-            f"no room for slots in {folder or tempfile.gettempdir()}: {error.strerror}; the write was undone. "
-            f"Free {size / 2**20:.0f} MiB there, or keep the memory in another folder or tier"
-        ) from error
-    if hasattr(mmap, "MADV_RANDOM"):
-        made.madvise(mmap.MADV_RANDOM)
-    return made, torch.frombuffer(made, dtype=dtype, count=shape.numel()).view(shape)
-
-
-def _allocate(handle: int, size: int) -> None:
-    """Take the room now: a mapped file that finds the disk full later kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(handle, 0, size)
-        return
-    for start in range(0, size, 2**20):
-        os.pwrite(handle, bytes(min(2**20, size - start)), start)
-
-
 class Block:
     """Slots at consecutive positions of one layer, with their retrieval keys and what is known of them.
 
     Attributes:
-        slots: rows `[2, H, D]`, key (unrotated) and value; int8 where the storage says so.
-        scales: rows `[2]` of int8 slots, else None.
-        keys: rows `[P]`.
-        born: rows, int64: the clock at which a slot had age 0.
-        serial: rows, int64: the number it was made with, which says by which write.
+        rows: by name. "slots": `[2, H, D]`, key (unrotated) and value, int8 where the storage says so; "scales": `[2]`,
+            of int8 slots only; "keys": `[P]`; "born": int64, the clock at which a slot had age 0; "serial": int64, the
+            number it was made with, which says by which write.
+        used: rows that were ever written.
+        source: names what it holds; another after every write.
     """
 
-    def __init__(self, layout: Layout, rows: dict[str, Rows]) -> None:
-        self.layout = layout
-        self.rows = rows
+    def __init__(self, layout: Layout, rows: dict[str, Rows], used: int = 0, source: Source | None = None) -> None:
+        self.layout, self.rows, self.used = layout, rows, used
+        self.source = Source() if source is None else source
 
     @classmethod
     def empty(cls, layout: Layout, *, whole: bool = False) -> Self:
@@ -206,8 +177,20 @@ class Block:
             rows["slots"] = DiskRows(storage.folder, layout.slots_shape, layout.slot_dtype)
         return cls(layout, rows)
 
+    @classmethod
+    def of(cls, layout: Layout, rows: Mapping[str, Tensor]) -> Self:
+        """A block that begins with some rows, given as they are kept."""
+        block = cls.empty(layout)
+        block.used = len(rows["serial"])
+        for name, part in rows.items():
+            block.rows[name].write(0, part)
+        if isinstance(rows, FrozenBlock):
+            block.source = rows.source
+        return block
+
     def write(self, at: int, slots: Tensor, keys: Tensor, born: Tensor, serial: Tensor) -> None:
         """Put n rows at `at`: slots `[n, 2, H, D]`, keys `[n, P]`, born and serial `[n]`."""
+        self.used, self.source = max(self.used, at + len(slots)), Source()
         if self.layout.storage.int8:
             slots, scales = quantised(slots)
             self.rows["scales"].write(at, scales)
@@ -224,10 +207,7 @@ class Block:
 
     def copy(self, used: int) -> "Block":
         """A block of its own with the first `used` rows."""
-        block = Block.empty(self.layout)
-        for name, rows in self.rows.items():
-            block.rows[name].write(0, rows.first(used))
-        return block
+        return Block.of(self.layout, {name: rows.first(used) for name, rows in self.rows.items()})
 
     def moved(self, layout: Layout, used: int) -> "Block":
         """A block with the same rows on another device; those that do not depend on it are shared."""
@@ -235,7 +215,7 @@ class Block:
             name: layout.rows_of(name, part.first(used).to(layout.device)) if name in layout.with_model else part
             for name, part in self.rows.items()
         }
-        return Block(layout, rows)
+        return Block(layout, rows, used, self.source)
 
 
 def exact(device: torch.device | str) -> torch.device:
@@ -260,15 +240,27 @@ class KeptSlots:
         slots: as kept; int8 where the storage says so.
         scales: `[2, L, n]` of int8 slots, else None.
         tier: where `slots` lie.
+        source: names them; chunks of one write that were loaded share it.
+
+    Raises:
+        CorruptMemoryError: a slot is not finite.
+        MemoryFileError: there is no room on disk.
     """
 
     def __init__(self, slots: Tensor, storage: StorageConfig) -> None:
-        self.dtype, self.tier, self.scales = slots.dtype, storage.tier, None
+        self.dtype, self.tier, self.source = slots.dtype, storage.tier, Source()
+        self.scales: Tensor | None = None
+        if not bool(torch.isfinite(slots).all()):
+            raise CorruptMemoryError(
+                "slots of a chunk are not finite. Either the weights or the memory hold NaN or infinity: check the "
+                "model in float32, or go back to a saved memory"
+            )
         if storage.int8:
             slots, self.scales = quantised(slots)
         if storage.tier == "disk":
-            self._map, self.slots = _mapped(storage.folder, slots.shape, slots.dtype)
+            self.slots = on_disk(storage.folder, slots.shape, slots.dtype)
             self.slots.copy_(slots)
+            let_go(self.slots)
         elif storage.tier == "host":
             self.slots = slots.to("cpu", copy=True)
             self.slots = self.slots.pin_memory() if torch.cuda.is_available() else self.slots
@@ -276,25 +268,29 @@ class KeptSlots:
             self.slots = slots.clone()
 
     @classmethod
-    def restored(cls, slots: Tensor, scales: Tensor | None, dtype: torch.dtype, storage: StorageConfig) -> "KeptSlots":
-        """From `slots` and `scales` as they were kept before, in this storage."""
-        if (scales is not None) == bool(storage.int8):
-            kept = cls(slots, storage.replace(int8=False))
-            kept.dtype, kept.scales = dtype, scales
-            return kept
-        return cls(slots if scales is None else restored(slots, scales, dtype), storage)
+    def as_kept(cls, slots: Tensor, scales: Tensor | None, dtype: torch.dtype, storage: StorageConfig) -> "KeptSlots":
+        """From `slots` and `scales` as they were kept before, of slots made in `dtype`."""
+        if (scales is not None) != bool(storage.int8):
+            return cls(slots if scales is None else restored(slots, scales, dtype), storage)
+        kept = cls(slots, storage.replace(int8=False))
+        kept.dtype, kept.scales = dtype, scales
+        return kept
 
     @property
     def nbytes(self) -> int:
         return self.slots.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def load(self, device: torch.device) -> Tensor:  # [2, L, n, H, D]
-        """The slots on a device, in the dtype they were made in."""
-        slots = self.slots.to(device, non_blocking=True)
+        """The slots on a device, in the dtype they were made in. Not to be changed."""
+        slots = self.slots.to(device, non_blocking=True, copy=self.tier == "disk")
         if self.scales is not None:
             slots = restored(slots, self.scales.to(device), self.dtype)
-        elif self.tier == "disk":
-            slots = slots.clone() if slots is self.slots else slots
-        if self.tier == "disk" and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self.tier == "disk":
+            let_go(self.slots)
         return slots
+
+    def moved(self, device: torch.device) -> "KeptSlots":
+        """The same on another device, which the device tier is about."""
+        moved = copy(self)
+        moved.slots, moved.scales = self.slots.to(device), None if self.scales is None else self.scales.to(device)
+        return moved

@@ -1,5 +1,6 @@
 """Changes that happen whole or not at all: each leaves a step that takes it back."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,9 +10,14 @@ class Undo:
 
     A step is added before its change is made, so an interrupt between the two finds it. So a step must do no harm where
     its change was made in part, or not at all, and may be run twice.
+
+    Attributes:
+        first_serial: number of the first slot that this scope makes. The scope overwrites slots that it made itself
+            without keeping them, so that a long write keeps no more than a pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_serial: int = sys.maxsize) -> None:
+        self.first_serial = first_serial
         self._steps: list[Callable[[], object]] = []
 
     def add(self, step: Callable[[], object]) -> None:
@@ -24,13 +30,24 @@ class Undo:
         _assign(holder, values)
 
     def run(self) -> None:
-        """Take everything back, through a second interrupt too."""
-        while self._steps:
-            try:
-                self._steps[-1]()
+        """Take everything back, through further interrupts too.
+
+        Raises:
+            Exception: that of the first step that failed, after all others were run.
+        """
+        failed: Exception | None = None
+        try:
+            while self._steps:
+                try:
+                    self._steps[-1]()
+                except Exception as error:
+                    failed = failed or error
                 self._steps.pop()
-            except KeyboardInterrupt:
-                continue
+        finally:
+            if self._steps:  # an interrupt: the step that it hit is run again
+                self.run()
+        if failed is not None:
+            raise failed
 
 
 def _assign(holder: object, values: dict[str, object]) -> None:
@@ -39,9 +56,9 @@ def _assign(holder: object, values: dict[str, object]) -> None:
 
 
 @contextmanager
-def undoing() -> Iterator[Undo]:
+def undoing(first_serial: int = sys.maxsize) -> Iterator[Undo]:
     """A scope whose changes are taken back if it is left by an exception."""
-    undo = Undo()
+    undo = Undo(first_serial)
     try:
         yield undo
     except BaseException:

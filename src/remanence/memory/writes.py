@@ -1,10 +1,12 @@
 """The table of writes: which text made which slots. Imports no torch."""
 
+import json
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from remanence.errors import InvalidInputError
 from remanence.memory.undo import Undo
 
 if TYPE_CHECKING:
@@ -84,8 +86,14 @@ class WriteTable:
         undo.set(self, _records={id: record for id, record in self._records.items() if id in ids})
 
     def remove(self, id: int, undo: Undo) -> None:
-        """Drop one record."""
-        record = self._records[id]
+        """Drop one record.
+
+        Raises:
+            InvalidInputError: there is none.
+        """
+        record = self._records.get(id)
+        if record is None:
+            raise InvalidInputError(f"this memory has no write {id}; memory.writes lists those that it has")
         undo.add(lambda: self._put_back(record))
         del self._records[id]
 
@@ -106,3 +114,23 @@ class WriteTable:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def checked(source: str | None, metadata: Mapping[str, Any] | None, text: str | None) -> dict[str, Any]:
+    """What a caller says of a write, as a file gives it back.
+
+    Raises:
+        InvalidInputError: it is not JSON, or not text that UTF-8 can write.
+    """
+    try:
+        if not (isinstance(source, str | None) and isinstance(text, str | None)):
+            raise TypeError("source and text are strings")
+        about = {"source": source, "metadata": dict(metadata or {}), "text": text}
+        content = json.dumps(about, allow_nan=False, ensure_ascii=False)
+        content.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"source, metadata and text of a write must be JSON in valid Unicode: {error}"
+        ) from error
+    kept: dict[str, Any] = json.loads(content)
+    return kept

@@ -66,6 +66,14 @@ def _always(attention: Any) -> bool:
     return True
 
 
+def _with_window(attention: Any) -> bool:
+    return attention.sliding_window is not None
+
+
+def _if_asked(attention: Any) -> bool:
+    return bool(attention.use_rope)
+
+
 @dataclass(frozen=True)
 class Family:
     """Where a family keeps what memory needs, and how its layers differ among themselves.
@@ -96,7 +104,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "cohere": Family(_separate_head_norm_if_asked, halves=False),
-    "cohere2": Family(windows="by type", rotates=lambda attention: attention.sliding_window is not None, halves=False),
+    "cohere2": Family(windows="by type", rotates=_with_window, halves=False),
     "gemma2": Family(windows="by type"),
     "gemma3_text": Family(_separate_head_norm, windows="by type", rotary_by_type=True),
     "gpt_neox": Family(_fused_per_head, attention="attention", cache="layer_past"),
@@ -111,7 +119,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(windows="by type"),
     "qwen3": Family(_separate_head_norm, windows="by type"),
     "qwen3_moe": Family(_separate_head_norm, windows="every"),
-    "smollm3": Family(windows="by type", rotates=lambda attention: bool(attention.use_rope)),
+    "smollm3": Family(windows="by type", rotates=_if_asked),
     "starcoder2": Family(windows="every"),
 }
 

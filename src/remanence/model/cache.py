@@ -49,9 +49,11 @@ class PrefixLayer(CacheLayerMixin):
         self._reserve(end)
         rows: Any = slice(None)
         places: Any = slice(start, end)
-        if self.places is not None and start == self._prefix:
+        if self.places is not None and (column := start - self._prefix) < self.places.shape[1]:
             rows = torch.arange(len(self.keys), device=self.keys.device)[:, None]
-            places = self.places.repeat_interleave(len(self.keys) // len(self.places), dim=0)
+            known = self.places[:, column : end - self._prefix]
+            behind = torch.arange(start + known.shape[1], end, device=known.device).expand(len(known), -1)
+            places = torch.cat([known, behind], dim=1).repeat_interleave(len(self.keys) // len(known), dim=0)
         self.keys[rows, places] = key_states.transpose(1, 2)
         self.values[rows, places] = value_states.transpose(1, 2)
         self._length = end
@@ -137,6 +139,9 @@ class PrefixCache(MemoryCache):
         self.attention_mask: Tensor | None = None
         self._prompt: Tensor | None = None  # [B, T] bool, which tokens of the first text are not padding
 
+    def serves(self, decoder: Any) -> bool:
+        return decoder is self.backbone.decoder
+
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
         """Take note of the first text, so that every later step knows its masks and positions."""
         front = torch.arange(self.prefix, device=mask.device).expand(len(mask), -1)
@@ -153,7 +158,7 @@ class PrefixCache(MemoryCache):
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         past = self.get_seq_length()
         keys = self._positions(rows, past + tokens, device)
-        queries, own = self._asking(keys, past, device)
+        queries, own = self._asking(keys, past, rows)
         hidden = self.positions is not None and (tokens > 1 or bool((keys < 0).any()))
         arguments: dict[str, Any] = {"position_ids": queries.clamp(min=0), "attention_mask": None}
         if hidden or own is not None or (self.backbone.sliding and (self.positions is not None or self._exempts)):
@@ -176,8 +181,8 @@ class PrefixCache(MemoryCache):
             known = torch.cat([known, following], dim=1)
         return known
 
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Positions `[B, T]` of the tokens of a call, and among which entries they lie if not behind all others."""
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        """Positions `[rows or 1, T]` of a call's tokens, and in which entries they lie if not behind all others."""
         return keys[:, past:], None
 
     def _seen(self, keys: Tensor, queries: Tensor, own: Tensor, window: int | None) -> Tensor:  # -> [B, 1, T, S] bool
@@ -238,7 +243,7 @@ class PrefixCache(MemoryCache):
         return [(layer.keys, layer.values) for layer in self.layers]
 
 
-def _new_layers(
+def new_layers(
     backbone: Backbone, rows: int, prefix: int, room: int, spare: Sequence[Buffers] = ()
 ) -> tuple[list[PrefixLayer], bool]:
     """A layer's buffers each, those to spare where they are large enough; and whether these are used."""
@@ -282,7 +287,7 @@ def pool_prefix(
     positions = torch.arange(prefix, device=device)[None]
     if min(lengths) < prefix:
         positions = positions - (prefix - torch.tensor(lengths, device=device)[:, None])
-    layers, reused = _new_layers(backbone, rows, prefix, tokens + room, spare[0])
+    layers, reused = new_layers(backbone, rows, prefix, tokens + room, spare[0])
     exempt = torch.ones(1, prefix, dtype=torch.bool, device=device)
     made = [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
     cache = PrefixCache(
@@ -339,83 +344,6 @@ def pool_prefix(
     else:
         fill(longest)
     cache.fill, cache.fill_retrieved = fill, fill_retrieved
-    return cache
-
-
-class TextPrefixCache(PrefixCache):
-    """A cache whose memory stands behind the head of the text.
-
-    Args:
-        heads: tokens of each row's head; lengths: slots that each row reads.
-    """
-
-    def __init__(
-        self, backbone: Backbone, layers: list[PrefixLayer], prefix: int, heads: list[int], lengths: list[int]
-    ) -> None:
-        super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
-        self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
-        self._first = self._places = torch.empty(0, 0)
-
-    def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
-        device, tokens = mask.device, mask.shape[1]
-        heads, lengths = self._heads.to(device), self._lengths.to(device)
-        column, padding = torch.arange(tokens, device=device)[None], tokens - mask.sum(1, keepdim=True)
-        in_head = column < padding + heads
-        self._first = (column - padding + torch.where(in_head, 0, lengths)).masked_fill(~mask, -1)
-        self._places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
-        entry = torch.arange(self.prefix + tokens, device=device)[None] - padding - (self.prefix - lengths)
-        for layer in self.layers:
-            layer.places = self._places
-        self._keep(entry.clamp(min=-1), mask)
-
-    @property
-    def starts(self) -> list[int]:
-        """The first entry of each row's memory."""
-        assert self._prompt is not None
-        padding = (~self._prompt).sum(1).tolist()
-        lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
-        return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
-
-    def _asking(self, keys: Tensor, past: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        if past > self.prefix:
-            return super()._asking(keys, past, device)
-        return tuple(  # type: ignore[return-value]
-            part.repeat_interleave(max(1, len(keys) // len(part)), dim=0) for part in (self._first, self._places)
-        )
-
-
-def text_prefix(
-    backbone: Backbone, rows: Sequence[Sequence[Tensor]], heads: Sequence[int], mask: Tensor, *, room: int = 0
-) -> TextPrefixCache:
-    """The prefix of a read of text slots: per row its chunks `[2, L, n, H, D]`, one behind the other.
-
-    Args:
-        heads: tokens of each row's head, which is part of its prompt.
-        mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
-    """
-    lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
-    prefix, tokens = max(lengths), mask.shape[1]
-    layers, _ = _new_layers(backbone, len(rows), prefix, tokens + room)
-    cache = TextPrefixCache(backbone, layers, prefix, list(heads), lengths)
-    cache.set_prompt(mask)
-
-    def fill(longest: int) -> None:
-        first = torch.tensor(heads, device=mask.device)[:, None]
-        rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
-        starts = cache.starts
-        for layer, held in enumerate(layers):
-            cos, sin = rotary(layer)
-            held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite
-            for row, chunks in enumerate(rows):
-                if not chunks:
-                    continue
-                slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
-                own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
-                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
-                held.values[row, at] = slots[1]
-
-    cache.fill = fill
-    fill(prefix + tokens - 1)
     return cache
 
 

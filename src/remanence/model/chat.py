@@ -144,11 +144,7 @@ class Texts:
         if isinstance(content, str):
             return list(self._pieces(check_text(content), longest, allow_special, device))
         if is_messages(content):
-            return [
-                (part, text)
-                for ids, text in self._turns(content, date, allow_special, device)
-                for part in chunked(ids, longest, shortest=0)
-            ]
+            return list(self._turns(content, longest, date, allow_special, device))
         ids = to_ids(content, vocabulary=self._vocabulary, device=device)
         pieces = chunked(ids, longest, shortest=0)
         return [(ids, None if self.tokenizer is None else self.tokenizer.decode(ids)) for ids in pieces]
@@ -186,8 +182,9 @@ class Texts:
         return text[: space + 1] if space > 0 else text[:low]
 
     def _turns(
-        self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
-    ) -> list[tuple[Tensor, str]]:
+        self, messages: Sequence[Message], longest: int, date: str, allow_special: bool, device: torch.device
+    ) -> Iterator[tuple[Tensor, str | None]]:
+        """Each message's text in pieces, with what the template puts behind it."""
         check_messages(messages)
         if any(message["role"] == "system" for message in messages):
             raise InvalidInputError("a system message is no memory; write what users and assistants said")
@@ -196,12 +193,13 @@ class Texts:
         spoken = list(messages)
         if messages[-1]["role"] != "user":  # up to where the next user speaks
             spoken.append({"role": "user", "content": "a"})
-        parts = self._around(spoken, date, prompt=False)[1 : len(messages) + 1]
-        turns = []
-        for message, behind in zip(messages, parts, strict=True):
-            ids = [*self._text_ids(message["content"], allow_special), *self._template_ids(behind)]
-            turns.append((torch.tensor(ids, dtype=torch.long, device=device), message["content"]))
-        return [(ids, text) for ids, text in turns if len(ids)]
+        between = self._around(spoken, date, prompt=False)[1 : len(messages) + 1]
+        for message, template in zip(messages, between, strict=True):
+            behind = torch.tensor(self._template_ids(template), dtype=torch.long, device=device)
+            text = check_text(message["content"])
+            *pieces, last = self._pieces(text, max(16, longest - len(behind)), allow_special, device)
+            yield from pieces
+            yield torch.cat([last[0], behind]), f"{last[1]}\n"
 
     def _conversation(
         self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
@@ -249,13 +247,12 @@ class Texts:
     def _rendered(self, messages: Sequence[Message], date: str, prompt: bool = True) -> str:
         if not self.chats:
             raise InvalidInputError("this model's tokenizer has no chat template, so it takes text, not messages")
-        today = Date.fromisoformat(date)
         try:
             text: str = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                chat_template=_dated(self.tokenizer.get_chat_template(), date),
                 tokenize=False,
                 add_generation_prompt=prompt,
-                strftime_now=today.strftime,
             )
         except InvalidInputError:
             raise
@@ -300,11 +297,21 @@ class Texts:
                     "that it is meant with allow_special=True"
                 )
             about = json.loads(backend.to_str())
-            about["added_tokens"] = [token for token in about["added_tokens"] if not token["content"].strip()]
-            about["truncation"] = about["padding"] = about["post_processor"] = None
-            self._plain = Tokenizer.from_str(json.dumps(about))
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
-        return ids
+            kept = [token for token in about["added_tokens"] if not token["content"].strip()]  # white space is text
+            about |= {"added_tokens": kept, "truncation": None, "padding": None, "post_processor": None}
+            plain = Tokenizer.from_str(json.dumps(about))  # which numbers added tokens anew
+            self._plain = plain, {plain.token_to_id(token["content"]): token["id"] for token in kept}
+        plain, numbers = self._plain
+        return [numbers.get(token, token) for token in plain.encode(text, add_special_tokens=False).ids]
+
+
+def _dated(template: str, date: str) -> str:
+    """A template for which it is another day: a `strftime_now` of its own goes before that of transformers."""
+    formats = {form for _, form in re.findall(r"strftime_now\(\s*(['\"])(.*?)\1", template)}
+    if not formats:
+        return template
+    known = json.dumps({form: Date.fromisoformat(date).strftime(form) for form in sorted(formats)})
+    return "{%- macro strftime_now(form) -%}{{ (" + known + ")[form] }}{%- endmacro -%}" + template
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """A decoder with all that memory takes, before anything is written or read."""
 
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from remanence.config import LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.kernels.optimize import optimize_for_cpu, restore_stock
+from remanence.memory.memory import Memory
 from remanence.memory.spec import MemorySpec
 from remanence.model import hooks
 from remanence.model.backbone import Backbone
@@ -20,10 +22,11 @@ from remanence.model.inputs import padding_id
 from remanence.model.lora import Role, TwinLora, new_twin_lora
 from remanence.model.prefix_store import PrefixStore
 from remanence.model.retriever import Retriever, new_retriever
-from remanence.model.validation import Fingerprint
+from remanence.model.validation import Fingerprint, listed, require_own
 
-LATENT = "mean of layer inputs, 1"  # what a text memory's latent vectors are; another way to make them, another name
-_DEPTHS = (0.25, 0.5, 0.75, 0.95)  # of the layers whose inputs are averaged, as fractions of all
+Memories = Memory | Sequence[Memory | Sequence[Memory]]  # of a call: one, or one or several for each row
+LATENT = "standardised mean 1"  # what a text memory's latent vectors are; another way to make them, another name
+_DEPTH = 0.8  # of the layer whose input is averaged
 
 
 class MemoryDecoder(nn.Module):
@@ -66,6 +69,7 @@ class MemoryDecoder(nn.Module):
         self.shipped_pool: Tensor | None
         self._fingerprint = Fingerprint()
         self.prefixes = PrefixStore()
+        self._warned = False
         self.lock = threading.RLock()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
         hooks.install(self.backbone.decoder, self.backbone.family.attention, self.backbone.family.cache)
@@ -123,10 +127,38 @@ class MemoryDecoder(nn.Module):
         given: PreTrainedModel = self.given[0]
         return given
 
-    def require_attached(self) -> None:
-        """Raise where the decoder has no hooks any more."""
+    def rows_of(self, memory: Memories) -> list[list[Memory]]:
+        """The memories of each row of a call, checked to be this model's.
+
+        Raises:
+            InvalidInputError, MemoryMismatchError: the model was detached, or a memory does not fit.
+        """
         if not hooks.installed(self.backbone.decoder):
             raise InvalidInputError("this model was detached; attach a memory to the decoder again")
+        given = [memory] if isinstance(memory, Memory) else listed(memory)
+        rows = [[row] if isinstance(row, Memory) else listed(row) for row in given]
+        spec = self.spec
+        for row in rows:
+            require_own(spec, self.device, row)
+            if len({id(each) for each in row}) < len(row):
+                raise InvalidInputError("the same memory was given twice in one row; it is read once")
+            if len(row) > 1 and self.config.writer == "learned":
+                raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
+        return rows
+
+    def warn_untrained(self) -> None:
+        """Warn once if the writer is a learned one that was never trained."""
+        if not self._warned and not self.trained:
+            self._warned = True
+            warnings.warn(
+                "the learned writer of this model was never trained: what it writes cannot be recalled, and reading it "
+                "does harm. Train it (remanence train), or attach text slots: MemoryModel.attach(hf_model, tokenizer)",
+                stacklevel=3,
+            )
+
+    def extra_repr(self) -> str:
+        trained = "" if self.trained else ", not trained"
+        return f"name={self.name!r}, writer={self.config.writer!r}{trained}"
 
     def with_longterm(
         self,
@@ -233,20 +265,16 @@ class MemoryDecoder(nn.Module):
             dtype=str(backbone.dtype).removeprefix("torch."),
             shared_eviction=self.config.shared_eviction,
             model=self.fingerprint(),
-            retrieval_size=size if learned else self.latent_size,
+            retrieval_size=size if learned else int(backbone.config.hidden_size),
             writer=self.config.writer,
             retrieval="" if learned else LATENT,
         )
 
     @property
-    def latent_layers(self) -> list[int]:
-        """The layers whose inputs make up the latent vector of a chunk."""
+    def latent_layer(self) -> int:
+        """The layer whose input makes up the latent vector of a chunk."""
         count = len(self.backbone.layers)
-        return sorted({min(count - 1, round(depth * count)) for depth in _DEPTHS})
-
-    @property
-    def latent_size(self) -> int:
-        return len(self.latent_layers) * int(self.hf.config.hidden_size)
+        return min(count - 1, round(_DEPTH * count))
 
     def fingerprint(self) -> str:
         """A digest of what makes slots, by a sample of the parameters' values; made anew when one changed.
@@ -295,7 +323,8 @@ class MemoryDecoder(nn.Module):
         Weights are kept once more, as oneDNN multiplies them. One that was trained, loaded or moved since is multiplied
         as it stands, and packed by the next call.
         """
-        optimize_for_cpu(self.hf)
+        if optimize_for_cpu(self.hf):
+            self._bos.clear()  # its keys and values were made by other kernels
         return self
 
     @contextmanager

@@ -23,6 +23,10 @@ _HANDLES = "_remanence_handles"  # on a decoder: how its hooks are removed
 class MemoryCache(Cache):
     """A cache that takes part in the call it travels with. This one does nothing; others override."""
 
+    def serves(self, decoder: Any) -> bool:
+        """Whether it was made for this decoder."""
+        return True
+
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         """Arguments to set, given the shape of the text that the decoder is called with."""
         return {}
@@ -49,8 +53,8 @@ _expected: ContextVar[MemoryCache | None] = ContextVar("expected", default=None)
 
 
 @contextmanager
-def expecting(cache: MemoryCache) -> Iterator[None]:
-    """A scope in which every call of the hooked decoder reads this cache.
+def expecting(cache: MemoryCache | None) -> Iterator[None]:
+    """A scope in which every call of the decoder that this cache serves reads it; None: stock calls.
 
     A family may drop the cache it was given, and read the whole text again (Phi-3, where its rotation changes with the
     length). The hook on the decoder then puts it back.
@@ -67,7 +71,7 @@ class _BeforeDecoder:
         cache, expected = kwargs.get("past_key_values"), _expected.get()
         given = kwargs.get("input_ids", args[0] if args else None)
         text: Tensor = kwargs["inputs_embeds"] if given is None else given
-        if expected is not None and not isinstance(cache, MemoryCache):
+        if expected is not None and expected.serves(module) and not isinstance(cache, MemoryCache):
             expected.restart(text.shape[1])
             kwargs["past_key_values"], kwargs["use_cache"] = expected, True
             cache = expected

@@ -13,6 +13,7 @@ from remanence.memory.longterm import LongTerm
 from remanence.memory.memory import Memory
 from remanence.memory.pool import NewSlots, Pool
 from remanence.memory.snapshot import layout_of
+from remanence.memory.transaction import Piece, Progress
 from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, hidden_prefix
@@ -20,7 +21,6 @@ from remanence.model.chat import TODAY
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.inputs import chunked, left_padded
 from remanence.model.lora import Role
-from remanence.model.writers import Piece, Progress
 
 
 class WriteCache(PrefixCache):

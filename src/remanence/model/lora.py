@@ -96,10 +96,16 @@ def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
     """Give a decoder two fresh adapters, which change nothing until they are trained.
 
     Raises:
-        InvalidInputError: no linear layer has one of the names.
+        InvalidInputError: no linear layer has one of the names, or the decoder has adapters already.
     """
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise InvalidInputError(
+            "the model has LoRA adapters already, which would not act while those for writing and reading do; fold "
+            "them into the weights with merge_and_unload() first, or leave out lora="
+        )
     linears = {
         name.rsplit(".", 1)[-1]
         for name, module in model.named_modules()
@@ -109,8 +115,6 @@ def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
     if not targets <= linears:
         wrong = ", ".join(sorted(targets - linears))
         raise InvalidInputError(f"no linear layer is named {wrong}; there are {', '.join(sorted(linears))}")
-    if hasattr(model, "peft_config"):
-        raise InvalidInputError("the decoder has adapters of its own; merge them first (merge_and_unload of peft)")
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     _inject(model, LoraConfig(**{**asdict(settings), "target_modules": sorted(targets)}), [WRITE, READ])
     return TwinLora(model, WRITE, READ, settings, wanted)

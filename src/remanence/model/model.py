@@ -1,9 +1,7 @@
 """MemoryModel: a function that writes and reads memories."""
 
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -14,36 +12,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from remanence.config import StorageConfig, integer
 from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory
+from remanence.memory.transaction import Progress, write
 from remanence.memory.writes import Receipt
 from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
-from remanence.model.decoder import MemoryDecoder
+from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
+from remanence.model.hooks import expecting
 from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
-from remanence.model.validation import require_own
-from remanence.model.writers import Progress, write
-
-Memories = Memory | Sequence[Memory | Sequence[Memory]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a memory says to a question.
-
-    Attributes:
-        text: the answer.
-        found: whether the memory had anything to read for it.
-        sources: the writes that were read, best first: id and score.
-    """
-
-    text: str
-    found: bool
-    sources: list[tuple[int, float]]
-
-    def __str__(self) -> str:
-        return self.text
+from remanence.model.validation import listed
 
 
 class MemoryModel(MemoryDecoder):
@@ -57,7 +36,6 @@ class MemoryModel(MemoryDecoder):
         super().__init__(*args, **kwargs)
         learned = self.config.writer == "learned"
         self.writer: LearnedWriter | TextWriter = LearnedWriter(self) if learned else TextWriter(self)
-        self._warned = False
 
     @classmethod
     def from_pretrained(
@@ -201,11 +179,11 @@ class MemoryModel(MemoryDecoder):
             CorruptMemoryError: the memory or the model holds numbers that are not finite.
         """
         single = isinstance(memory, Memory)
-        rows = self._rows(memory)
+        rows = self.rows_of(memory)
         if any(len(row) != 1 for row in rows):
             raise InvalidInputError("a text is written into one memory; give a text to each")
         memories = [row[0] for row in rows]
-        self._warn_untrained()
+        self.warn_untrained()
         texts = [content] if single and not isinstance(content, Mapping) else to_rows(content, len(memories))
         pieces = [self.writer.pieces(one, text, allow_special) for one, text in zip(memories, texts, strict=True)]
         about = {"source": source, "metadata": checked_metadata(metadata), "id": id}
@@ -224,7 +202,7 @@ class MemoryModel(MemoryDecoder):
         Raises:
             InvalidInputError: no such write, or a learned memory.
         """
-        self._rows(memory)
+        self.rows_of(memory)
         if memory.chunks is None:
             raise InvalidInputError(
                 "slots of a learned memory hold what came before them, so a write cannot be taken out; make the memory "
@@ -310,14 +288,14 @@ class MemoryModel(MemoryDecoder):
         *,
         max_new_tokens: int = 64,
         **kwargs: Any,
-    ) -> Answer:
+    ) -> reading.Answer:
         """The greedy answer to a question, and the writes it was read from.
 
         A model with a chat template and text slots is asked in a conversation, others by "Question: ... Answer:", of
         which the first line is the answer.
         """
-        self._warn_untrained()
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        self.warn_untrained()
+        memories: Memories = memory if isinstance(memory, Memory) else [listed(memory)]
         chat = self.config.writer == "text" and self.texts.chats
         prompt: Any = question
         if isinstance(question, str):
@@ -330,8 +308,8 @@ class MemoryModel(MemoryDecoder):
             out = reading.generate(self, made, kwargs)
         text = self.tokenizer.decode(out[0, made.given.shape[1] :], skip_special_tokens=True).strip()
         sources = reading.found_writes(made)
-        found = bool(sources) if self.config.writer == "text" else any(m.written for m in self._rows(memory)[0])
-        return Answer(text if chat else text.partition("\n")[0].strip(), found, sources)
+        found = bool(sources) if self.config.writer == "text" else any(m.written for m in self.rows_of(memory)[0])
+        return reading.Answer(text if chat else text.partition("\n")[0].strip(), found, sources)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -342,7 +320,7 @@ class MemoryModel(MemoryDecoder):
 
         Learned memories have to have a retriever; the score of a write is its share of the slots retrieved.
         """
-        memories: Memories = memory if isinstance(memory, Memory) else [list(memory)]
+        memories: Memories = memory if isinstance(memory, Memory) else [listed(memory)]
         content = question if isinstance(memory, Memory) else [question]
         rows, prompts = self._prompts(memories, content, False)
         if isinstance(self.writer, TextWriter):
@@ -363,7 +341,8 @@ class MemoryModel(MemoryDecoder):
         stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
         """
         if memory is None:
-            return self.hf(input_ids=ids, labels=labels)
+            with expecting(None):
+                return self.hf(input_ids=ids, labels=labels)
         with torch.no_grad():
             made = self._reading(memory, ids if not isinstance(memory, Memory) else ids.reshape(-1), None, False)
         out = reading.forward(self, made, {})
@@ -397,9 +376,12 @@ class MemoryModel(MemoryDecoder):
         """What a call reads; `options` of `generate`, if it is one."""
         rows, prompts = self._prompts(memory, content, allow_special, mask, query)
         if isinstance(self.writer, TextWriter):
-            room = 0 if options is None else reading.new_tokens(self, options)
-            return reading.text_reading(self, self.writer, rows, prompts, room)
-        return reading.learned_reading(self, [row[0] for row in rows], prompts, options, retrieve_every)
+            made = reading.text_reading(self, self.writer, rows, prompts, options)
+        else:
+            made = reading.learned_reading(self, [row[0] for row in rows], prompts, options, retrieve_every)
+        if mask is not None:
+            made.restore(torch.atleast_2d(torch.as_tensor(content)), torch.atleast_2d(mask))
+        return made
 
     def _prompts(
         self,
@@ -409,7 +391,7 @@ class MemoryModel(MemoryDecoder):
         mask: Tensor | None = None,
         query: str | None = None,
     ) -> tuple[list[list[Memory]], list[Prompt]]:
-        rows = self._rows(memory)
+        rows = self.rows_of(memory)
         if mask is not None:
             content = {
                 "input_ids": torch.atleast_2d(torch.as_tensor(content)),
@@ -421,29 +403,6 @@ class MemoryModel(MemoryDecoder):
             self.texts.prompt(text, self.device, date=_date(row[0]), allow_special=allow_special, query=query)
             for row, text in zip(rows, texts, strict=True)
         ]
-
-    def _rows(self, memory: Memories) -> list[list[Memory]]:
-        """The memories of each row, checked to be this model's."""
-        self.require_attached()
-        given: list[Any] = [memory] if isinstance(memory, Memory) else list(memory)
-        if not given:
-            raise InvalidInputError("no memory was given")
-        rows = [[row] if isinstance(row, Memory) else list(row) for row in given]
-        spec = self.spec
-        for row in rows:
-            require_own(spec, self.device, row)
-            if len(row) > 1 and self.config.writer == "learned":
-                raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
-        return rows
-
-    def _warn_untrained(self) -> None:
-        if not self._warned and not self.trained:
-            self._warned = True
-            warnings.warn(
-                "the learned writer of this model was never trained: what it writes cannot be recalled, and reading it "
-                "does harm. Train it (remanence train), or attach text slots: MemoryModel.attach(hf_model, tokenizer)",
-                stacklevel=3,
-            )
 
 
 def _is_text(content: Any) -> bool:

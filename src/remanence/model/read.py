@@ -11,16 +11,35 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory, locked
-from remanence.model.cache import PrefixCache, pool_prefix, text_prefix
+from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import left_padded
 from remanence.model.retriever import Retrieval
-from remanence.model.text import TextWriter, chunks_of
+from remanence.model.text import TextWriter, chunks_of, text_prefix
 
 Source = tuple[int, float]  # id of a write, and its score
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a memory says to a question.
+
+    Attributes:
+        text: the answer.
+        found: whether the memory had anything to read for it.
+        sources: the writes that were read, best first: id and score.
+    """
+
+    text: str
+    found: bool
+    sources: list[tuple[int, float]]
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class FiniteOnly(LogitsProcessor):
@@ -65,26 +84,35 @@ class Reading:
     memory: Memory | None = None
     key: Any = None
 
+    def restore(self, ids: Tensor, mask: Tensor) -> None:  # [B, T] each
+        """Take the rows as they were given, with padding of their own."""
+        self.given = ids
+        if self.cache is None:
+            self.ids, self.mask = ids, mask != 0
+
 
 def positions_of(model: MemoryDecoder) -> int | None:
-    """Positions that the decoder can read; None: it does not say."""
+    """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
     config = model.backbone.config
-    most = getattr(config, "max_position_embeddings", None)
-    if most is None or not model.backbone.length_dependent:
-        return most
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
     parameters = getattr(config, "rope_parameters", None) or {}
-    factors = [float(each.get("factor") or 1) for each in (parameters, *parameters.values()) if isinstance(each, dict)]
-    return int(most * max([1.0, *factors]))
+    for each in (parameters, *parameters.values()):
+        if isinstance(each, dict) and each.get("factor"):
+            stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
+            first = most if stretched else each.get("original_max_position_embeddings") or 0
+            most = max(most, int(first * float(each["factor"])))
+    return most
 
 
-def require_room(model: MemoryDecoder, prefix: int, tokens: int) -> None:
-    """Raise where a prompt does not fit behind its prefix."""
+def require_room(model: MemoryDecoder, tokens: int) -> None:
+    """Raise where a prompt does not fit by itself."""
     most = positions_of(model)
-    if most is not None and prefix + tokens > most:
-        behind = f" behind {prefix} slots of memory" if prefix else ""
+    if most is not None and tokens > most:
         raise InvalidInputError(
-            f"the prompt has {tokens} tokens{behind}, but {model.name} reads {most} positions; shorten it by "
-            f"{prefix + tokens - most} tokens, or write its text into the memory"
+            f"the prompt has {tokens} tokens, but {model.name} reads {most}; shorten it by {tokens - most} tokens, or "
+            "write its text into the memory and ask about that"
         )
 
 
@@ -106,6 +134,10 @@ def learned_reading(
         raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
     room = 0 if kwargs is None else new_tokens(model, kwargs)
     kwargs = {} if kwargs is None else kwargs
+    if retrieve_every is not None and any(option(model, kwargs, name) is not None for name in _ASSISTED):
+        raise InvalidInputError(
+            "retrieve_every counts the tokens of the text, and those of an assistant may be taken back; leave out one"
+        )
     if any(memory.longterm is not None for memory in memories) and option(model, kwargs, "prefill_chunk_size"):
         raise InvalidInputError(
             "what a prompt retrieves depends on all of it, so it cannot be read in parts; leave out prefill_chunk_size"
@@ -119,8 +151,8 @@ def learned_reading(
         written = [memory.written for memory in memories]
         rows = [prompt.bare if there else prompt.ids for prompt, there in zip(prompts, written, strict=True)]
         ids, mask = left_padded(rows, model.pad)
+        require_room(model, ids.shape[1])
         if not any(written):
-            require_room(model, 0, ids.shape[1])
             return Reading(ids, mask, ids, sources=[[] for _ in memories])
         pools = [memory.pool_or_none for memory in memories]
         longterms = [None if memory.longterm is None else memory.longterm.view() for memory in memories]
@@ -148,18 +180,22 @@ def learned_reading(
                 retrieval=retrieval,
                 spare=spare,
             )
-    require_room(model, reading.cache.prefix, ids.shape[1])
     return reading
 
 
 def text_reading(
-    model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int
+    model: MemoryDecoder,
+    writer: TextWriter,
+    rows: Sequence[Sequence[Memory]],
+    prompts: Sequence[Prompt],
+    kwargs: dict[str, Any] | None = None,
 ) -> Reading:
-    """What rows read of text memories, one or several each."""
-    chosen, sources = choose(model, writer, rows, prompts, room)
+    """What rows read of text memories, one or several each. `kwargs`: options of `generate`, if it is one."""
+    room = 0 if kwargs is None else new_tokens(model, kwargs)
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
+    require_room(model, stock.shape[1])
+    chosen, sources = choose(model, writer, rows, prompts, room)
     if not any(chosen):
-        require_room(model, 0, stock.shape[1])
         return Reading(stock, stock_mask, stock, sources=sources)
     ids, heads, slots = [], [], []
     for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
@@ -227,7 +263,8 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
     cache = reading.cache
     if cache is None:
         padded = {} if bool(reading.mask.all()) else {"attention_mask": reading.mask.long()}
-        return model.hf(input_ids=reading.ids, **padded, **kwargs)
+        with expecting(None):
+            return model.hf(input_ids=reading.ids, **padded, **kwargs)
     with model.role("read"), expecting(cache):
         if cache.unset:
             cache.set_prompt(reading.mask)
@@ -244,7 +281,8 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
     if kwargs.get("stop_strings") is not None:
         kwargs.setdefault("tokenizer", model.tokenizer)
     if cache is None:
-        return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
+        with expecting(None):
+            return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
     if model.hf.generation_config.pad_token_id is None:
         kwargs.setdefault("pad_token_id", model.pad)
     processors = LogitsProcessorList([FiniteOnly(), *(kwargs.pop("logits_processor", None) or [])])

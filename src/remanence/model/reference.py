@@ -1,4 +1,6 @@
-"""The plain path: what the published code does at every read and write, over plain tensors. Written to be read.
+"""The plain path: what is read and written, over plain tensors. Written to be read.
+
+Text slots: `read_text`. Learned slots: what the published code does at every read and write.
 
 Slots are hidden states. At every prompt all of them are joined to the text, layer by layer, and go through the norm and
 the key and value projections again; at every write the whole pool is copied. Long-term memory is hidden states too:
@@ -7,12 +9,66 @@ written before, decoders of the Llama family. `MemoryModel` does the same with l
 agree.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+
+@torch.no_grad()
+def read_text(hf: Any, head: Tensor, chunks: Sequence[Tensor], rest: Tensor) -> Tensor:
+    """Logits `[T, V]` of the rest of a prompt behind its head and some chunks: one block-masked pass.
+
+    Head and chunks are blocks that do not see each other, but that every chunk sees the head, as if it stood directly
+    behind it. The rest sees all, one chunk behind the other. A chunk's keys so have two positions: one for the chunk,
+    one for the rest.
+
+    Args:
+        hf: a `LlamaForCausalLM`.
+        head: `[h]` token ids; chunks: `[n]` each; rest: `[T]`.
+    """
+    blocks = [head, *chunks, rest]
+    hidden = [hf.model.embed_tokens(ids) for ids in blocks]
+    starts = [0]  # of every block, as the rest sees it
+    for ids in blocks[:-1]:
+        starts.append(starts[-1] + len(ids))
+    for layer in hf.model.layers:
+        made = []
+        for number, rows in enumerate(hidden):
+            if number == 0:
+                seen, start = [(rows, 0)], 0
+            elif number < len(hidden) - 1:
+                seen, start = [(hidden[0], 0), (rows, len(head))], len(head)
+            else:
+                seen, start = list(zip(hidden, starts, strict=True)), starts[-1]
+            made.append(_block(hf, layer, rows, start, seen))
+        hidden = made
+    return hf.lm_head(hf.model.norm(hidden[-1]))
+
+
+def _block(hf: Any, layer: Any, rows: Tensor, start: int, seen: list[tuple[Tensor, int]]) -> Tensor:  # [n, d] -> [n, d]
+    """One decoder layer over a block at positions from `start` on; `seen`: what it attends to, itself last, and from
+    which position on."""
+    attention = layer.self_attn
+    sees = torch.cat([block for block, _ in seen])
+    places = torch.cat([first + torch.arange(len(block)) for block, first in seen]).to(rows.device)
+    own = start + torch.arange(len(rows), device=rows.device)
+    normed, around = layer.input_layernorm(rows), layer.input_layernorm(sees)
+    q, k, v = (
+        projected.unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)  # [H, S, D]
+        for projected in (attention.q_proj(normed), attention.k_proj(around), attention.v_proj(around))
+    )
+    q, k = (
+        _rotate(heads, *(part[0] for part in hf.model.rotary_emb(rows, at[None])))
+        for heads, at in ((q, own), (k, places))
+    )
+    k, v = (shared.repeat_interleave(len(q) // len(k), dim=0) for shared in (k, v))
+    mixed = scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=places <= own[:, None])[0]
+    hidden = rows + attention.o_proj(mixed.transpose(0, 1).flatten(1))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Retrieval:
         found = []
         for row, (longterm, size) in enumerate(zip(self.longterms, self.sizes, strict=True)):
             rows = queries[row, :1] if prompt else queries[row]  # the rows of one memory start from one prompt
-            kept = rows if mask is None or not bool(mask[row].any()) else rows[:, mask[row]]
+            kept = rows if mask is None or not bool(mask[row].any()) else rows[:, : mask.shape[1]][:, mask[row]]
             # Layer 0 has no say: there the tokens of a prompt have not seen each other yet.
             prior = self._priors[row] if layer else None
             asked = kept.flatten(0, 1)

@@ -1,10 +1,7 @@
 """The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import Any
 
 import torch
@@ -17,13 +14,15 @@ from remanence.memory.chunks import Chunk, Chunks, Query
 from remanence.memory.lexical import words
 from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
+from remanence.memory.transaction import Piece, Progress
 from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
+from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import MemoryCache
+from remanence.model.latent import Latents
 from remanence.model.prefix_store import SlotCache
-from remanence.model.writers import Piece, Progress
 
 _AT_ONCE = 4096  # tokens that are encoded in one pass
 
@@ -48,22 +47,22 @@ class _Passing(CacheLayerMixin):
 
 
 class TextCache(MemoryCache):
-    """Collects keys (unrotated) and values of a text as its layers run, and means of what some layers are given.
+    """Collects keys (unrotated) and values of a text as its layers run, and what one layer is given.
 
     Attributes:
         slots: per layer passed so far, keys and values `[B, T, H, D]`; none if they are not wanted.
-        inputs: of the layers asked for, `[B, T, d]` each.
+        hidden: `[B, T, d]`, what the layer asked for is given.
     """
 
-    def __init__(self, backbone: Backbone, *, slots: bool, inputs: Sequence[int]) -> None:
+    def __init__(self, backbone: Backbone, *, slots: bool, layer: int) -> None:
         super().__init__(layers=[_Passing() for _ in backbone.layers])
-        self._backbone, self._wanted, self._layers = backbone, slots, set(inputs)
+        self._backbone, self._wanted, self._layer = backbone, slots, layer
         self.slots: list[tuple[Tensor, Tensor]] = []
-        self.inputs: list[Tensor] = []
+        self.hidden = torch.empty(0)
 
     def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        if layer in self._layers:
-            self.inputs.append(hidden)
+        if layer == self._layer:
+            self.hidden = hidden
         return hidden
 
     def before_attention(self, layer: int, normed: Tensor) -> None:
@@ -77,11 +76,11 @@ class EncodedText:
 
     Attributes:
         slots: `[2, L, n, H, D]`, its keys (unrotated) and values; None if they were not wanted.
-        means: `[S, d]`, float32, over its positions, of the input of each layer asked for.
+        mean: `[d]`, float32, over its positions, of what one layer is given.
     """
 
     slots: Tensor | None
-    means: Tensor
+    mean: Tensor
 
 
 def encode_texts(
@@ -89,7 +88,7 @@ def encode_texts(
     texts: Sequence[tuple[Sequence[int], Tensor]],
     pad: int,
     *,
-    inputs: Sequence[int],
+    layer: int,
     slots: bool = True,
 ) -> list[EncodedText]:
     """Encode several texts, each a head and ids `[n]`, in one stock pass; their heads are left out of what comes."""
@@ -98,7 +97,7 @@ def encode_texts(
     ids = torch.full((len(rows), max(map(len, rows))), pad)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row  # padded behind, where a causal decoder does not look
-    cache = TextCache(backbone, slots=slots, inputs=inputs)
+    cache = TextCache(backbone, slots=slots, layer=layer)
     backbone.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
     made = []
     for index, (head, row) in enumerate(zip((head for head, _ in texts), rows, strict=True)):
@@ -107,8 +106,93 @@ def encode_texts(
         if slots:
             pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
             kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
-        made.append(EncodedText(kept, torch.stack([hidden[index, own].float().mean(0) for hidden in cache.inputs])))
+        made.append(EncodedText(kept, cache.hidden[index, own].float().mean(0)))
     return made
+
+
+class TextPrefixCache(PrefixCache):
+    """A cache whose memory stands behind the head of the text.
+
+    Args:
+        heads: tokens of each row's head; lengths: slots that each row reads.
+    """
+
+    def __init__(
+        self, backbone: Backbone, layers: list[PrefixLayer], prefix: int, heads: list[int], lengths: list[int]
+    ) -> None:
+        super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
+        self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
+
+    def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
+        self._prompt, tokens = mask, mask.shape[1]
+        _, places = self._text(0, tokens)
+        for layer in self.layers:
+            layer.places = places
+        lengths, padding = self._lengths.to(mask.device), tokens - mask.sum(1, keepdim=True)
+        entry = torch.arange(self.prefix + tokens, device=mask.device)[None] - padding - (self.prefix - lengths)
+        self._keep(entry.clamp(min=-1), mask)
+
+    def _text(self, start: int, end: int) -> tuple[Tensor, Tensor]:  # [B, end - start] each
+        """Positions of some tokens of the text, padding counted along, and the entries in which they lie."""
+        assert self._prompt is not None
+        device = self._prompt.device
+        heads, lengths = self._heads.to(device), self._lengths.to(device)
+        column, padding = torch.arange(start, end, device=device)[None], (~self._prompt).sum(1, keepdim=True)
+        in_head = column < padding + heads
+        positions = column - padding + torch.where(in_head, 0, lengths)
+        places = column + torch.where(in_head, self.prefix - lengths, self.prefix)
+        return positions.masked_fill(column < padding, -1), places
+
+    @property
+    def starts(self) -> list[int]:
+        """The first entry of each row's memory."""
+        assert self._prompt is not None
+        padding = (~self._prompt).sum(1).tolist()
+        lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
+        return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
+
+    def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
+        start, end = past - self.prefix, keys.shape[1] - self.prefix
+        if self._prompt is None or start >= self._prompt.shape[1]:
+            return super()._asking(keys, past, rows)
+        copies = rows // len(self._prompt)
+        positions, places = (part.repeat_interleave(copies, dim=0) for part in self._text(start, end))
+        return positions, places
+
+
+def text_prefix(
+    backbone: Backbone, rows: Sequence[Sequence[Tensor]], heads: Sequence[int], mask: Tensor, *, room: int = 0
+) -> TextPrefixCache:
+    """The prefix of a read of text slots: per row its chunks `[2, L, n, H, D]`, one behind the other.
+
+    Args:
+        heads: tokens of each row's head, which is part of its prompt.
+        mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
+    """
+    lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
+    prefix, tokens = max(lengths), mask.shape[1]
+    layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
+    cache = TextPrefixCache(backbone, layers, prefix, list(heads), lengths)
+    cache.set_prompt(mask)
+
+    def fill(longest: int) -> None:
+        first = torch.tensor(heads, device=mask.device)[:, None]
+        rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
+        starts = cache.starts
+        for layer, held in enumerate(layers):
+            cos, sin = rotary(layer)
+            held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite
+            for row, chunks in enumerate(rows):
+                if not chunks:
+                    continue
+                slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
+                own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
+                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
+                held.values[row, at] = slots[1]
+
+    cache.fill = fill
+    fill(prefix + tokens - 1)
+    return cache
 
 
 class TextWriter:
@@ -116,12 +200,13 @@ class TextWriter:
 
     Attributes:
         cache: encoded chunks of memories that keep token ids only.
+        latents: what chunks and questions are compared by.
     """
 
     def __init__(self, model: MemoryDecoder) -> None:
         self.model = model
         self.cache = SlotCache(model.config.cache_bytes)
-        self._center: tuple[int, Tensor] | None = None
+        self.latents = Latents(model, self.encode)
 
     def new_memory(
         self, seed: int, storage: StorageConfig | None, *, head: Sequence[int] | None = None, date: str | None = None
@@ -208,7 +293,7 @@ class TextWriter:
             tokens=len(ids),
             ids=ids.to("cpu", torch.int32) if chunks.keep_text else None,
             text=text if chunks.keep_text else None,
-            latent=self.latent(encoded.means).half().cpu(),
+            latent=self.latents.of_statement(encoded.mean).half().cpu(),
             slots=kept,
         )
         chunks.add(chunk, undo)
@@ -222,7 +307,7 @@ class TextWriter:
         """Encode texts, each a head and ids `[n]`."""
         model = self.model
         with model.role("write"):
-            return encode_texts(model.backbone, texts, model.pad, inputs=model.latent_layers, slots=slots)
+            return encode_texts(model.backbone, texts, model.pad, layer=model.latent_layer, slots=slots)
 
     def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
         """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
@@ -251,45 +336,19 @@ class TextWriter:
     def queries(self, prompts: Sequence[Prompt], heads: Sequence[tuple[int, ...]]) -> list[Query]:
         """What prompts ask, encoded behind the heads of the memories that they ask."""
         texts = [(head, prompt.query) for head, prompt in zip(heads, prompts, strict=True)]
-        latents = [self.latent(encoded.means).cpu() for encoded in self.encode(texts, slots=False)]
+        means = [encoded.mean for encoded in self.encode(texts, slots=False)]
         return [
-            Query(prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text), latent)
-            for prompt, latent in zip(prompts, latents, strict=True)
+            Query(
+                prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text),
+                self.latents.of_question(mean).cpu(),
+            )
+            for prompt, mean in zip(prompts, means, strict=True)
         ]
-
-    def latent(self, means: Tensor) -> Tensor:  # [S, d] -> [S * d], unit length
-        """Mean hidden states less the model's constant, each layer's of equal length."""
-        centered = torch.nn.functional.normalize(means - self.center(), dim=1)
-        return centered.flatten() / len(centered) ** 0.5
-
-    def center(self) -> Tensor:  # [S, d]
-        """The mean over a bundled set of sentences: what all texts have in common. Made once for these weights."""
-        stamp = self.model.last_stamp
-        if self._center is None or self._center[0] != stamp:
-            model, means = self.model, []
-            head = model.texts.front
-            if model.tokenizer is None:
-                generator = torch.Generator().manual_seed(0)
-                rows = [torch.randint(model.vocabulary, (16,), generator=generator) for _ in range(64)]
-            else:
-                rows = [model.texts.ids(text, torch.device("cpu"), date=TODAY) for text in sentences()]
-            for batch in _batches(rows, [len(row) for row in rows]):
-                means += [encoded.means for encoded in self.encode([(head, row) for row in batch], slots=False)]
-            self._center = stamp, torch.stack(means).mean(0)
-        return self._center[1]
 
 
 def chunks_of(memory: Memory) -> Chunks:
     assert memory.chunks is not None
     return memory.chunks
-
-
-@cache
-def sentences() -> list[str]:
-    """The bundled sentences."""
-    content = resources.files("remanence.data").joinpath("sentences.json").read_text(encoding="utf-8")
-    made: list[str] = json.loads(content)
-    return made
 
 
 def _batches(items: Sequence[Any], sizes: Sequence[int]) -> Iterator[list[Any]]:

@@ -183,6 +183,19 @@ def _parts(tensor: Any) -> Iterator[Tensor]:
         yield tensor
 
 
+def listed(memories: Any) -> list[Any]:
+    """Memories, or rows of them, as a list.
+
+    Raises:
+        InvalidInputError: there are none, or this is something else.
+    """
+    if not isinstance(memories, Sequence) or isinstance(memories, str):
+        raise InvalidInputError(f"expected a Memory, or a list of them, got {type(memories).__name__}")
+    if not memories:
+        raise InvalidInputError("no memory was given")
+    return list(memories)
+
+
 def require_own(spec: MemorySpec, device: torch.device, memories: Sequence[Any]) -> None:
     """Raise where a memory was written by another model, or lies elsewhere."""
     for memory in memories:

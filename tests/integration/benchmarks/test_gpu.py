@@ -58,6 +58,7 @@ def test_losses_at_60m_go_on_where_they_stopped(
     assert "adamw lr" not in capfd.readouterr().err  # nothing was run again
 
 
+@pytest.mark.slow
 def test_the_small_recipe_adds_a_piece_at_each_command(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_implementations_of_attention_are_compared_with_float32(file: Path) -> N
     assert 0 < made["largest_difference_from_float32"]["sdpa"] < 0.05 * made["largest_logit"]
 
 
+@pytest.mark.slow
 def test_reading_and_writing_are_measured_at_any_shape(file: Path) -> None:
     made = figures(read_write, file, "--shape", "tiny", "--repeats", "2")
     assert made["batch"]["same_tokens"] and made["decode"]["slots"] == 48

@@ -13,6 +13,8 @@ import torch
 from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
 from remanence.errors import CorruptMemoryError, MemoryFileError
+from remanence.kernels import onednn
+from remanence.kernels.onednn import OneDnnLinear
 from tests.support.cli import a_memory, done, refused
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -47,6 +49,7 @@ def test_help_does_not_wait_for_torch() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_libraries_do_not_report_what_they_could_not_load() -> None:
     code = "import remanence.cli.shared, peft, torchao"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr == ""
@@ -141,6 +144,18 @@ def test_ask_reads_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(MemoryModel, "generate", generate)
     assert done("ask", str(path), " Who? ").strip() == "2 writes, Question: Who? Answer:"
+
+
+@pytest.mark.skipif(not onednn.available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("words", "optimized"), [("ask notes.mem Who?", True), ("show notes.mem", False)])
+def test_commands_that_compute_use_the_kernels_for_a_cpu(
+    words: str, optimized: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_memory()
+    loaded, load = [], MemoryModel.from_pretrained
+    monkeypatch.setattr(MemoryModel, "from_pretrained", lambda *given: loaded.append(load(*given)) or loaded[-1])
+    done(*words.split())
+    assert [type(model.hf.lm_head) is OneDnnLinear for model in loaded] == [optimized]
 
 
 def test_show_tells_sizes_and_whether_the_model_can_read_it(tmp_path: Path) -> None:
@@ -408,6 +423,7 @@ def test_a_bundled_checkpoint_can_be_named() -> None:
     )
 
 
+@pytest.mark.slow
 def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
     text = done("demo", "--unrelated", "6")
     assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [

@@ -149,6 +149,7 @@ def test_in_context_editing_reads_known_facts_and_statements_as_text(
     assert model.tokenizer.decode(rows[0]) == "Bob is Finn.</s>Ann has Thai.</s>Q:"
 
 
+@pytest.mark.slow
 def test_a_cut_run_goes_on_to_the_same_result(model: MemoryModel, tmp_path: Path) -> None:
     edits, sizes = biography_edits(4), {"counts": [1, 2], "samples": 4, "methods": METHODS}
     whole = measure(model, edits, "zsre", **sizes)

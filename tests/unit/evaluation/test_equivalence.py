@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from remanence.model.families import Backbone
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from remanence.evaluation import equivalence
-from remanence.model.families import Backbone
 from tests.support import tiny
 
 

@@ -29,6 +29,7 @@ def model_of() -> MemoryModel:
     return with_memory(hf, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_a_cut_run_goes_on_to_the_same_figures(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure, model = EVALUATIONS[name], model_of()

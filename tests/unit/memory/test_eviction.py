@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from remanence.errors import InvalidInputError
-from remanence.memory.eviction import check_evicted, draw_evicted
+from remanence.memory.eviction import chosen, draw_evicted
 
 
 @pytest.mark.parametrize(("slots", "count"), [(40, 6), (24, 12), (24, 24), (8, 1)])
-def test_every_slot_leaves_equally_often(slots: int, count: int) -> None:
+def test_draw_evicted_takes_every_slot_equally_often(slots: int, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     draws = 1000
     drawn = torch.cat([draw_evicted(4, slots, count, generator) for _ in range(draws // 4)])
@@ -21,7 +21,7 @@ def test_every_slot_leaves_equally_often(slots: int, count: int) -> None:
 
 @pytest.mark.parametrize(("slots", "count"), [(40, 6), (40, 10), (24, 23), (24, 24), (5, 0)])
 @pytest.mark.parametrize("shared", [True, False])
-def test_drawn_ranks_are_distinct_ascending_and_in_the_pool(slots: int, count: int, shared: bool) -> None:
+def test_draw_evicted_gives_distinct_ascending_ranks_of_the_pool(slots: int, count: int, shared: bool) -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):
         drawn = draw_evicted(3, slots, count, generator, shared=shared)
@@ -30,7 +30,7 @@ def test_drawn_ranks_are_distinct_ascending_and_in_the_pool(slots: int, count: i
         assert bool(((drawn >= 0) & (drawn < slots)).all())
 
 
-def test_layers_draw_for_themselves_unless_shared() -> None:
+def test_draw_evicted_differs_between_layers_unless_shared() -> None:
     generator = torch.Generator().manual_seed(0)
     own = draw_evicted(4, 100, 10, generator)
     shared = draw_evicted(4, 100, 10, generator, shared=True)
@@ -38,18 +38,26 @@ def test_layers_draw_for_themselves_unless_shared() -> None:
     assert len({tuple(row) for row in shared.tolist()}) == 1
 
 
-def test_the_generator_alone_decides() -> None:
+def test_draw_evicted_depends_on_the_generator_alone() -> None:
     first, second = (draw_evicted(3, 50, 7, torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, second)
 
 
-def test_more_than_there_are_cannot_be_drawn() -> None:
+def test_draw_evicted_refuses_more_than_there_are() -> None:
     with pytest.raises(InvalidInputError, match="cannot evict 9 of 8"):
         draw_evicted(2, 8, 9, torch.Generator())
 
 
-def test_given_ranks_are_sorted() -> None:
-    assert check_evicted(torch.tensor([[3, 1], [0, 2]]), 2, 4).tolist() == [[1, 3], [0, 2]]
+def pick(ranks: torch.Tensor | None, made: int = 2) -> torch.Tensor:
+    return chosen(ranks, 2, 4, made, torch.Generator().manual_seed(5), shared=False)
+
+
+def test_chosen_draws_where_no_ranks_are_given() -> None:
+    assert torch.equal(pick(None), draw_evicted(2, 4, 2, torch.Generator().manual_seed(5)))
+
+
+def test_chosen_sorts_given_ranks() -> None:
+    assert pick(torch.tensor([[3, 1], [0, 2]])).tolist() == [[1, 3], [0, 2]]
 
 
 @pytest.mark.parametrize(
@@ -59,11 +67,12 @@ def test_given_ranks_are_sorted() -> None:
         (torch.tensor([[0, 1]]), "shape"),
         (torch.tensor([[0.0], [1.0]]), "integer"),
         (torch.tensor([[True], [False]]), "integer"),
-        (torch.tensor([[0, 4], [0, 1]]), "outside 0..3"),
-        (torch.tensor([[-1, 2], [0, 1]]), "outside 0..3"),
+        (torch.tensor([[0, 4], [0, 1]]), r"outside 0\.\.3"),
+        (torch.tensor([[-1, 2], [0, 1]]), r"outside 0\.\.3"),
         (torch.tensor([[1, 1], [0, 1]]), "twice"),
+        (torch.tensor([[0, 1, 2], [0, 1, 2]]), "makes only 2"),
     ],
 )
-def test_given_ranks_that_do_not_fit_are_refused(ranks: torch.Tensor, says: str) -> None:
+def test_chosen_refuses_ranks_that_do_not_fit(ranks: torch.Tensor, says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
-        check_evicted(ranks, 2, 4)
+        pick(ranks)

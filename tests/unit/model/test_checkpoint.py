@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.model.families import FAMILIES
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CheckpointError
-from remanence.model.families import FAMILIES
 from tests.support import tiny
 from tests.support.tiny import SLOTS, K, decoder, ids, with_memory
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from remanence.model.adapters import LoraSettings
 from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.errors import CheckpointError
-from remanence.model.adapters import LoraSettings
 from tests.support.tiny import decoder, ids, with_memory
 from tests.unit.model.test_official_errors import GOLDEN, Weights, checkpoint, config_of, weights_of
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.agreement import Agreement
+from remanence.model.adapters import LoraSettings
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
-from remanence.memory.agreement import Agreement
-from remanence.model.adapters import LoraSettings
 from tests.support import tiny
 from tests.support.tiny import ids
 
@@ -159,7 +159,7 @@ def test_of_slots_that_score_alike_the_first_are_read_whatever_the_others_score(
     held = longterm.layers[0]
     for seed in range(20):
         scores = torch.rand(held.size, generator=torch.Generator().manual_seed(seed)) * 0.1
-        scores[alike] = 0.5
+        scores[alike] = 0.5 + 1e-7 * torch.rand(len(alike), generator=torch.Generator().manual_seed(seed))
         held.scores = lambda _, scores=scores: scores  # type: ignore[method-assign]
         agreed = longterm.rules.agreeing(tiny.K)
         found = longterm.retrieve(0, torch.zeros(1, 16), wanted, agreed)

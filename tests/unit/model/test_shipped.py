@@ -1,12 +1,12 @@
 """Long-term memory that comes with a checkpoint: every new memory starts with it, and has it to itself."""
 
 import torch
+from remanence.model.adapters import LoraSettings
+from remanence.model.shipped import ShippedLongTerm, ShippedSlots
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.memory import LongTerm, LongTermRules, Storage
-from remanence.model.adapters import LoraSettings
-from remanence.model.shipped import ShippedLongTerm, ShippedSlots
 from tests.support import tiny
 from tests.support.tiny import ids
 

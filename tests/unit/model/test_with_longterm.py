@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from remanence.model.adapters import LoraSettings
 
 from remanence.errors import InvalidInputError
 from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
 from tests.support import tiny
 from tests.support.tiny import ids
 

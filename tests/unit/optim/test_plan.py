@@ -103,6 +103,7 @@ def test_an_unknown_model_is_refused_with_those_that_are_known(monkeypatch: pyte
         configuration("/no/such/model")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_json() -> None:
     words = ["plan", "--model", "llama-60m", "--tokens", "32"]
     shown = CliRunner().invoke(app, [*words, "--room", "1"])

@@ -82,6 +82,7 @@ def killed(target: Callable[[int, Path], None], step: int, output: Path) -> None
     assert process.exitcode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, GAP, GAP + 1, GAP + 2])
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(step: int, tmp_path: Path) -> None:
     # Rows are selected within steps 1 and GAP + 1: this is before such a step, within it, and after it.
@@ -94,6 +95,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(step: int, tmp_path: Pat
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_cut_while_saving_is_refused_and_the_one_before_it_goes_on(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", 2 * GAP)
     whole.train()
@@ -106,6 +108,7 @@ def test_a_checkpoint_that_was_cut_while_saving_is_refused_and_the_one_before_it
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_do_what_one_does_with_the_joined_batch(tmp_path: Path) -> None:
     steps = GAP + 2
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

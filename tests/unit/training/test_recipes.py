@@ -15,6 +15,7 @@ from remanence.training.recipes import load_module, load_recipe
 from remanence.training.text import TextTask
 
 
+@pytest.mark.slow
 def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return recipe
 
 
+@pytest.mark.slow
 def test_the_small_recipe_goes_on_in_pieces_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_three_stages_train_a_model_with_long_term_memory(
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_ends_where_an_uninterrupted_one_does_and_its_card_says_what_it_was(
     tmp_path: Path, places: dict[str, Any]
 ) -> None:

@@ -19,6 +19,7 @@ from remanence.memory.longterm import LongTerm, LongTermLayer
 from remanence.memory.published import RecallFrequency
 from remanence.memory.state import Frequencies
 from remanence.memory.storage import Layout
+from remanence.memory.undo import Undo
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.formats.parts import Checkpoint
 from remanence.model.lora import add_twin_lora
@@ -276,7 +277,7 @@ class ShippedLongTerm:
             with model.role("read"):
                 keys, values = model.backbone.project(index, hidden)
             none = torch.full_like(shipped.ages, -1)
-            layer.append(torch.stack([keys, values], dim=1), shipped.keys.to(layout.dtype), -shipped.ages, none)
+            layer.append(torch.stack([keys, values], dim=1), shipped.keys.to(layout.dtype), -shipped.ages, none, Undo())
             made.append(layer)
         policy = RecallFrequency(self.frequencies, [shipped.frequency.clone() for shipped in self.layers])
         return LongTerm(rules, made, policy=policy)

@@ -1,4 +1,4 @@
-"""The seam between the two writers, and the scope in which a write happens whole or not at all."""
+"""The seam between memories and what writes them, and the scope in which a write happens whole or not at all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

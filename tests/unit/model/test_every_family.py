@@ -1,28 +1,41 @@
 """Every supported family writes and reads memory exactly."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.evaluation.equivalence import TOLERANCE, equivalence
-from remanence.model.families import FAMILIES
-from remanence.model.rotation import rotate, rotate_rows
+from remanence.model.backbone import FAMILIES
 from tests.support import tiny
-from tests.support.tiny import K, decoder, ids, with_memory
+from tests.support.tiny import K, attentions, decoder, ids, with_memory
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}
 
+WINDOWED = ["phi3", *(family for family in sorted(FAMILIES) if "sliding_window" in tiny.FAMILIES[family])]
+
 every_family = pytest.mark.parametrize("family", sorted(FAMILIES))
-every_windowed_family = pytest.mark.parametrize("family", ["mistral", "phi3", "gemma3_text"])
-both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+every_windowed_family = pytest.mark.parametrize("family", WINDOWED)
 
 
-def windowed(family: str, window: int, layers: int = tiny.LAYERS, attention: str = "sdpa") -> PreTrainedModel:
+def with_attentions(families: list[str]) -> pytest.MarkDecorator:
+    each = [(family, attention) for family in families for attention in attentions(family)]
+    return pytest.mark.parametrize(("family", "attention"), each)
+
+
+def wide(family: str, **changes: Any) -> PreTrainedModel:
+    """A decoder whose windows, where it has any, hide nothing."""
+    window = {"sliding_window": 128} if family in WINDOWED else {}
+    return decoder(family, **window, **changes)
+
+
+def windowed(family: str, window: int, layers: int = tiny.LAYERS, attention: str | None = None) -> PreTrainedModel:
     """A decoder that sees a window of the text in every layer."""
-    types = {"layer_types": ["sliding_attention"] * layers} if family == "gemma3_text" else {}
+    types = {"layer_types": ["sliding_attention"] * layers} if "layer_types" in tiny.FAMILIES[family] else {}
     return decoder(family, attention=attention, sliding_window=window, num_hidden_layers=layers, **types)
 
 
@@ -32,15 +45,14 @@ def logits(model: MemoryModel, memory: object, prompt: object) -> Tensor:
     return out
 
 
-@every_family
-@both_attentions
+@with_attentions(sorted(FAMILIES))
 def test_slots_that_hold_the_layer_inputs_of_a_text_are_that_text(family: str, attention: str) -> None:
-    assert equivalence(decoder(family, attention=attention), ids(24), ids(13, seed=1)) <= TOLERANCE
+    assert equivalence(wide(family, attention=attention), ids(24), ids(13, seed=1)) <= TOLERANCE
 
 
 @every_family
 def test_slots_of_another_text_read_differently(family: str) -> None:
-    hf = decoder(family)
+    hf = wide(family)
     model = MemoryModel.attach(hf, slots=24, slots_per_write=6, bos=False)
 
     def inputs(text: Tensor) -> Tensor:
@@ -52,10 +64,14 @@ def test_slots_of_another_text_read_differently(family: str) -> None:
     assert float((read[0] - read[1]).detach()[0, -1].abs().max()) > 1e-3
 
 
-@every_family
+# Gemma 2 caps its scores, which sdpa leaves out in the releases of transformers that let it have sdpa.
+with_both = [family for family in sorted(FAMILIES) if len(attentions(family)) > 1 and family != "gemma2"]
+
+
+@pytest.mark.parametrize("family", with_both)
 def test_attention_implementations_agree(family: str) -> None:
     read, generated = [], []
-    for attention in ("sdpa", "eager"):
+    for attention in attentions(family):
         model = with_memory(decoder(family, attention=attention))
         memory = model.new_memory()
         for length in (20, 3, 9):
@@ -66,8 +82,7 @@ def test_attention_implementations_agree(family: str) -> None:
     assert generated[0] == generated[1]
 
 
-@every_family
-@both_attentions
+@with_attentions(sorted(FAMILIES))
 def test_a_batch_writes_and_reads_what_single_calls_do(family: str, attention: str) -> None:
     model = with_memory(decoder(family, attention=attention), keep_hidden=True)
     together = [model.new_memory(seed) for seed in range(4)]
@@ -86,8 +101,7 @@ def test_a_batch_writes_and_reads_what_single_calls_do(family: str, attention: s
         torch.testing.assert_close(read[row, -len(prompt) :], logits(model, alone[row], prompt)[0], **CLOSE)
 
 
-@every_windowed_family
-@both_attentions
+@with_attentions(WINDOWED)
 def test_a_sliding_window_smaller_than_the_pool_hides_no_slot(family: str, attention: str) -> None:
     model = with_memory(windowed(family, 8, attention=attention))
     slots = torch.randn(tiny.LAYERS, tiny.SLOTS, 32)
@@ -96,13 +110,13 @@ def test_a_sliding_window_smaller_than_the_pool_hides_no_slot(family: str, atten
     one, other = model.memory_from_slots(slots), model.memory_from_slots(oldest_changed)
     prompt = ids(20)
     assert float((logits(model, one, prompt) - logits(model, other, prompt))[0, -1].abs().max()) > 1e-4
-    step = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    generated = [torch.cat(model.generate(memory, prompt, **step).logits) for memory in (one, other)]
+    step = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    shown = {"return_dict_in_generate": True, "output_logits": True}
+    generated = [torch.cat(model.generate(memory, prompt, **step, **shown).logits) for memory in (one, other)]
     assert float((generated[0] - generated[1])[-1].abs().max()) > 1e-4
 
 
-@every_windowed_family
-@both_attentions
+@with_attentions(WINDOWED)
 def test_text_beyond_the_sliding_window_stays_out_of_sight(family: str, attention: str) -> None:
     # One layer, because what leaves the window of a layer still comes through the layer below.
     model = with_memory(windowed(family, 8, layers=1, attention=attention))
@@ -120,8 +134,7 @@ def test_equivalence_beyond_the_window_is_refused(family: str) -> None:
         equivalence(windowed(family, 8), ids(6), ids(6))
 
 
-@every_windowed_family
-@both_attentions
+@with_attentions(WINDOWED)
 def test_a_chunk_within_the_window_is_written_as_if_there_were_none(family: str, attention: str) -> None:
     newest = torch.randn(tiny.LAYERS, K, 32)
     made = []
@@ -136,23 +149,6 @@ def test_windows_of_an_attention_that_takes_no_mask_are_refused() -> None:
     model.hf.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UnsupportedModelError, match="sliding-window"):
         model.read(model.memory_from_slots(torch.randn(tiny.LAYERS, tiny.SLOTS, 32)), ids(4))
-
-
-def test_an_unknown_family_is_refused_by_name() -> None:
-    hf = GPT2LMHeadModel(GPT2Config(vocab_size=61, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(UnsupportedModelError, match=r"'gpt2'.*supported: gemma3_text.*Adding one takes"):
-        MemoryModel.attach(hf, slots=24, slots_per_write=6)
-
-
-@pytest.mark.parametrize("rotated", [8, 4, 2], ids=["all", "half", "a quarter"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rotation_in_place_gives_the_bits_of_the_plain_one(rotated: int, dtype: torch.dtype) -> None:
-    keys, angles = torch.randn(50, 3, 8, dtype=dtype), torch.randn(70, rotated // 2, dtype=dtype).repeat(1, 2)
-    rows, at = torch.randperm(50)[:30], slice(20, 50)
-    cos, sin = angles.cos()[at], angles.sin()[at]
-    out, scratch = torch.empty(2, 30, 3, 8, dtype=dtype)
-    rotate_rows(out, keys, rows, cos, sin, scratch)
-    assert torch.equal(out, rotate(keys[rows], cos, sin))
 
 
 @every_family

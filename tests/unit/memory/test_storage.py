@@ -4,19 +4,29 @@ import errno
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from remanence import Memory
-from remanence.errors import InvalidInputError, MemoryFileError
-from remanence.memory import Layout, LongTermRules, Storage
-from remanence.memory import tiers as module
-from remanence.memory.tiers import TIERS, Block, DiskRows, MemoryRows, Tier, quantised, restored
-from tests.support.longterms import append, bits, everything, joined, longterm, random, use_small_blocks
-from tests.support.tiny import LAYERS, decoder, ids, with_memory
+from remanence.config import LongTermConfig, StorageConfig, Tier
+from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryFileError
+from remanence.memory import mapped as module
+from remanence.memory.storage import Block, DiskRows, KeptSlots, Layout, MemoryRows, quantised, restored
+from tests.support.contents import contents
+from tests.support.longterms import (
+    append,
+    everything,
+    joined,
+    longterm,
+    random,
+    use_small_blocks,
+    write,
+    written,
+)
 
+TIERS: list[Tier] = ["device", "host", "disk"]
+CPU = torch.device("cpu")
 SMAPS = Path("/proc/self/smaps")
 
 
@@ -28,8 +38,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("tier", TIERS)
-def test_every_tier_gives_the_slots_bit_for_bit(tier: Tier, int8: bool, dtype: torch.dtype) -> None:
-    held = longterm(storage=Storage(tier, int8), dtype=dtype)
+def test_take_gives_the_slots_bit_for_bit_in_every_tier(tier: Tier, int8: bool, dtype: torch.dtype) -> None:
+    held = longterm(storage=StorageConfig(tier, int8), dtype=dtype)
     parts = [append(held, count) for count in (7, 300, 100)]
     asked = torch.randperm(407, generator=torch.Generator().manual_seed(0))
     for index, layer in enumerate(held.layers):
@@ -40,17 +50,17 @@ def test_every_tier_gives_the_slots_bit_for_bit(tier: Tier, int8: bool, dtype: t
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_retrieval_is_the_same_in_every_tier(int8: bool) -> None:
+def test_retrieve_finds_the_same_in_every_tier(int8: bool) -> None:
     found = []
     for tier in TIERS:
-        held = longterm(LongTermRules(retrieved=9, capacity=200), Storage(tier, int8))
+        held = longterm(LongTermConfig(retrieved=9, capacity=200), StorageConfig(tier, int8))
         for _ in range(7):
             append(held, 60)
         found.append(everything(held))
     assert found[0] == found[1] == found[2]
 
 
-def test_int8_slots_are_off_by_half_a_step_at_most() -> None:
+def test_quantised_slots_are_off_by_half_a_step_at_most() -> None:
     slots = random(50, 2, 3, 8, seed=0) * torch.logspace(-6, 6, 50)[:, None, None, None]
     rows, scales = quantised(slots)
     step = slots.abs().amax(dim=(2, 3), keepdim=True) / 127
@@ -58,13 +68,13 @@ def test_int8_slots_are_off_by_half_a_step_at_most() -> None:
     assert bool(((restored(rows, scales, torch.float32) - slots).abs() <= 0.5001 * step).all())
 
 
-def test_int8_keys_and_values_have_scales_of_their_own() -> None:
+def test_quantised_keys_and_values_have_scales_of_their_own() -> None:
     slots = torch.stack([random(4, 3, 8, seed=0), 1e6 * random(4, 3, 8, seed=1)], dim=1)
     assert torch.allclose(restored(*quantised(slots), torch.float32)[:, 0], slots[:, 0], atol=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_int8_keeps_zero_and_the_largest_numbers(dtype: torch.dtype) -> None:
+def test_quantised_keeps_zero_and_the_largest_numbers(dtype: torch.dtype) -> None:
     slots = torch.zeros(2, 2, 3, 8, dtype=dtype)
     large = torch.finfo(dtype).max / 2
     slots[1, :, 0, 0], slots[1, :, 1, 1] = large, -large
@@ -72,16 +82,14 @@ def test_int8_keeps_zero_and_the_largest_numbers(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "share"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_int8_takes_a_byte_for_each_number_and_eight_for_scales(dtype: torch.dtype, share: int) -> None:
-    plain, small = (
-        Layout(8, 64, dtype, 16, torch.device("cpu"), Storage("device", int8)).slot_bytes for int8 in (False, True)
-    )
+def test_slot_bytes_of_int8_are_one_for_each_number_and_eight_for_scales(dtype: torch.dtype, share: int) -> None:
+    plain, small = (Layout(8, 64, dtype, 16, CPU, StorageConfig("device", int8)).slot_bytes for int8 in (False, True))
     assert small == plain // share + 8
 
 
 @pytest.mark.parametrize("int8", [False, True])
-def test_the_bytes_of_a_long_term_memory_are_those_of_its_tensors(int8: bool) -> None:
-    held = longterm(storage=Storage("host", int8))
+def test_nbytes_of_long_term_memory_are_those_of_its_tensors(int8: bool) -> None:
+    held = longterm(storage=StorageConfig("host", int8))
     append(held, 512)
     taken = {"slots": 0, "keys": 0}
     for block in (block for layer in held.layers for block in layer.blocks.values()):
@@ -92,8 +100,8 @@ def test_the_bytes_of_a_long_term_memory_are_those_of_its_tensors(int8: bool) ->
     assert held.nbytes == taken
 
 
-def test_memory_is_taken_as_slots_come() -> None:
-    rows = MemoryRows(256, (2,), torch.float32, torch.device("cpu"), whole=False)
+def test_memory_rows_grow_as_slots_come() -> None:
+    rows = MemoryRows(256, (2,), torch.float32, CPU, whole=False)
     sizes = []
     for at in range(0, 100, 10):
         rows.write(at, torch.full((10, 2), float(at)))
@@ -102,32 +110,24 @@ def test_memory_is_taken_as_slots_come() -> None:
     assert rows.take(torch.arange(0, 100, 10))[:, 0].tolist() == [*range(0, 100, 10)]
 
 
-@pytest.mark.parametrize("wrong", [{"tier": "tape"}, {"folder": Path("here")}, {"tier": "device", "folder": Path("a")}])
-def test_storage_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="tier"):
-        Storage(**wrong)
-    with pytest.raises(InvalidInputError, match="int8 is True, False or None, not 'no'"):
-        Storage(int8="no")  # type: ignore[arg-type]
-
-
 def fill_disk(monkeypatch: pytest.MonkeyPatch, room_for: int) -> None:
     """From now on the disk has room for so many blocks."""
-    real, left = module._allocate, iter(range(room_for))
+    real, left = module.allocate, iter(range(room_for))
 
     def allocate(handle: int, size: int) -> None:
         if next(left, None) is None:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle, size)
 
-    monkeypatch.setattr(module, "_allocate", allocate)
+    monkeypatch.setattr(module, "allocate", allocate)
 
 
 @pytest.mark.parametrize("there", [0, 100])
 @pytest.mark.parametrize("room_for", [0, 1, 3])
-def test_a_full_disk_leaves_long_term_memory_as_it_was(
+def test_append_on_a_full_disk_leaves_long_term_memory_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, room_for: int
 ) -> None:
-    held = longterm(storage=Storage("disk", folder=tmp_path))
+    held = longterm(storage=StorageConfig("disk", folder=tmp_path))
     append(held, there)
     before, twin = everything(held), held.fork()
     with monkeypatch.context() as patch:
@@ -140,53 +140,46 @@ def test_a_full_disk_leaves_long_term_memory_as_it_was(
     assert everything(held) == everything(twin)
 
 
-@pytest.mark.parametrize("room_for", range(LAYERS))
-def test_a_full_disk_undoes_the_whole_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_for: int) -> None:
-    model = with_memory(decoder(), longterm=LongTermRules(retrieved=8), retrieval_size=16)
-    memories = [model.new_memory(seed=3), model.new_memory(storage=Storage("disk", folder=tmp_path))]
-    texts = [ids(9, seed=0), ids(9, seed=1)]
-    model.write(memories, texts)
-
-    def state(memory: Memory) -> dict[str, Any]:
-        assert memory.longterm is not None and memory.newest is not None
-        tensors = {**memory.pool.tensors, "newest": memory.newest, "random": memory._generator.get_state()}
-        kept = {name: bits(tensor) for name, tensor in tensors.items()}
-        return {**kept, "writes": memory.writes, "sizes": memory.longterm.sizes(), "clock": memory.longterm.clock}
-
-    before = [state(memory) for memory in memories]
+@pytest.mark.parametrize("room_for", [0, 1, 3])
+def test_put_on_a_full_disk_undoes_the_whole_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room_for: int
+) -> None:
+    memory = written(3, storage=StorageConfig("disk", folder=tmp_path))
+    before, twin = contents(memory), memory.fork()
     with monkeypatch.context() as patch:
         fill_disk(patch, room_for)
         with pytest.raises(MemoryFileError, match=str(tmp_path)):
-            model.write(memories, texts)
-    assert [state(memory) for memory in memories] == before
-    model.write(memories, texts)
-    assert all(memory.longterm is not None and memory.longterm.sizes() == [6] * LAYERS for memory in memories)
+            write(memory, 9, chunks=8)
+    assert contents(memory) == before
+    for one in (memory, twin):
+        write(one, 10, chunks=8)
+    assert contents(memory) == contents(twin)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_append_names_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MemoryFileError, match=r"nowhere.*No such file"):
-        append(longterm(storage=Storage("disk", folder=tmp_path / "nowhere")), 3)
+        append(longterm(storage=StorageConfig("disk", folder=tmp_path / "nowhere")), 3)
 
 
-def test_the_disk_tier_leaves_no_file_behind(tmp_path: Path) -> None:
-    held = longterm(storage=Storage("disk", folder=tmp_path))
+def test_disk_tier_leaves_no_file_behind(tmp_path: Path) -> None:
+    held = longterm(storage=StorageConfig("disk", folder=tmp_path))
     append(held, 300)
     forks = [held, held.fork()]
     assert list(tmp_path.iterdir()) == [] and everything(forks[0]) == everything(forks[1])
 
 
-def test_only_the_disk_tier_uses_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_uses_the_disk_in_the_disk_tier_only(monkeypatch: pytest.MonkeyPatch) -> None:
     fill_disk(monkeypatch, 0)
     for tier in ("device", "host"):
-        append(longterm(storage=Storage(tier)), 300)
+        append(longterm(storage=StorageConfig(tier)), 300)
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_room_on_disk_is_taken_beforehand(monkeypatch: pytest.MonkeyPatch, by_hand: bool) -> None:
+def test_allocate_takes_room_beforehand(monkeypatch: pytest.MonkeyPatch, by_hand: bool) -> None:
     if by_hand:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     with tempfile.TemporaryFile() as file:
-        module._allocate(file.fileno(), 2**21 + 5)
+        module.allocate(file.fileno(), 2**21 + 5)
         assert os.fstat(file.fileno()).st_size == 2**21 + 5
 
 
@@ -204,8 +197,8 @@ def resident(rows: DiskRows) -> int:
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="tells resident memory of a mapping on Linux only")
-def test_slots_on_disk_do_not_stay_in_memory(tmp_path: Path) -> None:
-    rows = DiskRows.create(tmp_path, (1024, 256), torch.float32)
+def test_disk_rows_do_not_stay_in_memory(tmp_path: Path) -> None:
+    rows = DiskRows(tmp_path, (1024, 256), torch.float32)
     written = random(1024, 256, seed=0)
     rows.write(0, written)
     assert resident(rows) == 0
@@ -214,8 +207,8 @@ def test_slots_on_disk_do_not_stay_in_memory(tmp_path: Path) -> None:
     assert torch.equal(rows.tensor, written) and resident(rows) == 1024
 
 
-def test_a_copied_block_is_independent() -> None:
-    held = longterm(storage=Storage("disk", int8=True))
+def test_copy_of_a_block_is_independent() -> None:
+    held = longterm(storage=StorageConfig("disk", int8=True))
     append(held, 5)
     block = held.layers[0].blocks[0]
     copy, before = block.copy(5), block.take(torch.arange(5))
@@ -224,3 +217,59 @@ def test_a_copied_block_is_independent() -> None:
     copy.write(0, 2 * before, *(block.rows[name].first(5) for name in ("keys", "born", "serial")))
     assert torch.equal(copy.take(torch.arange(5)), other.take(torch.arange(5)))
     assert torch.equal(block.take(torch.arange(5)), before)
+
+
+def test_layout_refuses_the_text_tier() -> None:
+    with pytest.raises(InvalidInputError, match="another tier"):
+        Layout(2, 4, torch.float32, 3, CPU, StorageConfig("text"))
+
+
+def slots_of_a_chunk() -> Tensor:  # [2, L, n, H, D]
+    return random(2, 3, 7, 2, 4, seed=0).bfloat16()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("tier", TIERS)
+def test_kept_slots_load_bit_for_bit_in_every_tier(tier: Tier, int8: bool) -> None:
+    slots, storage = slots_of_a_chunk(), StorageConfig(tier, int8)
+    kept = KeptSlots(slots, storage)
+    expected = restored(*quantised(slots), slots.dtype) if int8 else slots.clone()
+    again = KeptSlots.as_kept(kept.slots, kept.scales, slots.dtype, storage)
+    slots.zero_()
+    for one in (kept, again, kept.moved(CPU)):
+        assert one.load(CPU).dtype == torch.bfloat16 and torch.equal(one.load(CPU), expected)
+        assert one.nbytes == (expected.numel() + 4 * 2 * 3 * 7 if int8 else expected.nbytes)
+
+
+@pytest.mark.parametrize("after", TIERS)
+def test_kept_slots_go_into_int8_and_out_of_it(after: Tier) -> None:
+    plain = KeptSlots(slots_of_a_chunk(), StorageConfig("host"))
+    small = KeptSlots.as_kept(plain.slots, None, torch.bfloat16, StorageConfig(after, int8=True))
+    assert torch.equal(small.load(CPU), KeptSlots(slots_of_a_chunk(), StorageConfig("host", int8=True)).load(CPU))
+    large = KeptSlots.as_kept(small.slots, small.scales, torch.bfloat16, StorageConfig(after))
+    assert large.scales is None and torch.equal(large.load(CPU), small.load(CPU))
+
+
+def test_kept_slots_must_be_finite() -> None:
+    slots = slots_of_a_chunk()
+    slots[1, 2, 3] = torch.nan
+    with pytest.raises(CorruptMemoryError, match="not finite"):
+        KeptSlots(slots, StorageConfig("host"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files on Linux only")
+def test_kept_slots_on_disk_hold_no_open_files() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    held = [KeptSlots(slots_of_a_chunk(), StorageConfig("disk")) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before and len(held) == 20
+
+
+@pytest.mark.parametrize("reopened", [True, False])
+def test_on_disk_gives_a_tensor_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reopened: bool) -> None:
+    if not reopened:
+        monkeypatch.setattr(os.path, "isdir", lambda path: False)
+    tensors = [module.on_disk(tmp_path, torch.Size((3, 5)), torch.bfloat16) for _ in range(2)]
+    for number, tensor in enumerate(tensors):
+        tensor.fill_(number + 1)
+        module.let_go(tensor)
+    assert [int(tensor.sum()) for tensor in tensors] == [15, 30] and not list(tmp_path.iterdir())

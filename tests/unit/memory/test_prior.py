@@ -1,4 +1,4 @@
-"""Layers agree on writes: what weighs in a layer is the product of what those below found."""
+"""The prior that layers hand on: what weighs in a layer is the product of what those below found."""
 
 import math
 from collections import defaultdict
@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from remanence.errors import InvalidInputError
-from remanence.memory import LongTermRules
-from remanence.memory.agreement import Agreement
+from remanence.config import LongTermConfig
+from remanence.memory.scoring import CrossLayerPrior
 from tests.support.longterms import append, longterm, random
 
 T, K = 0.05, 4
@@ -37,57 +36,51 @@ def layer(seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("firsts", [(0, 0, 0, 0), (90, 40, 7, 200), (7, 90, 200, 3)], ids=["alike", "older", "newer"])
-def test_shares_of_the_layers_below_multiply_whatever_writes_each_layer_holds(firsts: tuple[int, ...]) -> None:
+def test_apply_multiplies_the_shares_of_the_layers_below_whatever_writes_each_holds(firsts: tuple[int, ...]) -> None:
     layers = [layer(seed, first, 30) for seed, first in enumerate(firsts)]
-    agreement = Agreement(T, K)
+    prior = CrossLayerPrior(T, K)
     for number, (scores, serial) in enumerate(layers, start=1):
-        weighed = agreement.weighed(scores, serial)
+        weighed = prior.apply(scores, serial)
         torch.testing.assert_close(weighed, torch.tensor(plain(layers[:number])), atol=1e-5, rtol=0.0)
 
 
-def test_the_first_layer_has_nothing_to_go_by() -> None:
+def test_apply_leaves_the_first_layer_as_it_is() -> None:
     scores, serial = layer(0, 0, 30)
-    assert torch.equal(Agreement(T, K).weighed(scores, serial), scores)
+    assert torch.equal(CrossLayerPrior(T, K).apply(scores, serial), scores)
 
 
-def test_a_slot_that_is_gone_stays_gone_however_sure_the_layers_below_are() -> None:
-    agreement = Agreement(1.0, K)
-    agreement.weighed(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 4, 8]))
-    weighed = agreement.weighed(torch.tensor([-1.0, 0.0, 0.1]), torch.tensor([1, 5, 9]))
+def test_apply_leaves_dropped_slots_out_however_sure_the_layers_below_are() -> None:
+    prior = CrossLayerPrior(1.0, K)
+    prior.apply(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 4, 8]))
+    weighed = prior.apply(torch.tensor([-1.0, 0.0, 0.1]), torch.tensor([1, 5, 9]))
     assert weighed.topk(2).indices.tolist() == [2, 1] and weighed[0] == -math.inf
 
 
-def test_a_namesake_that_scores_higher_in_one_layer_loses_to_the_write_that_the_layer_below_found() -> None:
+def test_apply_prefers_the_write_that_the_layer_below_found() -> None:
     serial = torch.arange(8)
     below, above = torch.zeros(8), torch.full((8,), 0.1)
     below[5], above[2] = 1.0, 0.2  # the second write below, the first above
-    agreement = Agreement(T, K)
-    agreement.weighed(below, serial)
-    assert agreement.weighed(above, serial).topk(4).indices.sort().values.tolist() == [4, 5, 6, 7]
+    prior = CrossLayerPrior(T, K)
+    prior.apply(below, serial)
+    assert prior.apply(above, serial).topk(4).indices.sort().values.tolist() == [4, 5, 6, 7]
     assert int(above.argmax()) == 2
 
 
-def test_retrieval_is_weighed_by_what_the_layer_below_retrieved() -> None:
-    held = longterm(LongTermRules(retrieved=3))
+def test_retrieve_is_weighed_by_what_the_layer_below_found() -> None:
+    held = longterm(LongTermConfig(retrieved=3))
     for _ in range(3):
         append(held, 300)
     asked = random(5, 3, seed=1)
-    agreement, by_itself = Agreement(T, K), held.retrieve(1, asked)
-    assert held.retrieve(0, asked, agreement=agreement).positions.tolist() == held.retrieve(0, asked).positions.tolist()
+    prior, by_itself = CrossLayerPrior(T, K), held.retrieve(1, asked)
+    assert held.retrieve(0, asked, prior=prior).positions.tolist() == held.retrieve(0, asked).positions.tolist()
     scores = [(held.layers[index].scores(asked), torch.arange(900)) for index in range(2)]
     best = torch.tensor(plain(scores)).topk(3).indices
-    found = held.retrieve(1, asked, agreement=agreement).positions
+    found = held.retrieve(1, asked, prior=prior).positions
     assert found.sort().values.tolist() == best.sort().values.tolist() != by_itself.positions.sort().values.tolist()
 
 
-def test_serial_numbers_of_what_was_not_dropped_come_block_by_block() -> None:
-    held = longterm(LongTermRules(retrieved=3, capacity=500))
+def test_serials_are_those_of_what_was_not_dropped() -> None:
+    held = longterm(LongTermConfig(retrieved=3, capacity=500))
     for _ in range(3):
         append(held, 300)
     assert held.layers[0].serials().tolist() == list(range(400, 900))
-
-
-@pytest.mark.parametrize("wrong", [-0.1, math.nan, math.inf])
-def test_a_temperature_that_makes_no_sense_is_refused(wrong: float) -> None:
-    with pytest.raises(InvalidInputError, match="agreement is a temperature"):
-        LongTermRules(retrieved=3, agreement=wrong)
