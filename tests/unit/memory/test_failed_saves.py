@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from remanence.errors import MemoryFileError
-from remanence.memory import LongTerm, Memory, files, tensorfile
+from remanence.memory import LongTerm, Memory, files
 from remanence.memory.envelope import folder_of, read_envelope
 from remanence.memory.storage import Block
 from tests.support.contents import contents
