@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from remanence.errors import InvalidInputError
 from remanence.model.lora import TwinLora
@@ -207,9 +207,7 @@ class _Checkpointed:
                 return stock(layer, *inputs, **kwargs)
             # The text's keys and values are not kept: nothing reads on behind it.
             memory = cache.layers[self.index]
-            cache.layers[self.index] = behind = DynamicLayer()
-            if memory.is_initialized:
-                behind.update(memory.keys, memory.values)
+            cache.layers[self.index] = _again(memory)
             try:
                 return stock(layer, *inputs, **kwargs)
             finally:
@@ -218,3 +216,14 @@ class _Checkpointed:
         if isinstance(cache, MemoryCache):
             cache.before_checkpoint(self.index, hidden)
         return checkpoint(run, hidden, *args, use_reentrant=False)
+
+
+def _again(memory: Any) -> CacheLayerMixin:
+    """A cache layer that begins with the same memory, for one pass."""
+    if hasattr(memory, "again"):
+        made: CacheLayerMixin = memory.again()
+        return made
+    behind = DynamicLayer()
+    if memory.is_initialized:
+        behind.update(memory.keys, memory.values)
+    return behind
