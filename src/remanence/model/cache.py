@@ -88,6 +88,12 @@ class PrefixLayer(CacheLayerMixin):
     def reset(self) -> None:
         self._length = self._prefix
 
+    def again(self) -> "PrefixLayer":
+        """The same prefix with no text behind it, in buffers of its own: gradients need them as they are."""
+        made = PrefixLayer((self.keys.clone(), self.values.clone()), self._prefix)
+        made.places = self.places
+        return made
+
     def crop(self, tokens_to_remove: int) -> None:
         self._length = max(self._prefix, self._length - abs(tokens_to_remove))
 

@@ -72,7 +72,10 @@ class MemoryDecoder(nn.Module):
         self._warned = False
         self.lock = threading.RLock()
         self._bos: dict[Role, tuple[int, list[tuple[Tensor, Tensor]]]] = {}
-        hooks.install(self.backbone.decoder, self.backbone.family.attention, self.backbone.family.cache)
+        family = self.backbone.family
+        self._attached: Any = hooks.install(self.backbone.decoder, family.attention, family.cache)
+        if adapters is not None:
+            hooks.remove_too(self.backbone.decoder, adapters, self.hf)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "lock"}
@@ -114,12 +117,14 @@ class MemoryDecoder(nn.Module):
 
         This model, and every other that shares the decoder, cannot be used any more; memories stay readable by a model
         that is attached again.
+
+        Raises:
+            InvalidInputError: a layer was made into something else since, such as by Grass; nothing is undone then.
         """
         with self.lock:
-            hooks.remove(self.backbone.decoder)
-            restore_stock(self.hf)
-            if self.adapters is not None:
-                self.adapters.unload(self.hf)
+            if hooks.installed(self.backbone.decoder) is self._attached:
+                restore_stock(self.hf)
+                hooks.remove(self.backbone.decoder)
         given: PreTrainedModel = self.given[0]
         return given
 
@@ -129,8 +134,7 @@ class MemoryDecoder(nn.Module):
         Raises:
             InvalidInputError, MemoryMismatchError: the model was detached, or a memory does not fit.
         """
-        if not hooks.installed(self.backbone.decoder):
-            raise InvalidInputError("this model was detached; attach a memory to the decoder again")
+        self.require_attached()
         given = [memory] if isinstance(memory, Memory) else listed(memory)
         rows = [[row] if isinstance(row, Memory) else listed(row) for row in given]
         spec = self.spec
@@ -141,6 +145,11 @@ class MemoryDecoder(nn.Module):
             if len(row) > 1 and self.config.writer == "learned":
                 raise InvalidInputError("a row reads one learned memory; several can be read as text slots")
         return rows
+
+    def require_attached(self) -> None:
+        """Raise where the decoder has hooks no more, or those of models that were attached since."""
+        if hooks.installed(self.backbone.decoder) is not self._attached:
+            raise InvalidInputError("this model was detached; attach a memory to the decoder again")
 
     def warn_untrained(self) -> None:
         """Warn once if the writer is a learned one that was never trained."""

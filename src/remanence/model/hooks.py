@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from remanence.errors import InvalidInputError
 from remanence.model.lora import TwinLora
@@ -118,14 +118,27 @@ class _BeforeAttention(_LayerHook):
             cache.before_attention(self.layer, kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
 
 
-def install(decoder: Any, attention: str, cache: str) -> None:
+class _Adapters:
+    """Removes adapters, as the handle of a hook removes a hook."""
+
+    def __init__(self, adapters: TwinLora, hf: nn.Module) -> None:
+        self.adapters, self.hf = adapters, hf
+
+    def remove(self) -> None:
+        self.adapters.unload(self.hf)
+
+
+def install(decoder: Any, attention: str, cache: str) -> list[Any]:
     """Hook a decoder, once however many models share it.
 
     Args:
         attention: what its layers call their attention; cache: what they call the cache.
+
+    Returns:
+        What these hooks are known by: `installed` finds it until they are removed.
     """
-    if hasattr(decoder, _HANDLES):
-        return
+    if (handles := installed(decoder)) is not None:
+        return handles
     handles = [decoder.register_forward_pre_hook(_BeforeDecoder(), with_kwargs=True)]
     for index, layer in enumerate(decoder.layers):
         handles += [
@@ -134,14 +147,22 @@ def install(decoder: Any, attention: str, cache: str) -> None:
             getattr(layer, attention).register_forward_pre_hook(_BeforeAttention(index, cache), with_kwargs=True),
         ]
     setattr(decoder, _HANDLES, handles)
+    return handles
 
 
-def installed(decoder: Any) -> bool:
-    return hasattr(decoder, _HANDLES)
+def installed(decoder: Any) -> list[Any] | None:
+    """The hooks of a decoder; None: it has none of ours."""
+    handles: list[Any] | None = getattr(decoder, _HANDLES, None)
+    return handles
+
+
+def remove_too(decoder: Any, adapters: TwinLora, hf: nn.Module) -> None:
+    """Let `remove` take these adapters out of `hf`, whichever of the models on this decoder is detached."""
+    getattr(decoder, _HANDLES).append(_Adapters(adapters, hf))
 
 
 def remove(decoder: Any) -> None:
-    """Take off all that `install` and `checkpoint_layers` put on."""
+    """Take off all that `install` and `checkpoint_layers` put on, and adapters."""
     for handle in decoder.__dict__.pop(_HANDLES, []):
         handle.remove()
     for layer in decoder.layers:
@@ -186,9 +207,7 @@ class _Checkpointed:
                 return stock(layer, *inputs, **kwargs)
             # The text's keys and values are not kept: nothing reads on behind it.
             memory = cache.layers[self.index]
-            cache.layers[self.index] = behind = DynamicLayer()
-            if memory.is_initialized:
-                behind.update(memory.keys, memory.values)
+            cache.layers[self.index] = _again(memory)
             try:
                 return stock(layer, *inputs, **kwargs)
             finally:
@@ -197,3 +216,14 @@ class _Checkpointed:
         if isinstance(cache, MemoryCache):
             cache.before_checkpoint(self.index, hidden)
         return checkpoint(run, hidden, *args, use_reentrant=False)
+
+
+def _again(memory: Any) -> CacheLayerMixin:
+    """A cache layer that begins with the same memory, for one pass."""
+    if hasattr(memory, "again"):
+        made: CacheLayerMixin = memory.again()
+        return made
+    behind = DynamicLayer()
+    if memory.is_initialized:
+        behind.update(memory.keys, memory.values)
+    return behind

@@ -77,13 +77,13 @@ class TwinLora:
         self._layers, self._wanted = [], []
 
     def turn_to(self, role: Role | None) -> None:
-        """Let a role's adapter act, also for a backward pass that runs layers of an earlier call again; None: none."""
+        """Let this role's adapter act (None: none), also where a backward pass runs layers of an earlier call again."""
         if role != self._on:
             self._switch(role)
 
     def _switch(self, role: Role | None) -> None:
-        """What peft's `set_adapter` and `enable_adapters` do, but for `requires_grad`, which they set anew in every
-        layer: that takes longer than a short prompt, and is the trainer's to decide."""
+        """What peft's `set_adapter` and `enable_adapters` do, but for `requires_grad`. They set it anew in every layer,
+        which takes longer than a short prompt, and is the trainer's to decide."""
         self._on = role
         for layer in self._layers:
             layer._disable_adapters = role is None

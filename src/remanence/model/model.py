@@ -337,6 +337,7 @@ class MemoryModel(MemoryDecoder):
         Gradients reach the decoder, not the memories. `ids` `[B, T]` without padding; `memory` as for `read`, None: the
         stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
         """
+        self.require_attached()
         if memory is None:
             with self.stock():
                 return self.hf(input_ids=ids, labels=labels)
