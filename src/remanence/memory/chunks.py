@@ -16,6 +16,7 @@ from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
+from remanence.memory.writes import WriteRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,11 @@ class Chunks:
     def of(self, write: int) -> list[Chunk]:
         """The chunks of one write that are left."""
         return list(self._by_write.get(write, {}).values())
+
+    def recorded(self, record: WriteRecord) -> WriteRecord:
+        """The record of a write with the text that its chunks have."""
+        texts = [chunk.text for chunk in self.of(record.id) if chunk.text is not None]
+        return record if record.text is not None or not texts else replace(record, text="".join(texts))
 
     def add(self, chunk: Chunk, undo: Undo) -> None:
         """Add the newest chunk.

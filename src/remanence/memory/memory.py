@@ -98,9 +98,13 @@ class Memory:
 
     @property
     def writes(self) -> list[WriteRecord]:
-        """The writes of which something may be left, oldest first. Records of others are dropped in time."""
+        """The writes of which something may be left, oldest first. Records of others are dropped in time.
+
+        In a text memory that keeps text, each with what is left of its text.
+        """
         with self.lock:
-            return list(self._writes)
+            chunks = self.chunks
+            return [record if chunks is None else chunks.recorded(record) for record in self._writes]
 
     @property
     def nbytes(self) -> dict[str, int]:
