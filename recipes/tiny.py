@@ -192,7 +192,7 @@ def ship_pool(model: MemoryModel, paragraphs: list[str]) -> None:
     """Let new memories start with a full pool of unrelated writes, as the model was trained to read, not with copies of
     whatever is written first."""
     rng = random.Random(SEED)
-    model.keep_hidden = True
+    model.config = model.config.replace(keep_hidden=True)
     model.optimize_for_cpu()
     memory = model.new_memory(seed=SEED)
     for _ in range(2 * model.slots // model.slots_per_write):

@@ -18,8 +18,7 @@ from transformers import set_seed
 
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
-from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
+from remanence.config import LongTermConfig, LoraSettings
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.recall import Difficulty, RecallTask
@@ -172,15 +171,14 @@ def train(
     stop = [] if minutes is None else [StopAfter(minutes)]
     model = MemoryModel.from_pretrained(base or bundled("tiny"))
     phases = PHASES[1:]
-    if model.longterm is None:
-        phases, rules = PHASES, LongTermRules(retrieved=PHASES[0].retrieved, capacity=CAPACITY)
+    if model.config.longterm is None:
+        phases, rules = PHASES, LongTermConfig(retrieved=PHASES[0].retrieved, capacity=CAPACITY)
         model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
     for phase in phases:
         folder = output / phase.name
         done = folder / "model"
-        assert model.longterm is not None
         if not (resume and (done / "training_log.json").is_file()):
-            model.longterm = replace(model.longterm, retrieved=phase.retrieved, agreement=0.0)
+            set_retrieval(model, phase.retrieved, cross_layer_prior=0.0)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
             trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
@@ -189,7 +187,7 @@ def train(
             model.hf.set_attn_implementation("sdpa")
             recipe.ship_pool(model.eval(), paragraphs)
             if phase is phases[-1]:
-                model.longterm = replace(model.longterm, retrieved=RETRIEVED, agreement=AGREEMENT)
+                set_retrieval(model, RETRIEVED, cross_layer_prior=AGREEMENT)
             model.save_pretrained(done)
             data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
             named = f"recipes/tiny_longterm.py, phase {phase.name}"
@@ -197,6 +195,12 @@ def train(
             write_log(trainer, done / "training_log.json", recipe=named, steps=trainer.state.global_step)
         model = MemoryModel.from_pretrained(done)
     return done
+
+
+def set_retrieval(model: MemoryModel, retrieved: int, cross_layer_prior: float) -> None:
+    assert model.config.longterm is not None
+    longterm = model.config.longterm.replace(retrieved=retrieved, cross_layer_prior=cross_layer_prior)
+    model.config = model.config.replace(longterm=longterm)
 
 
 def trainer_of(

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 
 from remanence import MemoryModel
+from remanence.config import LoraSettings
 from remanence.errors import InvalidInputError
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.sharding import local
@@ -64,8 +65,7 @@ def trainer(folder: Path, way: str, steps: int = STEPS, *, accumulate: int = 1, 
 
 def held(run: MemoryTrainer) -> dict[str, int]:
     """Numbers that lie in this process behind the last step, and all that there are."""
-    assert run.model is not None
-    parameters = list(run.model.parameters())
+    parameters = list(run.memory_model.parameters())
     states = [value for state in run.optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     return {
         "weights": sum(local(p).numel() for p in parameters),
@@ -94,7 +94,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
         trainer(folder / way / "cut", way, CUT, shard=True).train()
         resumed = trainer(folder / way / "cut", way, shard=True)
         resumed.train(resume_from_checkpoint=True)
-        weights = {name: whole_state(run.model) for name, run in (("whole", whole), ("resumed", resumed))}
+        weights = {name: whole_state(run.memory_model) for name, run in (("whole", whole), ("resumed", resumed))}
         found[way] = {**weights, "held": held(whole), "log": whole.state.log_history}
     parts = new_model("full")
     fully_shard(parts.backbone.layers[1])
@@ -102,7 +102,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
     found["parts"] = refused(lambda: MemoryTrainer(parts, args=arguments(folder / "none", 1, every=1)))
     args = arguments(folder / "none", 1, every=1)
     found["clipped"] = refused(
-        lambda: MemoryTrainer(whole.model, args=args, optimizers=(whole.optimizer.optimizer, None))
+        lambda: MemoryTrainer(whole.memory_model, args=args, optimizers=(whole.optimizer.optimizer, None))
     )
     found["others"] = refused(lambda: load_optimizer(whole.optimizer, folder))
     torch.save(found, folder / f"{rank}.pt")
@@ -124,9 +124,8 @@ Run = tuple[Path, list[dict[str, Any]]]
 def test_a_sharded_model_is_trained_as_one_process_would(way: str, run: Run, tmp_path: Path) -> None:
     alone = trainer(tmp_path, way, accumulate=WORLD)
     alone.train()
-    assert alone.model is not None
     for one in run[1]:
-        for name, value in alone.model.state_dict().items():
+        for name, value in alone.memory_model.state_dict().items():
             torch.testing.assert_close(one[way]["whole"][name], value, atol=1e-5, rtol=0)
         for name in ("memory_loss",) if way == "grass" else ("memory_loss", "grad_norm"):
             assert one[way]["log"][0][name] == pytest.approx(alone.state.log_history[0][name], rel=1e-3)

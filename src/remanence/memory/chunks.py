@@ -16,7 +16,6 @@ from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
-from remanence.memory.writes import WriteRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +117,6 @@ class Chunks:
         """The chunks of one write that are left."""
         return list(self._by_write.get(write, {}).values())
 
-    def recorded(self, record: WriteRecord) -> WriteRecord:
-        """The record of a write with the text that its chunks have."""
-        texts = [chunk.text for chunk in self.of(record.id) if chunk.text is not None]
-        return record if record.text is not None or not texts else replace(record, text="".join(texts))
-
     def add(self, chunk: Chunk, undo: Undo) -> None:
         """Add the newest chunk.
 
@@ -136,6 +130,14 @@ class Chunks:
         undo.set(self, next_key=chunk.key + 1, tokens=self.tokens + chunk.tokens)
         undo.add(lambda: self._drop(chunk))
         self._insert(chunk)
+
+    def texts(self) -> dict[int, str]:
+        """What is left of each write's text."""
+        parts: dict[int, list[str]] = {}
+        for chunk in self:
+            if chunk.text is not None:
+                parts.setdefault(chunk.write, []).append(chunk.text)
+        return {write: "".join(texts) for write, texts in parts.items()}
 
     def load(self, chunks: Iterable[Chunk]) -> None:
         """Take in chunks that were saved."""

@@ -100,11 +100,11 @@ class Memory:
     def writes(self) -> list[WriteRecord]:
         """The writes of which something may be left, oldest first. Records of others are dropped in time.
 
-        In a text memory that keeps text, each with what is left of its text.
+        A record has as much of the text as is left, where the memory keeps it.
         """
         with self.lock:
-            chunks = self.chunks
-            return [record if chunks is None else chunks.recorded(record) for record in self._writes]
+            texts = {} if self.chunks is None else self.chunks.texts()
+            return [replace(record, text=texts.get(record.id, record.text)) for record in self._writes]
 
     @property
     def nbytes(self) -> dict[str, int]:

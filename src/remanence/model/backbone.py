@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from remanence.errors import UnsupportedModelError
 from remanence.kernels.gqa_sdpa import SHARED_HEADS
@@ -203,14 +204,15 @@ class Backbone:
                 the key. Called once for each kind of layer.
 
         Returns:
-            `[B, 1, T, S]`, one for all layers or one for each layer type: bool where attention is "sdpa", else numbers
-            to add to the scores, in the decoder's dtype.
+            `[B, 1, T, S]`, one for all layers or one for each layer type: bool where attention is "sdpa" or takes the
+            same masks, else numbers to add to the scores, in the decoder's dtype.
 
         Raises:
             UnsupportedModelError: the attention implementation takes no such mask.
         """
         implementation = self.config._attn_implementation
-        if implementation not in ("sdpa", SHARED_HEADS, "eager"):
+        as_bool = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) is sdpa_mask
+        if not as_bool and implementation not in (SHARED_HEADS, "eager"):
             raise UnsupportedModelError(
                 f"attention {implementation!r} takes no mask that says which query sees which key; use "
                 "attn_implementation='sdpa' or 'eager' with this model"
@@ -218,7 +220,7 @@ class Backbone:
 
         def prepared(window: int | None) -> Tensor:
             seen = by_window(window)
-            if implementation == "sdpa":
+            if as_bool:
                 return seen
             return torch.zeros_like(seen, dtype=self.dtype).masked_fill_(~seen, torch.finfo(self.dtype).min)
 

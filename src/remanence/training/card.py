@@ -95,15 +95,16 @@ def write_card(
 
 
 def _memory(trainer: MemoryTrainer) -> dict[str, Any]:
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.memory_model
     about = {
         "slots per layer": f"{model.slots:,}",
         "slots per write": model.slots_per_write,
         "layers": len(model.backbone.layers),
         "adapters for writing and reading": "none" if model.adapters is None else f"LoRA, {model.adapters.settings}",
     }
-    if model.longterm is not None:
-        about["long-term memory"] = f"{model.longterm.retrieved:,} slots retrieved of {model.longterm.capacity:,}"
+    longterm = model.config.longterm
+    if longterm is not None:
+        about["long-term memory"] = f"{longterm.retrieved:,} slots retrieved of {longterm.capacity:,}"
     return about
 
 

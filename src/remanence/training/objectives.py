@@ -15,15 +15,15 @@ write costs the same for all rows that use it, so old chunks may keep their grad
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remanence.model.encoder import encode
-from remanence.model.memory_model import MemoryModel
-from remanence.model.prefix import PrefixCache, hidden_prefix
+from remanence.model.cache import PrefixCache, hidden_prefix
+from remanence.model.learned import encode
+from remanence.model.model import MemoryModel
 
 Through = Literal["last", "all"]
 
@@ -64,6 +64,14 @@ class Episodes:
     asked: Tensor
     prompts: Prompts
     near: int = 0
+
+
+class TrainingCache(PrefixCache):
+    """A prefix in front of rows whose masks and positions come with the call: examples side by side in one row do not
+    see each other."""
+
+    def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
+        return {}
 
 
 def surviving_slots(
@@ -111,6 +119,7 @@ def write_chunks(
 
 
 def _write_chunks(model: MemoryModel, chunks: Tensor, lengths: list[int], previous: Tensor | None) -> Tensor:
+    assert model.new_memory_positional_emb is not None
     with model.role("write"):
         return encode(
             model.backbone,
@@ -156,7 +165,7 @@ def _read_prompts(model: MemoryModel, pools: Tensor | None, prompts: Prompts) ->
         if model.bos_embedding is not None:
             pools = torch.cat([model.bos_embedding[None].expand(rows, -1, -1, -1), pools], dim=2)
         prefix = pools.shape[2]
-        cache = PrefixCache(hidden_prefix(model.backbone, pools), prefix)
+        cache = TrainingCache(model.backbone, hidden_prefix(model.backbone, pools), prefix)
         seen = torch.cat([seen.new_ones(rows, seen.shape[1], prefix), seen], dim=2)
         positions = positions + prefix
     out = model.backbone.decoder(

@@ -1,33 +1,11 @@
 """What the processes of one run tell each other, so that all go on alike. Alone, a process tells itself."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from remanence.model.memory_model import MemoryModel
-
-
-@dataclass(frozen=True)
-class Left:
-    """What one batch leaves to later steps.
-
-    Attributes:
-        made: `[M, L, K, d]`, the slots that it wrote; keys: `[M, L, K, P]`, their retrieval keys.
-        observed: tasks, and the exact match in each.
-    """
-
-    made: Tensor
-    keys: Tensor
-    observed: list[tuple[str, float]]
-
-    @classmethod
-    def nothing(cls, model: MemoryModel) -> "Left":
-        shape = (0, len(model.backbone.layers), model.slots_per_write)
-        size, keys = model.hf.config.hidden_size, 0 if model.retriever is None else model.retriever.size
-        made = torch.zeros(*shape, size, device=model.device)
-        return cls(made, made.new_zeros(*shape, keys), [])
+from remanence.training.step import StepOutput
 
 
 def objects_of_all_processes(mine: Any) -> list[Any]:
@@ -39,14 +17,14 @@ def objects_of_all_processes(mine: Any) -> list[Any]:
     return found
 
 
-def of_all_processes(mine: Left) -> list[Left]:
-    """By rank."""
+def all_gather_steps(mine: StepOutput) -> list[StepOutput]:
+    """By rank; metrics stay with the process that took them."""
     if not _together():
         return [mine]
     told = objects_of_all_processes((len(mine.made), mine.observed))
     counts = [count for count, _ in told]
     made, keys = _rows_of_all(mine.made, counts), _rows_of_all(mine.keys, counts)
-    return [Left(m, k, observed) for m, k, (_, observed) in zip(made, keys, told, strict=True)]
+    return [StepOutput(m, k, observed) for m, k, (_, observed) in zip(made, keys, told, strict=True)]
 
 
 def _together() -> bool:

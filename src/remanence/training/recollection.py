@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from remanence.model.memory_model import MemoryModel
-from remanence.model.prefix import PrefixCache
-from remanence.model.rotation import rotate
+from remanence.memory.scoring import CrossLayerPrior
+from remanence.model.model import MemoryModel
 from remanence.training.bank import Bank
-from remanence.training.objectives import Prompts, surviving_slots
+from remanence.training.objectives import Prompts, TrainingCache, surviving_slots
 
 _EPS = 1e-5  # inside logarithms, as in the published code
 _SATURATED = 6.0  # |q·k| past which a sigmoid has hardly a gradient, and many slots score exactly alike
@@ -71,7 +70,7 @@ class RetrieverLoss:
     weight: float = 1.0
 
 
-class RecallingCache(PrefixCache):
+class TrainingRetrievalCache(TrainingCache):
     """The prefix of a training read: [bos | retrieved | pool], each layer's made when its queries are there.
 
     Attributes:
@@ -92,20 +91,22 @@ class RecallingCache(PrefixCache):
         loss: RetrieverLoss,
         generator: torch.Generator,
     ) -> None:
-        assert model.longterm is not None and model.retriever is not None
+        rules = model.config.longterm
+        assert rules is not None and model.retriever is not None
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
-        self.wanted = max(0, min(model.longterm.retrieved, len(slots) - pool.shape[2]))
-        super().__init__(layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
+        self.wanted = max(0, min(rules.retrieved, len(slots) - pool.shape[2]))
+        super().__init__(model.backbone, layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
         self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
         self.asked, self.wrong = asked, ~(asked | spared)
         self.others, self.settings, self.generator = others, loss, generator
         self.losses: list[Tensor] = []
         self.share: list[float] = []
-        self.agreed = model.longterm.agreeing(model.slots_per_write)
+        temperature = rules.cross_layer_prior
+        self.prior = CrossLayerPrior(temperature, model.slots_per_write) if temperature else None
         positions = torch.arange(self.prefix, device=slots.device)[None]
         self.rotary = model.backbone.rotary(positions, slots[..., :0].to(model.backbone.dtype))
 
-    def retrieving(self, layer: int, normed: Tensor) -> None:  # [R, T, d]
+    def before_attention(self, layer: int, normed: Tensor) -> None:  # [R, T, d]
         if self.layers[layer].is_initialized:
             return  # activation checkpointing asks again
         backbone, retriever = self.model.backbone, self.model.retriever
@@ -115,11 +116,11 @@ class RecallingCache(PrefixCache):
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
         scores = self._scores(layer, queries, hidden)
         pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
-        if self.agreed is None or not layer:
+        if self.prior is None or not layer:
             free = scores.detach().scatter(1, pool, -1)
         else:  # what is best may be read twice, as in a read
             serial = torch.cat([torch.arange(len(self.slots), device=numbers.device), len(self.slots) + numbers])
-            free = self.agreed.weighed(scores.detach(), serial)
+            free = self.prior.apply(scores.detach(), serial)
         picked = free.topk(self.wanted).indices
         time = torch.randint(len(self.slots), (len(others),), generator=self.generator).to(self.time.device)
         picked = picked.gather(1, torch.cat([self.time, time])[picked].argsort(dim=1))
@@ -135,7 +136,7 @@ class RecallingCache(PrefixCache):
                 for first, rows in zip(bos, (keys, values), strict=True)
             )
         cos, sin = self.rotary(layer)
-        self.layers[layer].update(rotate(keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
+        self.layers[layer].update(backbone.rotate(layer, keys, cos, sin).transpose(1, 2), values.transpose(1, 2))
 
     def _scores(self, layer: int, queries: Tensor, hidden: Tensor) -> Tensor:  # [R, S + H]
         retriever = self.model.retriever
@@ -183,21 +184,21 @@ def _mean(each: Tensor, counted: Tensor) -> Tensor:  # [R, T, X], [R, T] -> [R, 
     return torch.einsum("rtx,rt->rx", each, weight) / weight.sum(1, keepdim=True)
 
 
-def recalling(
+def build_retrieval_cache(
     model: MemoryModel,
     made: Tensor,  # [M, L, K, d]
     bank: Bank,
     batch: Recollections,
     loss: RetrieverLoss,
     generator: torch.Generator,
-) -> RecallingCache:
+) -> TrainingRetrievalCache:
     """The cache of a step's read. Where the bank is not full yet, chunks past its end stand for others.
 
     Which chunks count as old is drawn anew: what is asked about must not always be the newest of what is retrieved. The
     step's own chunks keep their order in time.
     """
-    assert model.longterm is not None
-    retrieved = model.longterm.retrieved
+    assert model.config.longterm is not None
+    retrieved = model.config.longterm.retrieved
     near = bank.draw(batch.near, generator)
     chunks = torch.cat([made, bank.chunks(near).to(made.dtype)]) if len(near) else made
     count, layers, k, size = chunks.shape
@@ -217,12 +218,12 @@ def recalling(
         return bank.hardest(layer, queries, batch.counted, retrieved, near)
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
-    return RecallingCache(
+    return TrainingRetrievalCache(
         model, slots, time, pool.to(made.device), asked, spared, batch.counted, others, loss, generator
     )
 
 
-def recall_prompts(model: MemoryModel, cache: RecallingCache, prompts: Prompts) -> Tensor:  # [R, T, d]
+def recall_prompts(model: MemoryModel, cache: TrainingRetrievalCache, prompts: Prompts) -> Tensor:  # [R, T, d]
     """A read whose prefix comes layer by layer."""
     seen = prompts.mask
     seen = torch.cat([seen.new_ones(len(seen), seen.shape[1], cache.prefix), seen], dim=2)

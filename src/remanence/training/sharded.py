@@ -5,6 +5,7 @@ when a step begins, and given up when its gradients are there: what is spared is
 of gradients and optimizer state at all times.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,20 @@ def require_one_unit(model: nn.Module) -> None:
             f"{parts[0]} is sharded on its own, and memories are written through single weights of it; call "
             "fully_shard(model) for the whole model only"
         )
+
+
+def as_forward(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that uses a sharded model, so that it runs as the model's own forward pass does: weights are gathered
+    before it, and gradients exchanged behind it. Of another model, the function itself."""
+    if not is_shared_out(model):
+        return function
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    name = "_remanence_training_step"
+    setattr(model, name, function)
+    register_fsdp_forward_method(model, name)
+    wrapped: Callable[..., Any] = vars(model).pop(name)
+    return wrapped
 
 
 class Wrapped(nn.Module):

@@ -12,10 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
-from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
-from remanence.model.checkpoint import SETTINGS
+from remanence.model.formats.native import SETTINGS
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
@@ -158,7 +157,7 @@ def _trainer(
         slots=model.slots,
         slots_per_write=model.slots_per_write,
         chunk=setup.chunk,
-        longterm=model.longterm is not None,
+        longterm=model.config.longterm is not None,
     )
     each = args.gradient_accumulation_steps * args.world_size
     falling = stage.falling
@@ -186,12 +185,15 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
         model = MemoryModel.attach(
             AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
             AutoTokenizer.from_pretrained(base),
-            slots=setup.slots,
-            slots_per_write=setup.slots_per_write,
-            lora=setup.lora if setup.optimizer == "adamw" else None,
+            MemoryConfig(
+                writer="learned",
+                slots=setup.slots,
+                slots_per_write=setup.slots_per_write,
+                lora=setup.lora if setup.optimizer == "adamw" else None,
+            ),
         )
-    if stage.retrieved and model.longterm is None:
-        model = model.with_longterm(LongTermRules(stage.retrieved), slots=model.slots - stage.retrieved)
+    if stage.retrieved and model.config.longterm is None:
+        model = model.with_longterm(LongTermConfig(stage.retrieved), slots=model.slots - stage.retrieved)
     if model.adapters is not None:
         added = [] if model.retriever is None else list(model.retriever.parameters())
         trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *added)}
@@ -227,7 +229,7 @@ def _documents(stage: Stage, setup: Setup) -> Documents:
 
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.memory_model
     state = whole_state(model)
     if trainer.is_world_process_zero():
         model.eval().save_pretrained(final, state_dict=state)

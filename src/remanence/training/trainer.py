@@ -15,14 +15,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.trainer import SCHEDULER_NAME
 
 from remanence.errors import InvalidInputError
-from remanence.model import checkpoint
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.optim import GrassAdamW
-from remanence.training.bank import Bank
 from remanence.training.curriculum import Curriculum
-from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
-from remanence.training.processes import Left, objects_of_all_processes, of_all_processes
-from remanence.training.recollection import Recollections, RetrieverLoss, recall_prompts, recalling
+from remanence.training.objectives import Prompts, Through
+from remanence.training.processes import all_gather_steps, objects_of_all_processes
+from remanence.training.recollection import RetrieverLoss
 from remanence.training.sharded import (
     Wrapped,
     is_shared_out,
@@ -30,9 +28,9 @@ from remanence.training.sharded import (
     load_whole,
     require_one_unit,
     save_optimizer,
-    touching_all,
     whole_state,
 )
+from remanence.training.step import StepOutput, TrainingStep
 
 CARRIED = "carried.safetensors"
 CURRICULUM = "curriculum.json"
@@ -81,8 +79,15 @@ class MemoryTrainer(Trainer):
             text_weight: of predicting text, against answering about it.
         """
         args: TrainingArguments = kwargs["args"]
+        self._step = TrainingStep(
+            model,
+            through=through,
+            retriever_loss=retriever_loss or RetrieverLoss(),
+            bank=bank,
+            text_weight=text_weight,
+        )
         super().__init__(
-            model=model,
+            model=self._step,
             train_dataset=None if curriculum is None else _numbers(args, curriculum),
             data_collator=_only,
             **kwargs,
@@ -98,10 +103,14 @@ class MemoryTrainer(Trainer):
                 "what Grass selects of a sharded weight is added up over the processes in its step, after the Trainer "
                 "clips; set max_grad_norm=0 in TrainingArguments, and GrassAdamW(..., max_grad_norm=...)"
             )
-        self.through, self.curriculum, self.text_weight = through, curriculum, text_weight
-        self.retriever_loss, self._carried = retriever_loss or RetrieverLoss(), Bank(bank)
+        self.curriculum = curriculum
         self._metrics: dict[str, list[float]] = {}
-        self._left: list[Left] = []
+        self._outputs: list[StepOutput] = []  # of the batches since the last step of the optimizer
+
+    @property
+    def memory_model(self) -> MemoryModel:
+        """What is trained. `model` is the module that the Trainer calls, with this one inside."""
+        return self._step.model
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **settings: Any) -> Any:
         """As the Trainer's; but `True` passes over a checkpoint that was cut off while it was saved."""
@@ -110,100 +119,36 @@ class MemoryTrainer(Trainer):
         return super().train(resume_from_checkpoint, *rest, **settings)
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if training and is_shared_out(model):
-            return Wrapped(model)
+        if training and is_shared_out(self.memory_model):
+            return Wrapped(self._step)
         return super()._wrap_model(model, training, dataloader)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        seed = self.args.seed * 1_000_003 + inputs.get("number", self.state.global_step)
         with self._autocast():
-            loss = model(self._loss_of, inputs)
-        if model.training and self.accelerator.sync_gradients:
-            self._agree()
+            loss, output = model(inputs["batch"], inputs["task"], seed)
+        for name, value in output.metrics.items():
+            self._metrics.setdefault(name, []).append(value)
+        if self.memory_model.training:
+            self._outputs.append(output)
+            if self.accelerator.sync_gradients:
+                self._agree()
         return loss
-
-    def _loss_of(self, model: MemoryModel, inputs: Any) -> Tensor:
-        return touching_all(self._loss_of_batch(model, inputs), model)
-
-    def _loss_of_batch(self, model: MemoryModel, inputs: Any) -> Tensor:
-        batch, task = inputs["batch"], inputs["task"]
-        if model.training:
-            self._left.append(Left.nothing(model))
-        number = inputs.get("number", self.state.global_step)
-        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + number)
-        if isinstance(batch, Recollections):
-            return self._beyond_pool(model, batch, task, generator)
-        if isinstance(batch, Episodes):
-            return self._through_memory(model, batch, task, generator)
-        return self._answers(model, read_prompts(model, None, batch), batch, task)
 
     def _agree(self) -> None:
         """Let all processes go on from what each of them wrote and observed in this step, in one order."""
-        left = [one for mine in self._left for one in of_all_processes(mine)]
-        self._left.clear()
+        outputs = [one for mine in self._outputs for one in all_gather_steps(mine)]
+        self._outputs.clear()
         if self.curriculum is not None:
-            for one in left:
+            for one in outputs:
                 for task, exact in one.observed:
                     self.curriculum.observe(task, exact)
-        if any(len(one.made) for one in left):
-            self._carried.add(torch.cat([one.made for one in left]), torch.cat([one.keys for one in left]))
+        if any(len(one.made) for one in outputs):
+            self._step.carried.add(torch.cat([one.made for one in outputs]), torch.cat([one.keys for one in outputs]))
 
     def _autocast(self) -> Any:
         device = self.args.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.args.bf16)
-
-    def _through_memory(self, model: MemoryModel, episodes: Episodes, task: str, generator: torch.Generator) -> Tensor:
-        made = self._written(model, episodes, episodes.order[episodes.asked], generator)
-        self._carry(model, made)
-        if episodes.near and len(self._carried):
-            near = self._carried.draw(episodes.near, generator)
-            made = torch.cat([made, self._carried.chunks(near).to(made.dtype)])
-        pools = pools_of(model, made, episodes, self.through, generator)
-        return self._answers(model, read_prompts(model, pools, episodes.prompts), episodes.prompts, task)
-
-    def _beyond_pool(self, model: MemoryModel, batch: Recollections, task: str, generator: torch.Generator) -> Tensor:
-        made = self._written(model, batch, batch.asked[batch.asked >= 0], generator)
-        cache = recalling(model, made, self._carried, batch, self.retriever_loss, generator)
-        loss = self._answers(model, recall_prompts(model, cache, batch.prompts), batch.prompts, task)
-        self._carry(model, made)
-        for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
-            self._metrics.setdefault(f"{task}_within_reach_{layer}", []).append(share)
-            loss = loss + self.retriever_loss.weight * retriever
-        return loss
-
-    def _written(
-        self, model: MemoryModel, batch: Episodes | Recollections, asked: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        previous = self._previous(model, len(batch.chunks), generator)
-        through = range(len(batch.chunks)) if self.through == "all" else asked.unique().tolist()
-        return write_chunks(model, batch.chunks, batch.lengths, previous, through)
-
-    @torch.no_grad()
-    def _carry(self, model: MemoryModel, made: Tensor) -> None:
-        """What later steps find written. An evaluation leaves no trace."""
-        if model.training:
-            keys = made[..., :0] if model.retriever is None else model.retriever.keys(model.backbone, made)
-            self._left[-1] = replace(self._left[-1], made=made.detach().float(), keys=keys.float())
-
-    def _previous(self, model: MemoryModel, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
-        if not len(self._carried):
-            shape = (count, len(model.backbone.layers), model.slots_per_write, model.hf.config.hidden_size)
-            std = float(model.hf.get_input_embeddings().weight.detach().std())
-            return torch.randn(shape, generator=generator).to(model.device) * std
-        return self._carried.chunks(torch.randint(len(self._carried), (count,), generator=generator))
-
-    def _answers(self, model: MemoryModel, hidden: Tensor, prompts: Prompts, task: str) -> Tensor:
-        front = prompts.context
-        loss, right = label_loss(model, hidden[:, front:], prompts.labels[:, front:])
-        exact = float(right.unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
-        self._metrics.setdefault(f"{task}_loss", []).append(float(loss.detach()))
-        self._metrics.setdefault(f"{task}_exact_match", []).append(exact)
-        if model.training:
-            self._left[-1].observed.append((task, exact))
-        if task.startswith("language"):
-            loss = self.text_weight * loss
-        if front:
-            loss = loss + self.text_weight * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]
-        return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if self.curriculum is not None and "batch" not in inputs:
@@ -222,23 +167,23 @@ class MemoryTrainer(Trainer):
         super().log({**logs, **averaged}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not is_shared_out(self.model):
+        if not is_shared_out(self.memory_model):
             super().save_model(output_dir, _internal_call)
             return
-        state = whole_state(self.model)
+        state = whole_state(self.memory_model)
         if self.args.should_save:
             self._save(output_dir, state)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         path = Path(output_dir or self.args.output_dir or ".")
-        self.accelerator.unwrap_model(self.model).save_pretrained(path, state_dict=state_dict)
-        if len(self._carried):
-            save_file(self._carried.state_dict(), path / CARRIED)
+        self.memory_model.save_pretrained(path, state_dict=state_dict)
+        if len(self._step.carried):
+            save_file(self._step.carried.state_dict(), path / CARRIED)
         if self.curriculum is not None:
             (path / CURRICULUM).write_text(json.dumps(self.curriculum.state_dict()))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_shared_out(self.model):
+        if not is_shared_out(self.memory_model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         save_optimizer(self.optimizer, Path(output_dir))
@@ -246,7 +191,7 @@ class MemoryTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_shared_out(self.model):
+        if checkpoint is None or not is_shared_out(self.memory_model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         load_optimizer(self.optimizer, Path(checkpoint))
@@ -254,11 +199,9 @@ class MemoryTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         path = Path(resume_from_checkpoint)
-        saved = checkpoint.load(path, keep_hidden=False, dtype=None, attn_implementation=None)
-        assert self.model is not None
-        load_whole(self.model, saved.state_dict())
+        load_whole(self.memory_model, MemoryModel.from_pretrained(path).state_dict())
         if (path / CARRIED).is_file():
-            self._carried.load_state_dict(load_file(path / CARRIED), self.args.device)
+            self._step.carried.load_state_dict(load_file(path / CARRIED), self.args.device)
         if self.curriculum is not None and (path / CURRICULUM).is_file():
             self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.model.attention import SHARED_HEADS, share_heads
+from remanence.kernels.gqa_sdpa import SHARED_HEADS, share_heads
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from remanence.config import LongTermConfig, LoraSettings
 from remanence.errors import InvalidInputError
-from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
 from remanence.training.objectives import Episodes
 from remanence.training.recollection import Recollections
 from remanence.training.trainer import MemoryTrainer
@@ -21,7 +20,7 @@ from tests.unit.training.test_trainer_longterm import batch_of
 
 def run_of(folder: Path, lora: bool) -> MemoryTrainer:
     settings: dict[str, Any] = {"lora": LoraSettings(r=2, lora_dropout=0.2)} if lora else {}
-    model = tiny_model(slots=8, slots_per_write=4, longterm=LongTermRules(retrieved=6), retrieval_size=8, **settings)
+    model = tiny_model(slots=8, slots_per_write=4, longterm=LongTermConfig(retrieved=6), retrieval_size=8, **settings)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -51,8 +50,7 @@ def gradients(run: MemoryTrainer, kind: type[Any]) -> tuple[dict[str, Tensor], i
 def test_gradients_are_the_same_and_less_is_kept(tmp_path: Path, kind: type[Any], lora: bool) -> None:
     plain, held = gradients(run_of(tmp_path, lora), kind)
     run = run_of(tmp_path, lora)
-    assert run.model is not None
-    run.model.activation_checkpointing_enable()
+    run.memory_model.activation_checkpointing_enable()
     again, held_less = gradients(run, kind)
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
@@ -68,7 +66,7 @@ def test_the_trainer_turns_it_on(tmp_path: Path) -> None:
         if hasattr(run.args, "activation_checkpointing"):
             run.args.activation_checkpointing = on
         run.train()
-        runs.append(run.model)
+        runs.append(run.memory_model)
     assert "forward" in vars(runs[1].backbone.layers[0])
     torch.testing.assert_close(parameters(runs[0]), parameters(runs[1]), atol=1e-6, rtol=0)
 

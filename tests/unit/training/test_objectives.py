@@ -17,6 +17,7 @@ from remanence.training.objectives import (
     surviving_slots,
     write_chunks,
 )
+from tests.support.replay import encode
 from tests.support.training import tiny_model
 
 K, SLOTS = 4, 12
@@ -110,7 +111,7 @@ def test_training_writes_what_inference_writes() -> None:
     episodes = Episodes(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
     made = write_chunks(model, episodes.chunks, episodes.lengths, memory.newest[None].expand(3, -1, -1, -1))
     for text, slots in zip(texts, made, strict=True):
-        torch.testing.assert_close(slots, model.encode(memory, text), atol=1e-5, rtol=0)
+        torch.testing.assert_close(slots, encode(model, memory, torch.tensor(text)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("contexts", [None, [[9, 8, 7, 6], [5, 4]]], ids=["no context", "contexts"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import InvalidInputError
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.optim import GrassAdamW
 from remanence.training.curriculum import Curriculum
 from remanence.training.optimizer import choose
@@ -39,8 +39,7 @@ def test_a_name_chooses_the_optimizer_which_trains_matrices_and_vectors(name: st
     assert type(run.optimizer).__name__ == kind
     before = tiny_model(slots=8, slots_per_write=4).state_dict()
     run.train()
-    assert isinstance(run.model, MemoryModel)
-    after = run.model.state_dict()
+    after = run.memory_model.state_dict()
     for part in (
         "layers.0.self_attn.q_proj.weight",
         "layers.1.mlp.down_proj.weight",

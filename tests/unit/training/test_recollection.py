@@ -7,25 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.memory.agreement import Agreement
-from remanence.model.adapters import LoraSettings
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
-from remanence.memory import LongTermRules
+from remanence.config import LongTermConfig, LoraSettings
+from remanence.memory.scoring import CrossLayerPrior
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.objectives import write_chunks
 from remanence.training.optimizer import MuonAdamW
 from remanence.training.recollection import (
-    RecallingCache,
     Recollections,
     RetrieverLoss,
+    TrainingRetrievalCache,
     asking,
+    build_retrieval_cache,
     recall_prompts,
-    recalling,
 )
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
@@ -35,8 +34,8 @@ CHUNKS, ROWS, BANK = 6, 3, 9
 PLAIN = RetrieverLoss(random_prefix=0.0)
 
 
-def model_of(layers: int = 2, agreement: float = 0.0) -> MemoryModel:
-    rules = LongTermRules(retrieved=K0, agreement=agreement)
+def model_of(layers: int = 2, prior: float = 0.0) -> MemoryModel:
+    rules = LongTermConfig(retrieved=K0, cross_layer_prior=prior)
     model = tiny_model(layers, slots=SLOTS, slots_per_write=K, longterm=rules, retrieval_size=8, lora=LoraSettings(r=2))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name or name.startswith("retriever."))
@@ -73,10 +72,10 @@ def chunks_of(model: MemoryModel, batch: Recollections, banked: int = BANK) -> t
 
 def read(
     model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: Recollections | None = None, seed: int = 0
-) -> tuple[RecallingCache, Tensor]:
+) -> tuple[TrainingRetrievalCache, Tensor]:
     batch = batch_of() if batch is None else batch
     made, bank = chunks_of(model, batch)
-    cache = recalling(model, made, bank, batch, loss, torch.Generator().manual_seed(seed))
+    cache = build_retrieval_cache(model, made, bank, batch, loss, torch.Generator().manual_seed(seed))
     return cache, recall_prompts(model, cache, batch.prompts)
 
 
@@ -129,7 +128,7 @@ def test_a_steps_own_chunks_keep_their_order_in_time() -> None:
     chunks = chunks_of(model, batch)
     batch = replace(batch, spared=torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool))
     for seed in range(4):
-        cache = recalling(model, *chunks, batch, PLAIN, torch.Generator().manual_seed(seed))
+        cache = build_retrieval_cache(model, *chunks, batch, PLAIN, torch.Generator().manual_seed(seed))
         firsts = [int(cache.time[asked].min()) for asked in cache.asked]
         assert firsts == sorted(firsts)
 
@@ -249,7 +248,7 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
         return found, numbers
 
     monkeypatch.setattr(bank, "hardest", watched)
-    cache = recalling(model, made, bank, batch, PLAIN, generator)
+    cache = build_retrieval_cache(model, made, bank, batch, PLAIN, generator)
     recall_prompts(model, cache, batch.prompts)
     for layer, others in wanted.items():
         assert any(torch.equal(slot, bank.slots[layer, far, 1]) for slot in others)
@@ -257,22 +256,22 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     assert len(cache.losses) == len(wanted) == 2
 
 
-def test_layers_agree_in_training_as_they_do_in_a_read_and_each_is_trained_by_itself(
+def test_retrieval_cache_applies_the_prior_of_a_read_and_trains_each_layer_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batch, real = replace(batch_of(), near=2), Agreement.weighed
+    batch, real = replace(batch_of(), near=2), CrossLayerPrior.apply
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def noted(self: Agreement, scores: Tensor, serial: Tensor) -> Tensor:
+    def noted(self: CrossLayerPrior, scores: Tensor, serial: Tensor) -> Tensor:
         seen.append((scores, serial, real(self, scores, serial)))
         return seen[-1][2]
 
-    monkeypatch.setattr(Agreement, "weighed", noted)
+    monkeypatch.setattr(CrossLayerPrior, "apply", noted)
     alone, _ = read(model_of(layers=3), batch=batch)
     assert not seen
-    together, _ = read(model_of(layers=3, agreement=0.02), batch=batch)
+    together, _ = read(model_of(layers=3, prior=0.02), batch=batch)
     assert len(seen) == 2  # of three layers, the first has no say
-    again = Agreement(0.02, K)
+    again = CrossLayerPrior(0.02, K)
     for scores, serial, weighed in seen:
         assert torch.equal(real(again, scores, serial), weighed)
         assert len(serial.unique()) == len(serial) > (CHUNKS + 2) * K
@@ -280,24 +279,24 @@ def test_layers_agree_in_training_as_they_do_in_a_read_and_each_is_trained_by_it
     torch.testing.assert_close(alone.losses[:2], together.losses[:2])  # until what is read differs
 
 
-@pytest.mark.parametrize("agreement", [0.0, 0.02])
-def test_what_is_best_in_the_pool_is_read_twice_where_layers_agree(
-    monkeypatch: pytest.MonkeyPatch, agreement: float
+@pytest.mark.parametrize("prior", [0.0, 0.02])
+def test_retrieval_cache_with_a_prior_reads_the_best_of_the_pool_twice(
+    monkeypatch: pytest.MonkeyPatch, prior: float
 ) -> None:
-    def pool_first(self: RecallingCache, layer: int, _: Tensor, hidden: Tensor) -> Tensor:
+    def pool_first(self: TrainingRetrievalCache, layer: int, _: Tensor, hidden: Tensor) -> Tensor:
         scores = torch.zeros(ROWS, len(hidden))
         return scores.scatter(1, self.pool[:, layer], 1.0)
 
-    monkeypatch.setattr(RecallingCache, "_scores", pool_first)
+    monkeypatch.setattr(TrainingRetrievalCache, "_scores", pool_first)
     batch = replace(batch_of(), near=2)
     batch = replace(batch, order=torch.cat([batch.asked[:, None], batch.order[:, :2]], dim=1))
-    cache, _ = read(model_of(agreement=agreement), batch=batch)
+    cache, _ = read(model_of(prior=prior), batch=batch)
     for layer, held in enumerate(cache.layers):
         values = held.values[:, :, : cache.prefix].transpose(1, 2).flatten(2)  # [R, P, d]
         for row in values:
             behind = row[-SLOTS:]
             twice = sum(bool((slot == behind).all(1).any()) for slot in row[-SLOTS - K0 : -SLOTS])
-            assert twice == (K0 if agreement and layer else 0)
+            assert twice == (K0 if prior and layer else 0)
     assert all(share <= 1 for share in cache.share)
 
 
@@ -342,7 +341,6 @@ def trainer(output: Path, steps: int) -> MemoryTrainer:
     )
 
 
-@pytest.mark.slow
 def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", 8)
     whole.train()
@@ -350,7 +348,9 @@ def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: 
     trainer(tmp_path / "cut", 4).train()
     resumed = trainer(tmp_path / "cut", 8)
     resumed.train(resume_from_checkpoint=True)
-    for (name, one), (_, other) in zip(resumed.model.named_parameters(), whole.model.named_parameters(), strict=True):
+    for (name, one), (_, other) in zip(
+        resumed.memory_model.named_parameters(), whole.memory_model.named_parameters(), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
     loaded = MemoryModel.from_pretrained(tmp_path / "whole" / "checkpoint-8")
     assert loaded.retriever is not None and loaded.adapters is not None

@@ -44,7 +44,7 @@ def test_three_stages_train_a_model_with_long_term_memory(
     final = load_recipe(RECIPE)(tmp_path / "run", steps=[1, 1, 2], optimizer=optimizer, **places, **SMALL)
     assert final == tmp_path / "run/3-longterm/model"
     model = MemoryModel.from_pretrained(final)
-    assert model.longterm is not None and model.longterm.retrieved == 8 and model.slots == 16
+    assert model.config.longterm is not None and model.config.longterm.retrieved == 8 and model.slots == 16
     assert (model.adapters is not None) == (optimizer == "adamw")
     memory = model.new_memory()
     for _ in range(6):
@@ -55,7 +55,7 @@ def test_three_stages_train_a_model_with_long_term_memory(
     kept = torch.equal(getattr(held, "base_layer", held).weight, base.model.get_submodule(layer).weight)
     assert kept == (optimizer == "adamw")
     before = MemoryModel.from_pretrained(tmp_path / "run/2-long/model")
-    assert before.longterm is None and before.slots == 24
+    assert before.config.longterm is None and before.slots == 24
     kinds = {
         name
         for entry in json.loads((final / "training_log.json").read_text())["log"]

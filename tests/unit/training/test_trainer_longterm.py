@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from remanence.memory import LongTermRules
-from remanence.training import trainer as trainer_module
+from remanence.config import LongTermConfig
+from remanence.training import step as step_module
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.objectives import Episodes
@@ -21,7 +21,7 @@ CHUNKS = 4
 
 
 def trainer(output: Path, *, weight: float = 1.0, bank: int = 0) -> MemoryTrainer:
-    model = tiny_model(slots=8, slots_per_write=4, longterm=LongTermRules(retrieved=6), retrieval_size=8)
+    model = tiny_model(slots=8, slots_per_write=4, longterm=LongTermConfig(retrieved=6), retrieval_size=8)
     loss = RetrieverLoss(weight=weight)
     return MemoryTrainer(model.train(), args=arguments(output, 1, every=1), retriever_loss=loss, bank=bank)
 
@@ -54,13 +54,13 @@ def test_the_retrievers_loss_counts_by_its_weight(tmp_path: Path) -> None:
 def test_a_bank_of_chunks_of_earlier_steps_fills_up_to_its_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes, recalling = [], trainer_module.recalling
+    sizes, build = [], step_module.build_retrieval_cache
 
     def watched(model: Any, made: Tensor, bank: Bank, *rest: Any) -> Any:
         sizes.append(len(bank))
-        return recalling(model, made, bank, *rest)
+        return build(model, made, bank, *rest)
 
-    monkeypatch.setattr(trainer_module, "recalling", watched)
+    monkeypatch.setattr(step_module, "build_retrieval_cache", watched)
     run = trainer(tmp_path, bank=10)
     for step in range(5):
         loss_of(run, Recollections, step)
