@@ -328,13 +328,19 @@ class MemoryDecoder(nn.Module):
         return self
 
     @contextmanager
-    def role(self, role: Role) -> Iterator[None]:
-        """Write or read with the adapter that belongs to it, where the model has LoRA."""
+    def role(self, role: Role | None) -> Iterator[None]:
+        """Write or read with the adapter that belongs to it, where the model has LoRA; outside of it none acts."""
         if self.adapters is None:
             yield
         else:
             with self.lock, self.adapters.active(role):
                 yield
+
+    @contextmanager
+    def stock(self) -> Iterator[None]:
+        """A scope in which the decoder is the stock one, also in the middle of a call that reads a memory."""
+        with self.role(None), hooks.expecting(None):
+            yield
 
     @property
     def pad(self) -> int:

@@ -173,8 +173,15 @@ class _Checkpointed:
         role = None if adapters is None else adapters.role
 
         def run(*inputs: Any) -> Any:
-            if adapters is not None and role is not None:
-                adapters.turn_to(role)
+            if adapters is None:
+                return again(*inputs)
+            adapters.turn_to(role)
+            try:
+                return again(*inputs)
+            finally:
+                adapters.turn_to(adapters.role)
+
+        def again(*inputs: Any) -> Any:
             if cache is None:
                 return stock(layer, *inputs, **kwargs)
             # The text's keys and values are not kept: nothing reads on behind it.

@@ -19,9 +19,9 @@ Role = Literal["write", "read"]
 
 
 class TwinLora:
-    """Switches the LoRA layers of a model between two adapters, or keeps one on where there is only one.
+    """Switches the LoRA layers of a model between two adapters, or one and the same, and none in between.
 
-    The active adapter is state of the modules, so calls on one model take turns.
+    Which adapter acts is state of the modules, so calls on one model take turns.
 
     Attributes:
         settings: how the adapters were made; None where they came with a published checkpoint.
@@ -45,6 +45,7 @@ class TwinLora:
         self._lock = threading.RLock()
         self.role: Role | None = None  # of the call that runs
         self._on: Role | None = None
+        self._switch(None)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_lock"}
@@ -53,7 +54,7 @@ class TwinLora:
         vars(self).update(state, _lock=threading.RLock())
 
     @contextmanager
-    def active(self, role: Role) -> Iterator[None]:
+    def active(self, role: Role | None) -> Iterator[None]:
         with self._lock:
             outer, self.role = self.role, role
             self.turn_to(role)
@@ -61,8 +62,7 @@ class TwinLora:
                 yield
             finally:
                 self.role = outer
-                if outer is not None:
-                    self.turn_to(outer)
+                self.turn_to(outer)
 
     def unload(self, model: nn.Module) -> None:
         """Take the adapters out of a model again: stock layers, and gradients wanted where they were."""
@@ -76,16 +76,19 @@ class TwinLora:
             del model.peft_config
         self._layers, self._wanted = [], []
 
-    def turn_to(self, role: Role) -> None:
-        """Let this role's adapter act, for a backward pass that runs layers of an earlier call again."""
-        if role == self._on:
-            return
+    def turn_to(self, role: Role | None) -> None:
+        """Let this role's adapter act, also for a backward pass that runs layers of an earlier call again; None: none."""
+        if role != self._on:
+            self._switch(role)
+
+    def _switch(self, role: Role | None) -> None:
+        """What peft's `set_adapter` and `enable_adapters` do, but for `requires_grad`, which they set anew in every layer:
+        that takes longer than a short prompt, and is the trainer's to decide."""
         self._on = role
         for layer in self._layers:
-            trained = [(p, p.requires_grad) for p in layer.parameters()]
-            layer.set_adapter(self.names[role])
-            for parameter, requires_grad in trained:
-                parameter.requires_grad_(requires_grad)
+            layer._disable_adapters = role is None
+            if role is not None:
+                layer._active_adapter = [self.names[role]]
 
 
 WRITE, READ = "writer", "reader"

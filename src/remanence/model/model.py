@@ -18,7 +18,6 @@ from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
-from remanence.model.hooks import expecting
 from remanence.model.inputs import Content, Message, checked_metadata, is_text, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
@@ -340,7 +339,7 @@ class MemoryModel(MemoryDecoder):
         stock call. `labels` `[B, T]`: -100 where none counts, shifted inside.
         """
         if memory is None:
-            with self.role("read"), expecting(None):
+            with self.stock():
                 return self.hf(input_ids=ids, labels=labels)
         with torch.no_grad():
             made = self._reading(memory, ids, None, False)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
@@ -263,15 +263,16 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
     cache = reading.cache
     if cache is None:
         padded = {} if bool(reading.mask.all()) else {"attention_mask": reading.mask.long()}
-        with expecting(None):
+        with model.stock():
             return model.hf(input_ids=reading.ids, **padded, **kwargs)
     with model.role("read"), expecting(cache):
         if cache.unset:
             cache.set_prompt(reading.mask)
         out = model.hf(input_ids=reading.ids, past_key_values=cache, use_cache=True, **kwargs)
     require_finite(out.logits[:, -1])
-    if reading.ids.shape[1] > (width := reading.given.shape[1]):
-        out.logits = out.logits[:, -width:]
+    columns, width = reading.ids.shape[1], reading.given.shape[1]
+    if (made := out.logits.shape[1]) > width or made == columns:  # a head was put in front, or padding was left out
+        out.logits = nn.functional.pad(out.logits, (0, 0, width - made, 0))
     return out
 
 
@@ -281,7 +282,7 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
     if kwargs.get("stop_strings") is not None:
         kwargs.setdefault("tokenizer", model.tokenizer)
     if cache is None:
-        with expecting(None):
+        with model.stock():
             return model.hf.generate(input_ids=reading.ids, attention_mask=reading.mask.long(), **kwargs)
     if model.hf.generation_config.pad_token_id is None:
         kwargs.setdefault("pad_token_id", model.pad)
