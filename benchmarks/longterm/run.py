@@ -27,13 +27,12 @@ import torch
 from torch import Tensor
 
 from remanence import Memory
-from remanence.config import LongTermConfig
+from remanence.config import LongTermConfig, StorageConfig
 from remanence.kernels.optimize import optimize_for_cpu
-from remanence.memory import Storage
 from remanence.memory.longterm import Evicted, LongTerm, LongTermLayer
 from remanence.memory.scoring import best
 from remanence.memory.storage import Layout
-from remanence.memory.undo import Undo, undoing
+from remanence.memory.undo import Undo
 from remanence.model import reference
 from remanence.model.learned import LearnedWriter
 
@@ -63,7 +62,7 @@ CHUNK = 1024
 Size = Callable[[int], int]  # a number of slots, scaled by --scale
 
 
-def layout_of(on: Setting, storage: Storage) -> Layout:
+def layout_of(on: Setting, storage: StorageConfig) -> Layout:
     return Layout(on.kv_heads, on.head, on.dtype, KEY, torch.device(on.device), storage)
 
 
@@ -84,10 +83,6 @@ def keys_of(layer: LongTermLayer) -> Tensor:  # [M, P], where the plain path has
     return torch.cat(parts).cpu()
 
 
-def chosen(layer: LongTermLayer, queries: Tensor, count: int) -> Tensor:  # [T, P] -> [count], oldest first
-    return layer.by_age(best(layer.scores(queries), count) + layer.start)
-
-
 def fits(needed: float) -> bool:
     gc.collect()
     return needed < 0.9 * psutil.virtual_memory().available
@@ -95,7 +90,7 @@ def fits(needed: float) -> bool:
 
 def scoring(on: Setting, size: Size, repeats: int) -> Figures:
     """One layer: scores of all slots, the best K0, and their order."""
-    layout, count = layout_of(on, Storage()), size(RETRIEVED)
+    layout, count = layout_of(on, StorageConfig()), size(RETRIEVED)
     key_bytes, hidden_bytes = KEY * on.dtype.itemsize, on.size * on.dtype.itemsize
     rows, left_out = [], []
     for slots in (size(10_000), size(150_000), size(1_000_000)):
@@ -105,13 +100,16 @@ def scoring(on: Setting, size: Size, repeats: int) -> Figures:
         layer, queries = filled(layout, slots), on.random(TOKENS, KEY, seed=1) / KEY**0.5
         keys, ages = keys_of(layer), slots - torch.arange(slots)
 
-        def fast(layer: LongTermLayer = layer, queries: Tensor = queries) -> None:
-            chosen(layer, queries, count)
+        def chosen(layer: LongTermLayer = layer, queries: Tensor = queries) -> Tensor:
+            return layer.by_age(best(layer.scores(queries), count))
+
+        def fast(chosen: Callable[[], Tensor] = chosen) -> None:
+            chosen()
 
         def plain(queries: Tensor = queries, keys: Tensor = keys, ages: Tensor = ages) -> None:
             reference.retrieve(queries, keys, ages, count)
 
-        mine, theirs = chosen(layer, queries, count), reference.retrieve(queries, keys, ages, count)
+        mine, theirs = chosen(), reference.retrieve(queries, keys, ages, count)
         moved = {"remanence": count * layout.slot_bytes, "reference": slots * key_bytes + count * hidden_bytes}
         rows.append(
             {
@@ -122,7 +120,7 @@ def scoring(on: Setting, size: Size, repeats: int) -> Figures:
                 "bytes_to_device": moved,
             }
         )
-        del layer, keys, ages, fast, plain
+        del layer, keys, ages, chosen, fast, plain
     about = {"prompt_tokens": TOKENS, "retrieved": count, "key_size": KEY}
     return {**about, "by_slots": rows, "left_out_for_want_of_memory": left_out}
 
@@ -134,13 +132,12 @@ def append(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
     counts = torch.arange(MADE)[None]
     evicted = Evicted(on.random(*shape), on.random(*shape), on.random(1, MADE, KEY), counts.flip(1), counts)
 
-    def fast(slots: int, storage: Storage) -> Callable[[], None]:
+    def fast(slots: int, storage: StorageConfig) -> Callable[[], None]:
         rules = LongTermConfig(retrieved=size(RETRIEVED), capacity=slots)
         longterm = LongTerm(rules, [filled(layout_of(on, storage), slots)], clock=slots)
 
         def add() -> None:
-            with undoing() as undo:
-                longterm.append(evicted, MADE, undo)
+            longterm.append(evicted, MADE, Undo())
 
         return add
 
@@ -151,7 +148,7 @@ def append(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
         return lambda: void(reference.append(held, new, MADE))
 
     figures: Figures = {"slots": [few, many], "slots_per_write": MADE}
-    for storage in (Storage("host"), Storage("disk", folder=folder)):
+    for storage in (StorageConfig("host"), StorageConfig("disk", folder=folder)):
         # An append costs more where its block has to grow. Whole blocks are filled, so that it evens out.
         block = layout_of(on, storage).block_rows // MADE
         seconds = in_turns(-(-4 * repeats // block) * block, few=fast(few, storage), many=fast(many, storage))
@@ -174,7 +171,11 @@ def gather(on: Setting, size: Size, repeats: int, folder: Path) -> Figures:
     slots, count = size(150_000), size(RETRIEVED)
     random = torch.Generator().manual_seed(1)
     places = [torch.randperm(slots, generator=random)[:count] for _ in range(repeats + 2)]
-    storages = {"device": Storage("device"), "host": Storage("host"), "disk": Storage("disk", folder=folder)}
+    storages = {
+        "device": StorageConfig("device"),
+        "host": StorageConfig("host"),
+        "disk": StorageConfig("disk", folder=folder),
+    }
     layers = {tier: filled(layout_of(on, storage), slots) for tier, storage in storages.items()}
 
     def taking(layer: LongTermLayer) -> Callable[[], None]:
@@ -201,8 +202,8 @@ def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     "remanence" prompts two memories in turns, and keeps one prefix only, so that it finds none of the prompt before;
     "again" finds one.
     """
-    rules = LongTermConfig(retrieved=count, capacity=slots, key_size=KEY)
-    model, stock = on.model(longterm=rules).optimize_for_cpu(), on.decoder()
+    rules = LongTermConfig(retrieved=count, capacity=slots)
+    model, stock = on.model(longterm=rules, retrieval_size=KEY).optimize_for_cpu(), on.decoder()
     optimize_for_cpu(stock)
     model.prefixes.limit = 0
     retriever, bos = model.retriever, model.bos_embedding
@@ -211,8 +212,7 @@ def first_token(on: Setting, slots: int, count: int, repeats: int) -> Figures:
     held = fill(
         model.new_memory(), model.backbone.project, keys := reference.retrieval_keys(stock, retriever, hidden), hidden
     )
-    with torch.no_grad():
-        memories = [model.writer.memory_of(pool, 0, longterm) for longterm in (held, held.fork(), held.fork())]
+    memories = [model.writer.memory_of(pool, 0, longterm) for longterm in (held, held.fork(), held.fork())]
     ages = (slots - torch.arange(slots)).repeat(on.layers, 1)
     plainly = reference.LongTerm(hidden.cpu(), keys.cpu(), ages)
     ids, turn = on.prompt(), itertools.cycle(memories[:2])
@@ -269,7 +269,7 @@ def resident(size: Size, folder: Path) -> Figures:
 def resident_in_process(slots: int, count: int, folder: Path) -> Figures:
     torch.set_num_threads(THREADS)
     layers, random = 4, torch.Generator().manual_seed(0)
-    storages = {"disk": Storage("disk", folder=folder), "host": Storage("host")}
+    storages = {"disk": StorageConfig("disk", folder=folder), "host": StorageConfig("host")}
     disk, host = (Layout(4, 32, torch.float32, 64, torch.device("cpu"), storage) for storage in storages.values())
     places = torch.randperm(slots, generator=random)[:count]
 

@@ -49,7 +49,7 @@ def first_token(on: Setting, repeats: int) -> Figures:
     |---|---|
     | `unread` | is made, in the buffers of another: the memory was not read lately |
     | `other` | was kept: prompts go to two memories by turns |
-    | `after_write` | was made by the write just before, whose time does not count |
+    | `after_write` | is made, in its own buffers: there was a write just before, whose time does not count |
     | `again` | was kept: the memory was read last, and not written since |
 
     `alone` is the same decoder on the same prompt without memory, which no way to read one can undercut.
@@ -133,9 +133,7 @@ def pool_update(on: Setting, repeats: int) -> Figures:
 
         def update() -> None:
             with memory.changing() as undo:
-                first = memory.next_serial
                 memory.put(new, undo)
-                memory.record(undo, new.tokens, first)
 
         return update
 

@@ -12,6 +12,7 @@ from remanence.checkpoints import name_of
 from remanence.config import StorageConfig
 from remanence.memory.envelope import Envelope, folder_of
 from remanence.memory.spec import MemorySpec
+from remanence.memory.state import ChunkHeader
 from remanence.memory.writes import WriteRecord
 
 if TYPE_CHECKING:
@@ -81,17 +82,17 @@ def _storage(storage: StorageConfig) -> dict[str, Any]:
     return {"tier": storage.tier, "int8": bool(storage.int8)}
 
 
-def writes_of(records: Iterable[WriteRecord], chunks: Iterable[Any]) -> list[dict[str, Any]]:
-    """The table of writes, oldest first; `chunks` of a text memory, or their headers, have the texts."""
+def writes_of(records: Iterable[WriteRecord], chunks: Iterable[ChunkHeader] = ()) -> list[dict[str, Any]]:
+    """The table of writes, oldest first; in a file, the `chunks` of a text memory have the texts."""
     texts: dict[int, list[str]] = {}
     for chunk in chunks:
         if chunk.text is not None:
             texts.setdefault(chunk.write, []).append(chunk.text)
-    return [_write(record, texts) for record in records]
+    return [_write(record, texts.get(record.id)) for record in records]
 
 
-def _write(record: WriteRecord, texts: Mapping[int, Sequence[str]]) -> dict[str, Any]:
-    text = "".join(texts[record.id]) if record.text is None and record.id in texts else record.text
+def _write(record: WriteRecord, texts: Sequence[str] | None) -> dict[str, Any]:
+    text = "".join(texts) if record.text is None and texts else record.text
     return {
         "id": record.id,
         "time": None if record.time is None else record.time.isoformat(timespec="seconds"),

@@ -245,4 +245,4 @@ def _show(out: Console, model: MemoryModel, memory: Memory, path: Path) -> None:
     saved = file_sizes(path, read_envelope(path)) if path.is_file() else {"file": f"{path}, not saved yet"}
     out.print(details_table({**saved, "model_name": memory.model_name, **about, "write_count": about["writes"]}))
     if memory.writes:
-        out.print(writes_table(writes_of(memory.writes, memory.chunks or ()), newest=_ROWS))
+        out.print(writes_table(writes_of(memory.writes), newest=_ROWS))

@@ -16,7 +16,7 @@ ROOMS = [  # from the ground up; a room imports from those before it
     {"kernels", "memory", "optim"},
     {"model"},
     {"checkpoints", "data", "evaluation", "training", "texts"},
-    {"store", "serve", "terminal", "cli", "recipes"},
+    {"store", "serve", "details", "terminal", "cli", "recipes"},
 ]
 LONGEST = 400
 

@@ -114,5 +114,5 @@ def ranked(memory: "Memory", scores: "Sequence[tuple[int, float]]") -> list[dict
     """Writes that were found, best first, each with its score."""
     from remanence.details import writes_of
 
-    by_id = {one["id"]: one for one in writes_of(memory.writes, memory.chunks or ())}
+    by_id = {one["id"]: one for one in writes_of(memory.writes)}
     return [{"id": id, "score": round(score, 4), **by_id.get(id, {})} for id, score in scores]

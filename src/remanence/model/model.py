@@ -78,8 +78,6 @@ class MemoryModel(MemoryDecoder):
             raise native.published_only()
         native.save(self, Path(path), state_dict)
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def new_memory(self, seed: int = 0, *, storage: StorageConfig | None = None, **options: Any) -> Memory:
         """A memory with nothing written, or with the pool that a checkpoint ships.
 

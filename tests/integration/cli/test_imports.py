@@ -50,6 +50,7 @@ REFUSED = [
     ["write", "notes.mem", "notes.txt", "--tier", "disk"],
     ["demo", "none.txt"],
     ["demo", "--questions", "none.tsv"],
+    ["train", "none.py"],
     ["eval", "retention", "--data", "none.json"],
     ["eval", "longcontext", "--data", "none.json"],
     ["eval", "longcontext", "--data", "notes.txt", "--lengths", "long"],
@@ -68,6 +69,7 @@ def test_commands_that_need_no_model_and_those_that_refuse_import_nothing_heavy(
     assert made == [[one, 0, []] for one in AT_ONCE] + [[one, 2, []] for one in REFUSED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", ["from remanence import MemoryModel", "import remanence.model.lora, peft"])
 def test_libraries_do_not_report_what_they_could_not_load(code: str) -> None:
     pytest.importorskip("torchao")
