@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.agreement import Agreement
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from remanence import Memory, MemoryModel
 from remanence.memory import LongTermRules, Retrieved
-from remanence.memory.agreement import Agreement
 from remanence.model.retriever import Retrieval, Retriever
 from tests import tiny
 from tests.support.tiny import ids

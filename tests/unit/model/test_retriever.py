@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.agreement import Agreement
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
-from remanence.memory.agreement import Agreement
 from remanence.model.adapters import LoraSettings
 from tests import tiny
 from tests.support.tiny import ids

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from remanence.memory.agreement import Agreement
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
 from remanence.memory import LongTermRules
-from remanence.memory.agreement import Agreement
 from remanence.model.adapters import LoraSettings
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
