@@ -5,21 +5,13 @@ from typing import Any
 import pytest
 import torch
 from remanence.memory.agreement import Agreement
-<<<<<<< HEAD
 from remanence.model.adapters import LoraSettings
-=======
->>>>>>> wt-m
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
-<<<<<<< HEAD
 from tests.support import tiny
-=======
-from remanence.model.adapters import LoraSettings
-from tests import tiny
->>>>>>> wt-m
 from tests.support.tiny import ids
 
 K0 = 8

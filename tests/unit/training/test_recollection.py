@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.memory.agreement import Agreement
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from remanence import MemoryModel
-<<<<<<< HEAD
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.memory.scoring import CrossLayerPrior
-=======
-from remanence.memory import LongTermRules
-from remanence.model.adapters import LoraSettings
->>>>>>> wt-m
 from remanence.training.bank import Bank
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
