@@ -70,8 +70,8 @@ def load(
 
 def published_only() -> CheckpointError:
     return CheckpointError(
-        "this format holds adapters that lora= made, and no long-term memory that a checkpoint ships; other adapters can "
-        "be merged into the weights first (merge_and_unload of peft)"
+        "this format holds adapters that lora= made, and no long-term memory that a checkpoint ships; other adapters "
+        "can be merged into the weights first (merge_and_unload of peft)"
     )
 
 
