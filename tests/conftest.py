@@ -8,7 +8,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 # What models keep between runs goes away with this one.
@@ -18,3 +20,10 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True, warn_only=True)  # fills only then; on a CPU little else follows from it
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Whatever a test sets, as recipes do: a process forked by a later one would wait for threads that it has not."""
+    yield
+    torch.set_num_threads(1)

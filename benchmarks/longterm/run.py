@@ -73,7 +73,7 @@ def filled(layout: Layout, slots: int) -> LongTermLayer:
         rows = torch.arange(start, min(slots, start + CHUNK))
         made = torch.randn(len(rows), 2, layout.heads, layout.head_dim, generator=random).to(layout.dtype)
         keys = torch.randn(len(rows), layout.key_size, generator=random).to(layout.dtype)
-        layer.append(made, keys, rows, rows)
+        layer.append(made, keys, rows, rows, Undo())
     return layer
 
 
@@ -255,7 +255,7 @@ def fill(
     assert longterm is not None
     with torch.no_grad():
         for index, layer in enumerate(longterm.layers):
-            layer.append(torch.stack(project(index, hidden[index]), dim=1), keys[index], rows, rows)
+            layer.append(torch.stack(project(index, hidden[index]), dim=1), keys[index], rows, rows, Undo())
     longterm.clock = len(rows)
     return longterm
 

@@ -9,6 +9,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from remanence.environment import hush_torchao
+
 if TYPE_CHECKING:
     from remanence.config import MemoryConfig as MemoryConfig
     from remanence.memory.memory import Memory as Memory
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Memory", "MemoryConfig", "MemoryModel", "__version__"]
 __version__ = "0.1.0"
+
+hush_torchao()
 
 
 def __getattr__(name: str) -> Any:

@@ -158,7 +158,7 @@ class RetrievalConfig(Settings):
     """
 
     slots: Count = 1024
-    min_score: float | None = 0.5
+    min_score: float | None = 0.25
 
     def __post_init__(self) -> None:
         if self.slots < 1:

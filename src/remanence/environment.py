@@ -1,5 +1,6 @@
-"""What figures were taken on: the device, the versions, and the stamp of a run."""
+"""Where this runs: device, versions, the stamp of a run, and what other packages report of it. Imports no torch."""
 
+import logging
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,3 +47,25 @@ def run_stamp(command: str, device: "torch.device") -> dict[str, Any]:
     """What figures are published with: the command that takes them again, date and time, device and versions."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command, "date": date, "device": device_name(device), "versions": versions()}
+
+
+# transformers and peft import torchao where it is installed. It reports each of its libraries that this machine cannot
+# load, and torch warns of how it registers its enums.
+_NOISE = {"torchao": "Failed to load ", "torch.utils._pytree": "%s is an Enum subclass"}
+
+
+class _Without(logging.Filter):
+    """Drops messages that begin like this."""
+
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self._start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(self._start)
+
+
+def hush_torchao() -> None:
+    """Drop what the import of torchao logs and nobody can do anything about, and nothing else."""
+    for name, start in _NOISE.items():
+        logging.getLogger(name).addFilter(_Without(start))

@@ -9,90 +9,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from remanence.details import details_table, file_sizes, writes_of, writes_table
 from remanence.errors import RemanenceError
 from remanence.evaluation.demonstration import Round, distances_up_to, report, rounds
+from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.plots import retention_plot
 from remanence.evaluation.retention import Condition
 from remanence.memory import Memory
-from remanence.memory.saving import folder_of
-from remanence.model.memory_model import MemoryModel
-from remanence.texts import Question, first_line, prompt_of
+from remanence.memory.envelope import read_envelope
+from remanence.model.model import MemoryModel
+from remanence.texts import Question
 
 _CONDITIONS: dict[Condition, str] = {"pool": "pool alone", "context": "text in context", "none": "neither"}
 _ROWS = 8  # of a round of questions that are shown; all of them count
 _CHAT_HELP = "Type a question, or: /write TEXT, /ask QUESTION, /show, /save, /quit (leaving saves, too)"
-
-
-def answer_from(model: MemoryModel, memory: Memory, question: str, max_new_tokens: int = 32) -> str:
-    """The first line of a greedy answer."""
-    text: str = model.generate(memory, prompt_of(question), max_new_tokens=max_new_tokens, do_sample=False)
-    return first_line(text)
-
-
-def describe(memory: Memory, model: MemoryModel, path: Path) -> dict[str, Any]:
-    """Slots, writes and sizes, here and at `path` if it was saved, and whether this model wrote the memory."""
-    files = [file for file in (path, *folder_of(path).glob("*")) if file.is_file()]
-    spec, longterm = memory.spec, memory.longterm
-    alive = set(memory.provenance().flatten().tolist()) if memory.written else set()
-    if longterm is not None:
-        alive |= set(memory.written_by(longterm.alive()).tolist())
-    about = {"file": str(path), "file_bytes": sum(file.stat().st_size for file in files)}
-    if longterm is not None:
-        about |= {
-            "longterm": [size + waiting for size, waiting in zip(longterm.sizes(), longterm.buffered(), strict=True)],
-            "longterm_capacity": longterm.rules.capacity,
-            "longterm_tier": longterm.layout.storage.tier + (", int8" if longterm.layout.storage.int8 else ""),
-            "longterm_slot_bytes": longterm.nbytes["slots"],
-            "longterm_key_bytes": longterm.nbytes["keys"],
-        }
-    return about | {
-        "layers": spec.layers,
-        "slots": spec.slots,
-        "slots_per_write": spec.slots_per_write,
-        "writes": memory.write_count,
-        "writes_with_slots": sum(id >= 0 for id in alive),
-        "bytes": memory.nbytes,
-        "dtype": spec.dtype,
-        "model": spec.model,
-        "readable": spec == model.spec,
-    }
-
-
-def details_table(details: dict[str, Any]) -> Table:
-    labels = {
-        "file": "file",
-        "file_bytes": "bytes on disk",
-        "layers": "layers (L)",
-        "slots": "slots per layer (N)",
-        "slots_per_write": "slots per write (K)",
-        "writes": "writes",
-        "writes_with_slots": "writes with slots left",
-        "longterm": "long-term slots, layer by layer",
-        "longterm_capacity": "long-term capacity per layer (M)",
-        "longterm_tier": "long-term tier",
-        "longterm_slot_bytes": "bytes of long-term slots",
-        "longterm_key_bytes": "bytes of retrieval keys",
-        "bytes": "bytes in all",
-        "dtype": "dtype",
-        "model": "written by model",
-    }
-    table = Table(show_header=False)
-    for name, label in labels.items():
-        if name in details:
-            table.add_row(label, Text(_shown(details[name]), overflow="fold"))
-    checkpoint = details.get("checkpoint")
-    wrote = f"{checkpoint}: use --model {checkpoint}" if checkpoint else "another"
-    readable = (
-        Text("yes", style="green") if details["readable"] else Text(f"no, it was written by {wrote}", style="red")
-    )
-    table.add_row("readable by this model", readable)
-    return table
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(_shown, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def retention_table(report: dict[str, Any]) -> Table:
@@ -190,7 +120,7 @@ def show_rounds(
     plot: Path,
 ) -> None:
     """Ask, write on, ask again; a table per distance, and at the end the plot."""
-    distances = distances_up_to(unrelated, model.slots // model.slots_per_write)
+    distances = distances_up_to(unrelated, writes_per_pool(model))
     asked: list[Round] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as progress:
@@ -244,7 +174,7 @@ def answer_questions(out: Console, model: MemoryModel, memory: Memory) -> None:
     """Ask until an empty line."""
     try:
         while question := _line(out, "Ask about the text (empty line to leave): ").strip():
-            out.print(answer_from(model, memory, question), markup=False)
+            out.print(model.ask(memory, question).text, markup=False)
     except (EOFError, KeyboardInterrupt):
         out.print()
 
@@ -298,13 +228,21 @@ def _command(line: str) -> tuple[str, str, str]:
 def _respond(out: Console, model: MemoryModel, memory: Memory, path: Path, command: str, rest: str) -> None:
     try:
         if command == "/ask" and rest:
-            out.print(answer_from(model, memory, rest), markup=False)
+            out.print(model.ask(memory, rest).text, markup=False)
         elif command == "/write" and rest:
             receipt = model.write(memory, rest)
             out.print(f"written: {receipt.tokens} tokens", markup=False)
         elif command == "/show":
-            out.print(details_table(describe(memory, model, path)))
+            _show(out, model, memory, path)
         elif rest or command != "/ask":
             out.print(_CHAT_HELP, markup=False)
     except RemanenceError as error:
         out.print(f"error: {error}", style="red", markup=False)
+
+
+def _show(out: Console, model: MemoryModel, memory: Memory, path: Path) -> None:
+    about = model.inspect(memory)
+    saved = file_sizes(path, read_envelope(path)) if path.is_file() else {"file": f"{path}, not saved yet"}
+    out.print(details_table({**saved, "model_name": memory.model_name, **about, "write_count": about["writes"]}))
+    if memory.writes:
+        out.print(writes_table(writes_of(memory.writes), newest=_ROWS))

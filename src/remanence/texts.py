@@ -1,5 +1,6 @@
 """Text on its way in and out: paragraphs of a file, prompts of questions, answers in what a model says."""
 
+import codecs
 import json
 import sys
 from dataclasses import dataclass
@@ -19,31 +20,66 @@ class Question:
         return (self.truth, *self.also)
 
 
+# How files begin that hold no text, what they are, and what to do with them.
+_BINARY = (
+    (b"%PDF-", "a PDF", "take its text out first, e.g. with: pdftotext FILE -"),
+    (b"PK\x03\x04", "a zip archive, as docx, xlsx and epub are", "save it as text, or unpack it first"),
+    (b"\xd0\xcf\x11\xe0", "an Office document", "save it as text first"),
+    (b"\x89PNG\r\n", "a picture (PNG)", "give what it says as text"),
+    (b"\xff\xd8\xff", "a picture (JPEG)", "give what it says as text"),
+    (b"GIF87a", "a picture (GIF)", "give what it says as text"),
+    (b"GIF89a", "a picture (GIF)", "give what it says as text"),
+    (b"\x1f\x8b", "compressed (gzip)", "unpack it first, e.g. with: gunzip -c FILE"),
+    (b"\xfd7zXZ\0", "compressed (xz)", "unpack it first, e.g. with: xz -dc FILE"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "unpack it first, e.g. with: zstd -dc FILE"),
+    (b"\x7fELF", "a program (ELF)", "name a file of text"),
+)
+_MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
 def read_text(path: Path) -> str:
-    """A UTF-8 file, or standard input for `-`.
+    """A file in UTF-8, or in UTF-16 or UTF-32 if it says so by a mark; or standard input for `-`.
 
     Raises:
         FileNotFoundError: no such file.
-        InvalidInputError: a folder, or not text in UTF-8.
+        InvalidInputError: a folder, an empty or blank file, or no text; says what it is and what to do.
     """
     name = "standard input" if str(path) == "-" else str(path)
+    if str(path) != "-" and path.is_dir():
+        raise InvalidInputError(f"{name} is a folder; name files in it, such as {path / '*.txt'}")
     try:
         content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"there is no file {name}") from error
     except OSError as error:
         raise InvalidInputError(f"cannot read {name}: {error.strerror}") from error
+    text = _decoded(name, content).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise InvalidInputError(f"{name} is {'blank' if content else 'empty'}: there is no text in it; leave it out")
+    return text
+
+
+def _decoded(name: str, content: bytes) -> str:
+    for start, what, remedy in _BINARY:
+        if content.startswith(start):
+            raise InvalidInputError(f"{name} is {what}, not text; {remedy}")
+    encoding = next((encoding for mark, encoding in _MARKS if content.startswith(mark)), "utf-8-sig")
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != "utf-8-sig":
+            raise InvalidInputError(
+                f"{name} begins as text in {encoding.upper()} and goes on otherwise: {error.reason} at byte "
+                f"{error.start:,}; was it cut? Save it again, in UTF-8"
+            ) from error
         raise InvalidInputError(_not_text(name, content, error.start)) from error
     if "\0" in text:
         raise InvalidInputError(_not_text(name, content, content.index(0)))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
 
 
 def _not_text(name: str, content: bytes, at: int) -> str:
-    likely = "UTF-16" if b"\0" in content else "LATIN1"
+    likely = "LATIN1" if b"\0" not in content else "UTF-16LE" if content.index(0) % 2 else "UTF-16BE"
     return (
         f"{name} is not text in UTF-8: byte {at:,} is 0x{content[at]:02x}. If it is text in another encoding, convert "
         f"it first, e.g. with: iconv -f {likely} -t UTF-8"
@@ -83,7 +119,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises:
         FileNotFoundError: no such file.
-        InvalidInputError: the file is in neither form, or has no question.
+        InvalidInputError: the file is in neither form, or no text.
     """
     text = read_text(path)
     teach = f'{path} needs lines "question<TAB>answer", or JSON: [{{"question": "...", "truth": "..."}}]'

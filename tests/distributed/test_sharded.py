@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.model.adapters import LoraSettings
 from torch import distributed, multiprocessing
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer

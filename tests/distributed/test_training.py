@@ -57,7 +57,7 @@ def train(folder: Path, accumulate: int) -> dict[str, Any]:
     run.train()
     log = [entry for entry in run.state.log_history if "memory_loss" in entry]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    carried = run._step.carried.state_dict()
+    carried = run.model.carried.state_dict()
     return {"weights": weights, "built": built, "log": log, "level": curriculum.state_dict(), "carried": carried}
 
 

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def test_a_process_outlives_a_cut_of_the_file_that_it_loaded(cut: str, tier: Any
     before = state(model, memory)
     child = os.fork()
     if not child:
+        signal.alarm(60)  # rather than hang
         faulthandler.disable()  # a crash is what is looked for
         code = 3
         try:

@@ -1,6 +1,7 @@
 """Threads and forked processes that have one memory: each write is whole, and nobody sees half of one."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "a pool": {},
     "long-term memory": {"longterm": LongTermConfig(retrieved=1000), "retrieval_size": 8},  # all of it is read
 }
-HANGS = 60  # seconds after which threads are taken to wait for each other
+HANGS = 60  # seconds after which threads or processes are taken to wait for each other
 
 
 def state(model: MemoryModel, memory: Memory) -> Tensor:
@@ -172,6 +173,7 @@ def test_forked_processes_write_into_memories_of_their_own(
     child = os.fork()
     if not child:
         try:
+            signal.alarm(HANGS)
             os.close(tell_child)
             goes_on(model, memory, 1)
             os.write(tell_parent, b"x")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from remanence import Memory, MemoryModel
 from remanence.checkpoints import bundled
-from remanence.memory import LongTermRules, Storage
+from remanence.config import LongTermConfig
+from remanence.memory import Storage
 from tests.golden.test_answers import RECORDED, TOKENS, written
 from tests.support.tiny import ids, with_memory
 
@@ -36,7 +37,7 @@ def read(model: MemoryModel, memory: Memory) -> Tensor:  # [T, V]
 @pytest.mark.parametrize("tier", ["device", "host", "disk"])
 def test_a_memory_on_the_device_reads_as_on_the_cpu_wherever_its_slots_lie(tier: Any, tmp_path: Path) -> None:
     # All long-term slots are read: which are the best few of them may hang on the last bit.
-    with_memory(longterm=LongTermRules(retrieved=1000), retrieval_size=8).save_pretrained(tmp_path / "model")
+    with_memory(longterm=LongTermConfig(retrieved=1000), retrieval_size=8).save_pretrained(tmp_path / "model")
     plain = MemoryModel.from_pretrained(tmp_path / "model")
     model = MemoryModel.from_pretrained(tmp_path / "model", **WHERE)
     memory = filled(model, Storage(tier))

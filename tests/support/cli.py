@@ -26,7 +26,7 @@ def refused(*words: str, stdin: str | bytes | None = None) -> str:
     return lines[0]
 
 
-def a_memory() -> Path:
+def a_memory(*options: str) -> Path:
     Path("notes.txt").write_text("Alice Brown was born in Oslo.\n\nShe works as a baker\nin Bergen.\n")
-    done("write", "notes.mem", "notes.txt")
+    done("write", "notes.mem", "notes.txt", *options)
     return Path("notes.mem")

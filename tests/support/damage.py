@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remanence.memory.envelope import digest_of
-from remanence.memory.files import tensor_digest
+from remanence.memory.tensorfile import tensor_digest
 
 
 def rewrite(

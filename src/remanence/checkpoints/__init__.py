@@ -25,3 +25,10 @@ def bundled(name: str = DEFAULT) -> Path:
             "give a directory or a hub id with --model"
         )
     return Path(__file__).parent / name
+
+
+def name_of(model: str) -> str | None:
+    """The bundled checkpoint that a model was loaded from, by what the model is called; None: from another."""
+    path = Path(model)
+    ours = model in names() or path.parts[-3:-1] == ("remanence", "checkpoints")
+    return path.name if ours and path.name in names() else None

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import evaluations, memories, planning, training
+from remanence.cli import asking, demonstration, evaluations, memories, planning, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -18,7 +18,8 @@ app = typer.Typer(
     epilog=examples(
         "remanence demo",
         "remanence write notes.mem notes.txt",
-        'remanence ask notes.mem "Where was Alice Brown born?"',
+        'remanence ask notes.mem "Where was Alice Brown born?" --sources',
+        "remanence show notes.mem",
         "remanence eval retention --samples 50 --plot retention.png",
     ),
 )
@@ -41,7 +42,9 @@ def main(
     pass
 
 
+app.add_typer(demonstration.app)
 app.add_typer(memories.app)
+app.add_typer(asking.app)
 app.add_typer(training.app)
 app.add_typer(planning.app)
 app.add_typer(evaluations.app, name="eval", help="Measure what a memory is worth.")

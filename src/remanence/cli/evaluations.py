@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from remanence.cli.places import require_output_folder, require_writable
+from remanence.cli.places import require_input, require_output_folder, require_writable
 from remanence.cli.shared import (
     Int8Flag,
     ModelOption,
@@ -16,9 +16,9 @@ from remanence.cli.shared import (
     examples,
     interruptible,
     load_model,
+    new_storage,
     out,
     progress_bar,
-    storage_of,
 )
 from remanence.data.episodes import FACTS
 from remanence.environment import run_stamp
@@ -29,10 +29,9 @@ from remanence.evaluation.documents import LENGTHS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from remanence.data.edits import Kind
     from remanence.evaluation.editing import Method
     from remanence.evaluation.retention import Condition
-    from remanence.model.memory_model import MemoryModel
+    from remanence.model.model import MemoryModel
 
 StateOption = Annotated[
     Path | None, typer.Option(help="Folder for what is finished; the same command then goes on after a cut.")
@@ -47,8 +46,10 @@ def made_by(words: list[str], model: str | None, engine: "MemoryModel") -> dict[
     return run_stamp(command, engine.device)
 
 
-def require_places(*files: Path | None, state: Path | None = None) -> None:
-    """Before the work: that what is to be written can be."""
+def require_places(*files: Path | None, state: Path | None = None, data: Path | None = None) -> None:
+    """Before the work: that what is to be read is there, and what is to be written can be."""
+    if data is not None:
+        require_input(data)
     for file in files:
         if file is not None:
             require_writable(file)
@@ -110,15 +111,15 @@ def retention(
     Passages are asked about by the published protocol: answers of at most 4 tokens, and 10 generated tokens in which
     one must stand.
     """
+    require_places(json_file, plot, state=state, data=data)
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
     from remanence.evaluation.passages import Passages
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
-    require_places(json_file, plot, state=state)
-    if plot is not None and plot.suffix not in (".png", ".svg"):
-        raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
     engine = load_model(model)
-    storage = storage_of(engine, tier, int8)
+    storage = new_storage(engine, tier, int8)
     with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
             engine,
@@ -171,13 +172,14 @@ def longcontext(
 ) -> None:
     """F1 and exact match of answers about long documents, by their length."""
     from remanence.evaluation.documents import parse_lengths, read_task
+
+    require_places(json_file, state=state, data=data)
+    asked = parse_lengths(lengths)
     from remanence.evaluation.longcontext import measure
     from remanence.terminal import longcontext_table
 
-    require_places(json_file, state=state)
-    asked = parse_lengths(lengths)
     engine = load_model(model)
-    storage = storage_of(engine, tier, int8)
+    storage = new_storage(engine, tier, int8)
     task = read_task(data, engine.tokenizer, asked, samples, seed)
     with interruptible(left(state, "finished batches are")), progress_bar("asking") as progress:
         report = measure(
@@ -218,10 +220,10 @@ def integrity(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Exact match about the newest biography, and resident memory, over very many writes into one memory."""
+    require_places(json_file, state=state)
     from remanence.evaluation.integrity import measure
     from remanence.terminal import integrity_table
 
-    require_places(json_file, state=state)
     engine = load_model(model)
     with interruptible(left(state, "the memory and the counts are")), progress_bar("writing") as progress:
         report = measure(
@@ -250,12 +252,12 @@ def retrieval(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
+    require_places(json_file, state=state)
     from remanence.evaluation.retrieval import measure
     from remanence.terminal import retrieval_table
 
-    require_places(json_file, state=state)
     engine = load_model(model)
-    storage = storage_of(engine, tier, int8)
+    storage = new_storage(engine, tier, int8)
     with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
             engine,
@@ -300,18 +302,16 @@ def editing(
 ) -> None:
     """Efficacy, generalisation and specificity of changed facts: by memory, in context, by fine-tuning."""
     from remanence.data.edits import biography_edits, read_edits
-    from remanence.evaluation.editing import METHODS, edits_needed, measure
-    from remanence.terminal import editing_table
 
     require_places(json_file, state=state)
     if not all(count.strip().isdecimal() for count in edits.split(",")):
         raise InvalidInputError(f"--edits takes numbers parted by commas, such as 1,10,100; got {edits}")
     counts = [int(count) for count in edits.split(",")]
-    kind: Kind = "biographies"
-    if file is None:
-        made = biography_edits(edits_needed(counts, samples), seed)
-    else:
-        kind, made = read_edits(file)
+    read = None if file is None else read_edits(file)
+    from remanence.evaluation.editing import METHODS, edits_needed, measure
+    from remanence.terminal import editing_table
+
+    kind, made = read or ("biographies", biography_edits(edits_needed(counts, samples), seed))
     engine = load_model(model)
     with interruptible(left(state, "what is finished is")), progress_bar("editing") as progress:
         report = measure(
@@ -354,12 +354,14 @@ def perplexity(
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Perplexity of a text with an empty memory, and with memories full of other text: whether memory does harm."""
-    from remanence.evaluation.perplexity import bundled_text, measure
-    from remanence.terminal import perplexity_table
     from remanence.texts import read_text
 
     require_places(json_file, state=state)
-    content = bundled_text() if text is None else read_text(text)
+    given = None if text is None else read_text(text)
+    from remanence.evaluation.perplexity import bundled_text, measure
+    from remanence.terminal import perplexity_table
+
+    content = bundled_text() if given is None else given
     engine = load_model(model)
     with interruptible(left(state, "finished batches are")), progress_bar("reading") as progress:
         report = measure(

@@ -26,9 +26,22 @@ def require_writable(path: Path) -> None:
             raise InvalidInputError(f"cannot write {path}: {error.strerror}; name another file") from error
 
 
+def require_input(path: Path) -> None:
+    """A file that is to be read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InvalidInputError: it is a folder.
+    """
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder; name a file in it")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file {path}")
+
+
 def require_memory_place(path: Path) -> None:
     """A memory, which replaces its file, and may have a folder beside it."""
-    from remanence.memory.saving import folder_of
+    from remanence.memory.envelope import folder_of
 
     require_writable(path)
     _try(path.parent, path)

@@ -1,7 +1,7 @@
 """What the commands have in common: options, errors on one line, progress bars, and loading what they work on."""
 
-import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +11,17 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from remanence.config import Tier
+from remanence.config import StorageConfig, Tier
 from remanence.errors import InvalidInputError, MemoryMismatchError, RemanenceError
 
 if TYPE_CHECKING:
-    from remanence.memory import Memory, Storage
-    from remanence.model.memory_model import MemoryModel
+    from remanence.memory import Memory
+    from remanence.memory.envelope import Envelope
+    from remanence.memory.state import MemoryHeader
+    from remanence.model.model import MemoryModel
 
 out = Console()
 err = Console(stderr=True)
-
-# Where torchao is installed peft imports it, and it reports on stderr whatever of it this machine cannot load.
-for _name in ("torchao", "torch.utils._pytree"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class OneLineErrors(TyperGroup):
@@ -43,6 +41,11 @@ def complain(error: Exception | str) -> None:
     err.print("error: " + " ".join(str(error).split()), style="red", markup=False, highlight=False, soft_wrap=True)
 
 
+def note(what: str) -> None:
+    """Say something beside the output."""
+    err.print(f"note: {what}", markup=False, highlight=False, soft_wrap=True)
+
+
 def examples(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
@@ -57,9 +60,13 @@ ModelOption = Annotated[
 ]
 MemoryArgument = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory file.")]
 TierOption = Annotated[
-    Tier | None, typer.Option("--tier", help="Where long-term slots lie. Default: host, for new ones.")
+    Tier | None,
+    typer.Option(
+        "--tier",
+        help="Where slots lie. Default, for a new memory: text (token ids only), or host for long-term slots.",
+    ),
 ]
-Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep long-term slots as int8.")]
+Int8Flag = Annotated[bool, typer.Option("--int8", help="Keep these slots as int8.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -77,56 +84,99 @@ def load_model(name: str | None, *, optimize: bool = True) -> "MemoryModel":
     transformers.logging.disable_progress_bar()
     name = name or DEFAULT
     model = MemoryModel.from_pretrained(bundled(name) if name in names() else name)
+    model.name = name  # which memories keep: a name outlives the folder that a checkpoint lies in
+    if not model.trained:
+        warnings.filterwarnings("ignore", message="the learned writer of this model was never trained")
+        note(
+            f"the learned writer of {name} was never trained: what it writes cannot be recalled. Train it first: "
+            "remanence train --help"
+        )
     return model.optimize_for_cpu() if optimize else model
 
 
-def storage_of(keeper: "MemoryModel | Memory", tier: Tier | None, int8: bool) -> "Storage | None":
-    """Where the long-term slots of a memory, or of a model's new ones, are to lie; None: where they would anyway.
+def new_storage(model: "MemoryModel", tier: Tier | None, int8: bool) -> StorageConfig | None:
+    """Where slots of a new memory are to lie; None: where they would anyway.
 
     Raises:
-        InvalidInputError: there are no long-term slots.
+        InvalidInputError: the model keeps none.
     """
-    from remanence.memory import Memory, Storage
-
     if tier is None and not int8:
         return None
-    if keeper.longterm is None:
-        what = "memory" if isinstance(keeper, Memory) else "model"
-        raise InvalidInputError(f"this {what} has no long-term slots; leave --tier and --int8 out")
-    kept = keeper.longterm.layout.storage if isinstance(keeper, Memory) else Storage()
-    return Storage(tier or kept.tier, int8 or kept.int8)
+    if model.config.writer == "learned" and model.config.longterm is None:
+        raise InvalidInputError("this model has no long-term slots; leave --tier and --int8 out")
+    return StorageConfig(tier or "host", int8 or None)
 
 
-def load_memory(path: Path) -> "Memory":
+def moved_storage(header: "MemoryHeader", tier: Tier | None, int8: bool) -> StorageConfig | None:
+    """Where slots of a memory that is there are to lie from now on; None: where they lie.
+
+    Raises:
+        InvalidInputError: there are none, or they cannot lie there.
+    """
+    if tier is None and not int8:
+        return None
+    kept = header.chunks or header.longterm
+    if kept is None:
+        raise InvalidInputError("this memory has no long-term slots; leave --tier and --int8 out")
+    storage = kept.storage
+    if header.chunks is not None and storage.tier == "text":
+        if tier == "text" and not int8:
+            return None
+        raise InvalidInputError(
+            "this memory keeps token ids, and no slots that could move; leave --tier and --int8 out, or write a new one"
+        )
+    if header.longterm is not None and tier == "text":
+        raise InvalidInputError("long-term slots cannot be made again from their text; --tier is device, host or disk")
+    return StorageConfig(tier or storage.tier, int8 or None, storage.folder if tier in (None, storage.tier) else None)
+
+
+def envelope_of(path: Path) -> "Envelope":
+    """What a memory's file says of itself; read without torch, so that what is wrong with it is said at once.
+
+    Raises:
+        FileNotFoundError, InvalidInputError, MemoryFileError: there is none, or it is no memory.
+    """
+    from remanence.memory.envelope import read_envelope
+
+    if path.is_dir():
+        raise InvalidInputError(f"{path} is a folder, not a memory; name the file of a memory")
+    if not path.exists():
+        raise FileNotFoundError(f"there is no memory at {path}; make one with: remanence write {path} FILE")
+    if not path.is_file():
+        raise InvalidInputError(f"{path} is not a memory: it is no file")
+    return read_envelope(path)
+
+
+def load_memory(path: Path, storage: StorageConfig | None = None) -> "Memory":
+    envelope_of(path)
     from remanence import Memory
 
-    if path.exists() and not path.is_file():
-        raise InvalidInputError(f"{path} is not a memory: it is no file")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no memory at {path}; make one with: remanence write {path} FILE")
-    return Memory.load(path)
-
-
-def checkpoint_of(memory: "Memory") -> str | None:
-    """The bundled checkpoint that wrote a memory."""
-    from remanence import MemoryModel
-    from remanence.checkpoints import bundled, names
-
-    wrote = (name for name in names() if MemoryModel.from_pretrained(bundled(name)).spec == memory.spec)
-    return next(wrote, None)
+    return Memory.load(path, storage=storage)
 
 
 def require_model(model: "MemoryModel", memory: "Memory", path: Path) -> None:
-    """Raise `MemoryMismatchError`, with the model to name if it is a bundled one, where another wrote the memory."""
+    """Raise `MemoryMismatchError`, with the model to name if that is known, where another wrote the memory."""
     try:
         model.spec.require(memory.spec)
     except MemoryMismatchError as error:
-        name = checkpoint_of(memory)
-        if name is None:
+        wrote = maker_of(memory)
+        if wrote is None:
             raise MemoryMismatchError(f"{path}: {error}. Name the model that wrote it with --model") from error
-        raise MemoryMismatchError(
-            f"{path} was written by another model, the bundled checkpoint {name}: use --model {name}"
-        ) from error
+        if wrote == model.name:
+            raise MemoryMismatchError(f"{path} was written by {wrote} as it was then: {error}") from error
+        raise MemoryMismatchError(f"{path} was written by another model, {wrote}: use --model {wrote}") from error
+
+
+def maker_of(memory: "Memory") -> str | None:
+    """The model that wrote a memory, as --model takes it."""
+    from remanence import MemoryModel
+    from remanence.checkpoints import bundled, name_of, names
+
+    if memory.model_name:
+        return name_of(memory.model_name) or memory.model_name
+    # Memories of version 0.1 do not say.
+    wrote = (name for name in names() if MemoryModel.from_pretrained(bundled(name)).spec == memory.spec)
+    return next(wrote, None)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.texts import answer_of
 
 ANSWER_TOKENS = 8

@@ -5,7 +5,7 @@ import re
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import ANSWER_TOKENS, Context
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 PASSAGES = 4  # in front of a question; as many chunks as the M+ paper gives its BM25 baseline
 

@@ -9,7 +9,7 @@ from remanence.data.episodes import unrelated
 from remanence.evaluation.answering import Context, answer, answer_rows
 from remanence.evaluation.retention import Condition, point, survival
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.texts import Question, prompt_of
 
 

@@ -27,7 +27,6 @@ Every method starts from the same model and the same memory, which holds what th
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -42,7 +41,7 @@ from remanence.evaluation.answering import Context, answer_rows
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
 from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 Method = Literal["none", "memory", "context", "ft", "ft_all", "ft_l"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -203,7 +202,7 @@ class _Editor:
             part = asked[start : start + batch]
             if kind == "biographies":
                 rows = [self._context.before(one.prompt) for one in part]
-                given = answer_rows(self._model, self._views(len(part)), rows)
+                given = answer_rows(self._model, [self._memory] * len(part), rows)
                 yield from (float(answer == one.right) for answer, one in zip(given, part, strict=True))
                 continue
             right = self._likelihoods([(one.prompt, one.right) for one in part])
@@ -218,7 +217,7 @@ class _Editor:
         """Per prompt and answer: mean log-probability of the answer's tokens, and share that are the most probable."""
         made = [self._row(prompt, answer) for prompt, answer in pairs]
         longest = max(answer for _, answer in made)
-        out = self._model.read(self._views(len(made)), [row for row, _ in made], logits_to_keep=longest + 1)
+        out = self._model.read([self._memory] * len(made), [row for row, _ in made], logits_to_keep=longest + 1)
         assert out.logits is not None
         found = []
         for logits, (row, answer) in zip(out.logits.float(), made, strict=True):
@@ -235,10 +234,6 @@ class _Editor:
         both = encode(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
         shared = next((i for i, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), len(alone))
         return self._context.before(f"{prompt} {answer}"), len(both) - shared
-
-    def _views(self, count: int) -> list[Memory]:
-        """The memory, for each of several prompts; reading changes nothing."""
-        return [copy(self._memory) for _ in range(count)]
 
 
 def likelihood(logits: torch.Tensor, answer: torch.Tensor) -> tuple[float, float]:  # [t, V], [t]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from remanence.errors import InvalidInputError
-from remanence.model.checkpoint import load_tokenizer
-from remanence.model.memory_model import MemoryModel
+from remanence.model.formats.native import load_tokenizer
+from remanence.model.model import MemoryModel
 
 TOLERANCE = 1e-5  # absolute, in float32
 

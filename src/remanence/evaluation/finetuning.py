@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remanence.memory import Memory
-from remanence.model.generation import prefix_for
-from remanence.model.memory_model import MemoryModel
+from remanence.model import read as reading
+from remanence.model.chat import TODAY
+from remanence.model.model import MemoryModel
 
 Tuned = Literal["ft", "ft_all", "ft_l"]
 TUNED: tuple[Tuned, ...] = get_args(Tuned)
@@ -100,8 +101,9 @@ def tune(
 def _loss(model: MemoryModel, memory: Memory, ids: Tensor, answer: int) -> Tensor:  # ids [1, T]
     """What `MemoryModel.read` computes, with gradient to the weights. The memory was written by the weights of before
     the first edit, and stays as it is: its slots are no part of what is tuned."""
-    with model.role("read"):
-        cache = prefix_for(model, [memory.pool_or_none], [memory.longterm], room=ids.shape[1])
-        cache.follow_text(torch.ones_like(ids, dtype=torch.bool))
-        logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=answer + 1).logits
+    with torch.no_grad():
+        model.stamp()  # the weights are others than at the last step, and a prefix hangs on them
+        prompt = model.texts.prompt(ids[0], model.device, date=TODAY)
+        made = reading.learned_reading(model, [memory], [prompt])
+    logits = reading.forward(model, made, {"logits_to_keep": answer + 1}).logits
     return F.cross_entropy(logits[0, :-1].float(), ids[0, -answer:])

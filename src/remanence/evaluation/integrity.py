@@ -19,7 +19,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import answer
 from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 Progress = Callable[[int, int], None]
 KEPT_EVERY = 10_000  # writes at most, and at the end of each window
@@ -134,4 +134,4 @@ def _resume(state: Path, run: dict[str, Any], model: MemoryModel, seed: int) -> 
 def _keep(state: Path, run: dict[str, Any], parts: list[dict[str, Any]], memory: Memory) -> None:
     """The record first. After a cut between the two, the memory tells by its writes that the last part is not in it."""
     keep(state / "parts.json", run, parts=parts)
-    memory.save(state / MEMORY)
+    memory.save(state / MEMORY, overwrite=True)

@@ -14,7 +14,7 @@ from remanence.checkpoints import bundled, names
 from remanence.errors import InvalidInputError
 from remanence.evaluation.scoring import complete, room, score
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 try:
     from lm_eval.api.model import TemplateLM

@@ -26,7 +26,7 @@ from remanence.evaluation.resuming import identity, keep, kept
 from remanence.evaluation.retention import Condition
 from remanence.evaluation.scores import exact_match, f1
 from remanence.memory import Memory, Storage
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.texts import paragraphs_of
 
 CONDITIONS: tuple[Condition, ...] = tuple(condition for condition in get_args(Condition) if condition != "fact")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from remanence.config import LEARNED_CHUNK
 from remanence.errors import InvalidInputError
+from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.retention import CONDITIONS, Condition
-from remanence.model.inputs import MAX_CHUNK
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.texts import Question, prompt_of, read_text
 
 ANSWER_LIMIT = 4  # tokens
@@ -114,7 +115,7 @@ class Passages:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
         self._name = path.name
-        self._passages = [passage for passage in read_passages(path) if tokens(passage.text) <= MAX_CHUNK]
+        self._passages = [passage for passage in read_passages(path) if tokens(passage.text) <= LEARNED_CHUNK]
         self._asked: list[tuple[Passage, Question]] = []
         for passage in self._passages:
             for question in passage.questions:
@@ -123,8 +124,8 @@ class Passages:
                     self._asked.append((passage, Question(question.text, short[0], tuple(short[1:]))))
         if not self._asked or len({passage.article for passage in self._passages}) < 2:
             raise InvalidInputError(
-                f"{path} leaves nothing to ask about: it needs passages of two articles of at most {MAX_CHUNK} tokens "
-                f"each, and an answer of at most {ANSWER_LIMIT} tokens that stands in its passage"
+                f"{path} leaves nothing to ask about: it needs passages of two articles of at most {LEARNED_CHUNK} "
+                f"tokens each, and an answer of at most {ANSWER_LIMIT} tokens that stands in its passage"
             )
 
     @property
@@ -140,7 +141,7 @@ class Passages:
 
     def warm_up(self, model: MemoryModel) -> int:
         """None, where the checkpoint ships a written pool."""
-        return 0 if model.shipped_pool is not None else 2 * (model.slots // model.slots_per_write)
+        return 0 if model.shipped_pool is not None else 2 * writes_per_pool(model)
 
     def episode(self, seed: int, index: int) -> Told:
         """

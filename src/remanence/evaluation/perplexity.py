@@ -26,10 +26,11 @@ from torch.nn.functional import cross_entropy
 from remanence.data.episodes import unrelated
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
+from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.resuming import identity, keep, kept
 from remanence.evaluation.scoring import room
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 Condition = Literal["empty", "shipped", "unrelated", "related"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
@@ -79,7 +80,7 @@ def measure(
         raise InvalidInputError(f"the text has {len(ids)} tokens; three windows of {window} need {3 * window}")
     count = min(samples, len(windows) - 1)
     chosen = [1 + index * (len(windows) - 1) // count for index in range(count)]
-    writes = 2 * model.slots // model.slots_per_write
+    writes = 2 * writes_per_pool(model)
     starts = range(0, count, memories)
     steps = iter(range(1, writes + len(starts) + 1))
 

@@ -2,12 +2,11 @@
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from remanence.errors import InvalidInputError
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 
 def identity(model: MemoryModel) -> dict[str, Any]:
@@ -17,7 +16,7 @@ def identity(model: MemoryModel) -> dict[str, Any]:
         "n": model.slots,
         "k": model.slots_per_write,
         "model": model.fingerprint(),
-        "longterm": None if model.longterm is None else asdict(model.longterm),
+        "longterm": None if model.config.longterm is None else model.config.longterm.to_json(),
     }
 
 

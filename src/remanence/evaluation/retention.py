@@ -26,10 +26,10 @@ from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import ANSWER_TOKENS, Context, continuations, row_continuations
 from remanence.evaluation.bm25 import BestPassages, require_bm25
-from remanence.evaluation.distances import DISTANCES, parse_distances
+from remanence.evaluation.distances import DISTANCES, parse_distances, writes_per_pool
 from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory, Storage
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 from remanence.texts import Question, answer_of
 
 Condition = Literal["pool", "longterm", "none", "context", "fact", "bm25"]
@@ -88,7 +88,7 @@ class Biographies:
         return {"attributes_per_biography": self._facts}
 
     def warm_up(self, model: MemoryModel) -> int:
-        return 2 * (model.slots // model.slots_per_write)
+        return 2 * writes_per_pool(model)
 
     def episode(self, seed: int, index: int) -> Told:
         return Episode(seed, index, self._facts)
@@ -135,8 +135,7 @@ def measure(
         InvalidInputError: distances, conditions or sizes that make no sense; a state folder of another run.
     """
     data = Biographies(attributes_per_biography) if data is None else data
-    writes_per_pool = model.slots // model.slots_per_write
-    asked = parse_distances(distances, writes_per_pool) if isinstance(distances, str) else sorted(set(distances))
+    asked = parse_distances(distances, writes_per_pool(model)) if isinstance(distances, str) else sorted(set(distances))
     if not asked or asked[0] < 0 or samples < 1 or batch < 1:
         raise InvalidInputError("retention needs at least one distance, none below 0, and at least one sample")
     if conditions is None:

@@ -13,10 +13,10 @@ import torch
 
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
-from remanence.evaluation.distances import parse_distances
+from remanence.evaluation.distances import parse_distances, writes_per_pool
 from remanence.evaluation.resuming import identity, keep, kept
 from remanence.memory import Memory, Storage
-from remanence.model.memory_model import MemoryModel
+from remanence.model.model import MemoryModel
 
 Progress = Callable[[int, int], None]
 Batch = dict[int, tuple[list[list[float]], int]]  # per distance the shares [B][L], and how many slots a layer has
@@ -49,15 +49,15 @@ def measure(
     Raises:
         InvalidInputError: the model has no retriever, or the sizes make no sense; a state folder of another run.
     """
-    if model.longterm is None:
+    if model.config.longterm is None:
         raise InvalidInputError("this model has no retriever, so there is nothing to measure")
-    writes_per_pool = model.slots // model.slots_per_write
-    asked = parse_distances(distances, writes_per_pool) if isinstance(distances, str) else sorted(set(distances))
+    per_pool = writes_per_pool(model)
+    asked = parse_distances(distances, per_pool) if isinstance(distances, str) else sorted(set(distances))
     if not asked or asked[0] < 1 or samples < 1 or batch < 1:
         raise InvalidInputError("retrieval needs at least one sample, and distances of at least one write")
     run: dict[str, Any] = {
         **identity(model),
-        "k0": model.longterm.retrieved,
+        "k0": model.config.longterm.retrieved,
         "seed": seed,
         "samples": samples,
     }
@@ -66,7 +66,7 @@ def measure(
     finished: list[Batch] = (
         [] if record is None else [{int(d): at for d, at in one.items()} for one in record["batches"]]
     )
-    starts, steps = range(0, samples, batch), 2 * writes_per_pool + 1 + asked[-1]
+    starts, steps = range(0, samples, batch), 2 * per_pool + 1 + asked[-1]
 
     def told(done: int) -> None:
         if progress is not None:
@@ -100,14 +100,14 @@ def _measure_batch(
     asked: Sequence[int],
     progress: Callable[[int], None],
 ) -> Batch:
-    warm_up = 2 * (model.slots // model.slots_per_write)
+    warm_up = 2 * writes_per_pool(model)
     facts: list[int] = []
     measured: Batch = {}
     for step in range(-warm_up, asked[-1] + 1):
         texts = [episode.fact if step == 0 else next(episode.unrelated) for episode in episodes]
         receipts = model.write(memories, texts)
         if step == 0:
-            facts = [receipt.writes[-1].id for receipt in receipts]
+            facts = [receipt.id for receipt in receipts]
         if step in asked:
             prompts = [episode.question(step).text for episode in episodes]
             size = min(longterm_size(memory) for memory in memories)
@@ -118,8 +118,7 @@ def _measure_batch(
 
 def longterm_size(memory: Memory) -> int:
     assert memory.longterm is not None
-    held = zip(memory.longterm.sizes(), memory.longterm.buffered(), strict=True)
-    size = min(merged + buffered for merged, buffered in held)
+    size = min(layer.size for layer in memory.longterm.layers)
     if not size:
         raise InvalidInputError(
             "long-term memory holds nothing to retrieve; ask at a larger distance, or for a capacity"

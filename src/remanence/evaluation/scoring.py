@@ -1,19 +1,20 @@
 """What a model makes of text behind one memory: how likely a continuation is, and how it goes on by itself."""
 
 from collections.abc import Sequence
-from copy import copy
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from remanence.memory import Memory
-from remanence.model.memory_model import MemoryModel
+from remanence.model.hooks import MemoryCache
+from remanence.model.inputs import left_padded
+from remanence.model.model import MemoryModel
 
 
 def room(model: MemoryModel, *, written: bool) -> int:
     """Tokens of text that fit behind a memory."""
-    retrieved = 0 if model.longterm is None else model.longterm.retrieved
+    retrieved = 0 if model.config.longterm is None else model.config.longterm.retrieved
     positions: int = model.backbone.config.max_position_embeddings
     return positions - (1 + retrieved + model.slots if written else 0)
 
@@ -28,13 +29,18 @@ def score(
     Args:
         pairs: ids of context and continuation, neither empty.
     """
-    out = model.read(_views(memory, len(pairs)), [list(context) for context, _ in pairs], logits_to_keep=1)
+    contexts = [torch.tensor(context, device=model.device) for context, _ in pairs]
+    out = model.read([memory] * len(pairs), contexts, logits_to_keep=1)
     rows = [torch.tensor(continuation, device=model.device) for _, continuation in pairs]
     ids, logits = pad_sequence(rows, batch_first=True), out.logits  # [B, T], [B, 1, V]
     assert logits is not None
     if ids.shape[1] > 1:
+        cache, mask = out.past_key_values, None
+        if not isinstance(cache, MemoryCache):  # which knows by itself where padding stands
+            read = left_padded(contexts, model.pad)[1]
+            mask = torch.cat([read, torch.ones_like(ids[:, :-1], dtype=torch.bool)], dim=1)
         with torch.no_grad(), model.role("read"):
-            rest = model.hf(input_ids=ids[:, :-1], past_key_values=out.past_key_values, use_cache=True).logits
+            rest = model.hf(input_ids=ids[:, :-1], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits = torch.cat([logits, rest], dim=1)
     each = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
     greedy = logits.argmax(dim=-1) == ids
@@ -52,14 +58,9 @@ def complete(
     """
     if until:
         options["stop_strings"] = list(until)
-    out = model.generate(_views(memory, len(prompts)), [list(prompt) for prompt in prompts], **options)
+    out = model.generate([memory] * len(prompts), [list(prompt) for prompt in prompts], **options)
     texts = model.tokenizer.batch_decode(out[:, max(map(len, prompts)) :], skip_special_tokens=True)
     return [_cut(text, until) for text in texts]
-
-
-def _views(memory: Memory, count: int) -> list[Memory]:
-    """The same memory in every row, without copies of its slots: reading changes nothing."""
-    return [copy(memory) for _ in range(count)]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -131,6 +131,14 @@ class Chunks:
         undo.add(lambda: self._drop(chunk))
         self._insert(chunk)
 
+    def texts(self) -> dict[int, str]:
+        """What is left of each write's text."""
+        parts: dict[int, list[str]] = {}
+        for chunk in self:
+            if chunk.text is not None:
+                parts.setdefault(chunk.write, []).append(chunk.text)
+        return {write: "".join(texts) for write, texts in parts.items()}
+
     def load(self, chunks: Iterable[Chunk]) -> None:
         """Take in chunks that were saved."""
         for chunk in chunks:

@@ -169,6 +169,19 @@ def read_layout(file: BufferedReader) -> tuple[dict[str, str], dict[str, Piece]]
     return metadata, pieces
 
 
+def layout_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
+    """What a safetensors file begins with; `tensors`: dtype and shape of each, in the order in which they follow."""
+    content: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        end = at + prod(shape) * _SIZES[dtype]
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = canonical(content).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text
+
+
 def _refuse(constant: str) -> None:
     raise ValueError(f"it holds the number {constant}")
 

@@ -12,20 +12,16 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryConflictError, MemoryFileError
 from remanence.memory.envelope import (
     DAMAGE,
     BlockEntry,
-    Piece,
     damaged,
     digest_of,
     envelope_in,
@@ -35,6 +31,7 @@ from remanence.memory.envelope import (
     read_layout,
 )
 from remanence.memory.state import FrozenBlock, MemoryState, Source
+from remanence.memory.tensorfile import check, contents_of, tensor_digest, tensors_of, write
 
 try:
     import fcntl
@@ -44,17 +41,6 @@ except ImportError:  # not a POSIX system
 Version = tuple[int, int, int]  # inode, bytes, time of change: tells a file from the one that takes its place
 Made = TypeVar("Made")
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 _BLOCK = r"(layer-\d+-block-\d+|write-\d+)"
 _BLOCK_FILE = re.compile(rf"{_BLOCK}-[0-9a-f]{{12}}\.safetensors|{_BLOCK}\.safetensors\.new|\.{_BLOCK}\..*partial")
 
@@ -85,10 +71,10 @@ def load(path: Path, make: Callable[[MemoryState], Made]) -> tuple[Made, Version
         with opened(path) as file:
             version = version_of(file.fileno())
             envelope = envelope_in(file)
-            contents = _contents(file, envelope.pieces)
+            contents = contents_of(file, envelope.pieces)
             if envelope.tensors is not None:
-                _check(contents, envelope.pieces, envelope.tensors)
-            tensors = _tensors(contents, envelope.pieces)
+                check(contents, envelope.pieces, envelope.tensors)
+            tensors = tensors_of(contents, envelope.pieces)
         blocks = _BlockFiles(folder_of(path), envelope.blocks)
         try:
             return make(MemoryState(envelope.header, tensors, blocks)), version
@@ -102,47 +88,6 @@ def load(path: Path, make: Callable[[MemoryState], Made]) -> tuple[Made, Version
             if isinstance(error, CorruptMemoryError):
                 raise CorruptMemoryError(f"{path}: {error}") from error
             raise damaged(path, error) from error
-
-
-def _contents(file: BufferedReader, pieces: Mapping[str, Piece]) -> dict[str, bytearray]:
-    """The bytes of all tensors, in the order of the file."""
-    contents = {}
-    for name, piece in pieces.items():
-        contents[name] = bytearray(piece.end - piece.start)
-        file.seek(piece.start)
-        if file.readinto(contents[name]) != len(contents[name]):
-            raise ValueError(f"tensor {name} is cut short")
-    return contents
-
-
-def _tensors(contents: Mapping[str, bytearray], pieces: Mapping[str, Piece]) -> dict[str, Tensor]:
-    """Tensors that own their bytes."""
-    tensors = {}
-    for name, content in contents.items():
-        dtype = _DTYPES[pieces[name].dtype]
-        flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        tensors[name] = flat.view(pieces[name].shape)
-    return tensors
-
-
-def _check(contents: Mapping[str, bytearray], pieces: Mapping[str, Piece], digests: Mapping[str, str]) -> None:
-    """Raise ValueError where a tensor is missing or was changed."""
-    if digests.keys() != pieces.keys():
-        raise ValueError("it does not hold the tensors that it names")
-    for name, piece in pieces.items():
-        if _digest(piece.dtype, piece.shape, contents[name]) != digests[name]:
-            raise ValueError(f"tensor {name} was changed since it was saved")
-
-
-def _digest(dtype: str, shape: tuple[int, ...], content: bytes | bytearray | memoryview) -> str:
-    return digest_of([f"{dtype} {list(shape)} ".encode(), content])
-
-
-def tensor_digest(tensor: Tensor) -> str:
-    """Of a tensor's dtype, shape and bytes."""
-    name = next(name for name, dtype in _DTYPES.items() if dtype == tensor.dtype)
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return _digest(name, tuple(tensor.shape), flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
 class _BlockFiles(Mapping[str, Mapping[str, Tensor]]):
@@ -162,12 +107,12 @@ class _BlockFiles(Mapping[str, Mapping[str, Tensor]]):
                 )
             with open(path, "rb") as file:
                 version, (_, pieces) = version_of(file.fileno()), read_layout(file)
-                contents = _contents(file, pieces)
+                contents = contents_of(file, pieces)
                 file.seek(0)
                 head = file.read(min((piece.start for piece in pieces.values()), default=0))
                 if digest_of([head, *contents.values()]) != entry.digest:
                     raise ValueError("it was cut or changed since it was saved")
-                tensors = _tensors(contents, pieces)
+                tensors = tensors_of(contents, pieces)
         except MemoryFileError:
             raise
         except DAMAGE as error:
@@ -210,8 +155,8 @@ def save(state: MemoryState, target: Path, versions: dict[Path, Version | None],
     try:
         with _alone(target.parent):
             _save(state, target, versions, overwrite)
-    except (OSError, SafetensorError) as error:
-        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) and error.filename else error
+    except OSError as error:
+        reason = f"{error.strerror} ({error.filename})" if error.filename else error.strerror or error
         raise MemoryFileError(f"could not write {target}: {reason}; what was there before is unchanged") from error
 
 
@@ -231,7 +176,10 @@ def _save(state: MemoryState, target: Path, versions: dict[Path, Version | None]
             _names_to_disk(folder)  # before the file that names them
         digests = {name: tensor_digest(tensor) for name, tensor in state.tensors.items()}
         with _partial(target) as partial:
-            _write(partial, state.tensors, metadata_of(state.header, digests, blocks), like=target)
+            write(partial, state.tensors, metadata_of(state.header, digests, blocks))
+            if before is not None:
+                with suppress(OSError):  # a file system without permissions
+                    partial.chmod(target.stat().st_mode & 0o777)
             os.replace(partial, target)
     finally:
         after = version_of(target)
@@ -283,38 +231,22 @@ def _alone(folder: Path) -> Iterator[None]:
 def _names_to_disk(folder: Path) -> None:
     """Wait until the names in a folder would outlive a power cut, on a file system that can say so."""
     with suppress(OSError):
-        _to_disk(folder)
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
 def _partial(final: Path) -> Iterator[Path]:
-    """The name of a new file beside the final one, which is gone afterwards if it was not renamed."""
+    """A name for a new file beside the final one; the file is gone afterwards if it was not renamed."""
     partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.open("xb").close()
         yield partial
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _write(partial: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None, like: Path) -> None:
-    """Write a file and wait until it is on disk. It has the permissions of the file `like`, else those of any other."""
-    mode = (like if like.exists() else partial).stat().st_mode  # safetensors would let the owner alone read it
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata
-    )
-    with suppress(OSError):  # a file system without permissions
-        partial.chmod(mode & 0o777)
-    _to_disk(partial)
 
 
 def _save_block(name: str, block: Mapping[str, Tensor], folder: Path) -> BlockEntry:
@@ -326,9 +258,7 @@ def _save_block(name: str, block: Mapping[str, Tensor], folder: Path) -> BlockEn
         if there is not None and there == known.version:
             return known.entry
     with _partial(folder / name) as partial:
-        _write(partial, block, None, like=partial)
-        with open(partial, "rb") as file:
-            digest = digest_of(iter(lambda: file.read(2**20), b""))
+        digest = write(partial, block)
         final = folder / f"{name}-{digest[:12]}.safetensors"  # so that another content never takes its place
         os.replace(partial, final)
     entry = BlockEntry(final.name, digest)

@@ -108,6 +108,18 @@ class Background:
 
 
 @functools.cache
+def _function_words() -> frozenset[str]:
+    text = resources.files("remanence.data").joinpath("function_words.json").read_text(encoding="utf-8")
+    return frozenset(json.loads(text))
+
+
+def asked(question: str) -> list[str]:
+    """The words that a question asks for: those with a meaning of their own count twice."""
+    found = words(question)
+    return found + [word for word in found if word not in _function_words()]
+
+
+@functools.cache
 def english() -> Background:
     """Of English Wikipedia; `data/SOURCES.md` says how it was counted.
 

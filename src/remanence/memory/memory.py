@@ -66,19 +66,8 @@ class Memory:
         self._writes = WriteTable()
         self._most_writes = 64 + 8 * spec.slots // max(1, spec.slots_per_write)
         self._generator = torch.Generator().manual_seed(seed)
+        self._scope: Undo | None = None  # of `changing`, while it is open
         self._files: dict[Path, files.Version | None] = {}  # as they were when it was loaded or saved there
-
-    @classmethod
-    def _with(cls, spec: MemorySpec, parts: Parts, keep_hidden: bool, model_name: str) -> "Memory":
-        return cls(
-            spec,
-            pool=parts.pool,
-            newest=parts.newest,
-            keep_hidden=keep_hidden,
-            longterm=parts.longterm,
-            chunks=parts.chunks,
-            model_name=model_name,
-        )
 
     @property
     def _parts(self) -> Parts:
@@ -98,9 +87,13 @@ class Memory:
 
     @property
     def writes(self) -> list[WriteRecord]:
-        """The writes of which something may be left, oldest first. Records of others are dropped in time."""
+        """The writes of which something may be left, oldest first. Records of others are dropped in time.
+
+        A record has as much of the text as is left, where the memory keeps it.
+        """
         with self.lock:
-            return list(self._writes)
+            texts = {} if self.chunks is None else self.chunks.texts()
+            return [replace(record, text=texts.get(record.id, record.text)) for record in self._writes]
 
     @property
     def nbytes(self) -> dict[str, int]:
@@ -134,11 +127,20 @@ class Memory:
 
     @contextmanager
     def changing(self) -> Iterator[Undo]:
-        """The scope of one write: the memory's lock, and an undo list that runs if the body raises."""
+        """The scope of one write: the memory's lock, and an undo list that runs if the body raises.
+
+        A scope inside another is taken back with it too.
+        """
         with self.lock, undoing(self._next_serial) as undo:
-            state = self._generator.get_state()
+            outer, state = self._scope, self._generator.get_state()
             undo.add(lambda: self._generator.set_state(state))
-            yield undo
+            self._scope = undo
+            try:
+                yield undo
+            finally:
+                self._scope = outer
+            if outer is not None:
+                outer.join(undo)
 
     def put(
         self, new: NewSlots, undo: Undo, evict: Tensor | None = None, direct: Direct | None = None
@@ -256,7 +258,8 @@ class Memory:
     def fork(self) -> "Memory":
         """An independent copy, random state included. Chunks and full blocks of long-term slots are shared."""
         with self.lock:
-            fork = self._with(self.spec, self._parts.fork(), self.keep_hidden, self.model_name)
+            parts = vars(self._parts.fork())
+            fork = Memory(self.spec, keep_hidden=self.keep_hidden, model_name=self.model_name, **parts)
             fork.write_count, fork._next_serial = self.write_count, self._next_serial
             fork._writes, fork._most_writes = self._writes.copy(), self._most_writes
             fork._generator.set_state(self._generator.get_state())
@@ -326,8 +329,8 @@ class Memory:
     @classmethod
     def _of(cls, state: MemoryState, device: torch.device, storage: StorageConfig | None) -> "Memory":
         """The memory of a state whose tensors it takes over; raises one of `DAMAGE` where they do not fit together."""
-        header = state.header
-        memory = cls._with(header.spec, Parts.of(state, device, storage), header.keep_hidden, header.model_name)
+        header, parts = state.header, vars(Parts.of(state, device, storage))
+        memory = cls(header.spec, keep_hidden=header.keep_hidden, model_name=header.model_name, **parts)
         if header.next_serial != memory._next_serial:
             raise ValueError(f"its slots end at {memory._next_serial}, its record at {header.next_serial}")
         memory.write_count, memory._writes = header.write_count, WriteTable(header.writes)

@@ -11,9 +11,9 @@ _AT_ONCE = 2**18  # scores of single tokens: they stay in a processor's cache un
 _ALIKE = 2**-22  # further apart than rounding puts scores of at most 1
 _FLOOR = 1e-4  # a write that one layer gives no share can still be found by the others
 
-# Fitted on questions about paragraphs, in memories of 1 to 200 of them.
-_LEXICAL, _LATENT, _BIAS = 12.0, 4.0, -5.0
-_LATENT_ALONE = (8.0, -4.0)
+# Logistic regression of right chunks against the best wrong one, in memories of 1 to 200 chunks (docs/research.md).
+_LEXICAL, _LATENT, _BIAS = 10.0, 6.0, -3.9
+_LATENT_ALONE, _BIAS_ALONE = 8.7, -3.1
 
 
 def mean_sigmoid(queries: Tensor, keys: Tensor) -> Tensor:  # [T, P], [M, P] -> [M]
@@ -97,5 +97,5 @@ class CrossLayerPrior:
 def fused(lexical: float | None, latent: float) -> float:
     """One score in [0, 1] of a chunk's lexical score and its cosine; the second alone where no words are kept."""
     if lexical is None:
-        return 1 / (1 + exp(-(_LATENT_ALONE[0] * latent + _LATENT_ALONE[1])))
+        return 1 / (1 + exp(-(_LATENT_ALONE * latent + _BIAS_ALONE)))
     return 1 / (1 + exp(-(_LEXICAL * lexical + _LATENT * latent + _BIAS)))

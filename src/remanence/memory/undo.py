@@ -29,6 +29,10 @@ class Undo:
         self.add(lambda: _assign(holder, before))
         _assign(holder, values)
 
+    def join(self, other: "Undo") -> None:
+        """Take back another's changes too, which came after these."""
+        self._steps.extend(other._steps)
+
     def run(self) -> None:
         """Take everything back, through further interrupts too.
 

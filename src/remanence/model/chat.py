@@ -144,11 +144,7 @@ class Texts:
         if isinstance(content, str):
             return list(self._pieces(check_text(content), longest, allow_special, device))
         if is_messages(content):
-            return [
-                (part, text)
-                for ids, text in self._turns(content, date, allow_special, device)
-                for part in chunked(ids, longest, shortest=0)
-            ]
+            return list(self._turns(content, longest, date, allow_special, device))
         ids = to_ids(content, vocabulary=self._vocabulary, device=device)
         pieces = chunked(ids, longest, shortest=0)
         return [(ids, None if self.tokenizer is None else self.tokenizer.decode(ids)) for ids in pieces]
@@ -186,8 +182,9 @@ class Texts:
         return text[: space + 1] if space > 0 else text[:low]
 
     def _turns(
-        self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
-    ) -> list[tuple[Tensor, str]]:
+        self, messages: Sequence[Message], longest: int, date: str, allow_special: bool, device: torch.device
+    ) -> Iterator[tuple[Tensor, str | None]]:
+        """Each message's text in pieces, with what the template puts behind it."""
         check_messages(messages)
         if any(message["role"] == "system" for message in messages):
             raise InvalidInputError("a system message is no memory; write what users and assistants said")
@@ -196,12 +193,13 @@ class Texts:
         spoken = list(messages)
         if messages[-1]["role"] != "user":  # up to where the next user speaks
             spoken.append({"role": "user", "content": "a"})
-        parts = self._around(spoken, date, prompt=False)[1 : len(messages) + 1]
-        turns = []
-        for message, behind in zip(messages, parts, strict=True):
-            ids = [*self._text_ids(message["content"], allow_special), *self._template_ids(behind)]
-            turns.append((torch.tensor(ids, dtype=torch.long, device=device), message["content"]))
-        return [(ids, text) for ids, text in turns if len(ids)]
+        between = self._around(spoken, date, prompt=False)[1 : len(messages) + 1]
+        for message, template in zip(messages, between, strict=True):
+            behind = torch.tensor(self._template_ids(template), dtype=torch.long, device=device)
+            text = check_text(message["content"])
+            *pieces, last = self._pieces(text, max(16, longest - len(behind)), allow_special, device)
+            yield from pieces
+            yield torch.cat([last[0], behind]), f"{last[1]}\n"
 
     def _conversation(
         self, messages: Sequence[Message], date: str, allow_special: bool, device: torch.device
@@ -305,6 +303,12 @@ class Texts:
             self._plain = plain, {plain.token_to_id(token["content"]): token["id"] for token in kept}
         plain, numbers = self._plain
         return [numbers.get(token, token) for token in plain.encode(text, add_special_tokens=False).ids]
+
+
+def questions(text: str) -> list[str]:
+    """The sentences of a text that ask; the whole text where none does."""
+    found = [part.strip() for part in _parts(text) if part.rstrip().rstrip("\"')").endswith(("?", "\uff1f", "\u061f"))]
+    return found or [text]
 
 
 def _dated(template: str, date: str) -> str:

@@ -105,13 +105,9 @@ class MemoryDecoder(nn.Module):
         config = MemoryConfig.of(config, **overrides)
         hf = Backbone(hf_model).hf
         longterm = config.longterm
-        model = cls(
-            hf_model,
-            tokenizer,
-            config,
-            adapters=None if config.lora is None else new_twin_lora(hf, config.lora),
-            retriever=None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers),
-        )
+        retriever = None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers)
+        adapters = None if config.lora is None else new_twin_lora(hf, config.lora)
+        model = cls(hf_model, tokenizer, config, adapters=adapters, retriever=retriever)
         if model.bos_embedding is not None:
             nn.init.normal_(model.bos_embedding, std=getattr(hf.config, "initializer_range", 0.02))
         return model.eval()

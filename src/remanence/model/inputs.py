@@ -25,6 +25,11 @@ def is_messages(content: Any) -> bool:
     )
 
 
+def is_text(content: Any) -> bool:
+    """Whether it is a text, or a conversation."""
+    return isinstance(content, str) or is_messages(content)
+
+
 def check_text(text: str) -> str:
     """The text, if it is one.
 

@@ -1,13 +1,14 @@
 """The latent score: cosine of mean hidden states, measured from what all texts of a model have in common.
 
 Means of hidden states lie close together, and questions lie elsewhere than statements. So a bundled set of sentences is
-encoded once for a model's weights: the mean of its statements is taken off chunks, that of its questions off questions,
-and both are divided by the sentences' standard deviation, dimension by dimension.
+encoded once for a model's weights and a head: the mean of its statements is taken off chunks, that of its questions off
+questions, and both are divided by the sentences' standard deviation, dimension by dimension.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -19,59 +20,99 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.model.chat import TODAY
 from remanence.model.decoder import LATENT, MemoryDecoder
+from remanence.model.hooks import MemoryCache
 
-Encode = Callable[..., list[Any]]  # as `TextWriter.encode`
+Head = tuple[int, ...]
+
 _AT_ONCE = 16
 
 
+class _HeadCache(MemoryCache):
+    """The head's own keys and values in front, and what one layer is given of the text behind it: `hidden`."""
+
+    def __init__(self, layers: list[DynamicLayer], layer: int) -> None:
+        super().__init__(layers=list[CacheLayerMixin](layers))
+        self._layer, self.hidden = layer, torch.empty(0)
+
+    def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
+        if layer == self._layer:
+            self.hidden = hidden
+        return hidden
+
+
 class Latents:
-    """Latent vectors of chunks and questions, `[d]`, of unit length."""
+    """Latent vectors of chunks and questions behind a head, `[d]`, of unit length."""
 
-    def __init__(self, model: MemoryDecoder, encode: Encode) -> None:
-        self._model, self._encode = model, encode
-        self._common: tuple[int, dict[str, Tensor]] | None = None
+    def __init__(self, model: MemoryDecoder) -> None:
+        self._model = model
+        self._common: dict[Any, dict[str, Tensor]] = {}
+        self._heads: dict[Any, list[tuple[Tensor, Tensor]]] = {}
 
-    def of_statement(self, mean: Tensor) -> Tensor:  # [d] -> [d]
-        common = self._of_model()
-        return normalize((mean - common["statements"].to(mean)) / common["std"].to(mean), dim=0)
+    def of_chunk(self, mean: Tensor, head: Head) -> Tensor:  # [d] -> [d]
+        """Of a chunk's mean hidden state, encoded behind the head."""
+        common = self._of_model(head)
+        return normalize((mean.cpu() - common["statements"]) / common["std"], dim=0)
 
-    def of_question(self, mean: Tensor) -> Tensor:  # [d] -> [d]
-        common = self._of_model()
-        return normalize((mean - common["questions"].to(mean)) / common["std"].to(mean), dim=0)
+    def of_questions(self, questions: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each
+        """Of questions, given as token ids."""
+        common = self._of_model(head)
+        return [normalize((mean - common["questions"]) / common["std"], dim=0) for mean in self._means(questions, head)]
 
-    def _of_model(self) -> dict[str, Tensor]:
-        """What texts have in common under these weights: made once, and kept on disk, since it takes some seconds."""
-        stamp = self._model.last_stamp
-        if self._common is None or self._common[0] != stamp:
-            kept = None if self._model.tokenizer is None else _cache_file(self._model.fingerprint())
-            common = None if kept is None else _kept(kept, int(self._model.hf.config.hidden_size))
+    def _of_model(self, head: Head) -> dict[str, Tensor]:
+        """What texts have in common: made once for weights and head, and kept on disk, since it takes some seconds."""
+        model, key = self._model, (self._model.last_stamp, head)
+        if key not in self._common:
+            kept = None if model.tokenizer is None else _cache_file(model.fingerprint(), head)
+            common = None if kept is None else _kept(kept, int(model.hf.config.hidden_size))
             if common is None:
-                common = self._made()
+                common = self._made(head)
                 if kept is not None:
                     _keep(kept, common)
-            self._common = stamp, common
-        return self._common[1]
+            self._common = {**{k: v for k, v in self._common.items() if k[0] == key[0]}, key: common}
+        return self._common[key]
 
-    def _made(self) -> dict[str, Tensor]:
-        groups = {name: torch.stack(list(self._means(name))) for name in ("statements", "questions")}
+    def _made(self, head: Head) -> dict[str, Tensor]:
+        groups = {group: torch.stack(self._means(self._sentences(group), head)) for group in sentences()}
         spread = torch.cat([means - means.mean(0) for means in groups.values()]).square().mean(0).sqrt()
-        common = {name: means.mean(0).cpu() for name, means in groups.items()}
-        return {**common, "std": spread.clamp(min=1e-6).cpu()}
+        return {**{group: means.mean(0) for group, means in groups.items()}, "std": spread.clamp(min=1e-6)}
 
-    def _means(self, group: str) -> Iterator[Tensor]:
-        model, front = self._model, self._model.texts.front
-        if model.tokenizer is None:  # ids that say nothing stand for sentences
-            generator = torch.Generator().manual_seed(len(group))
-            rows = [torch.randint(model.vocabulary, (12,), generator=generator) for _ in range(64)]
-        else:
-            texts = sorted(sentences()[group], key=len)
-            rows = [model.texts.ids(text, torch.device("cpu"), date=TODAY) for text in texts]
-        for start in range(0, len(rows), _AT_ONCE):
-            batch = [(front, row) for row in rows[start : start + _AT_ONCE]]
-            yield from (encoded.mean for encoded in self._encode(batch, slots=False))
+    def _sentences(self, group: str) -> list[Tensor]:
+        model, texts = self._model, sorted(sentences()[group], key=len)
+        if model.tokenizer is not None:
+            return [model.texts.ids(text, torch.device("cpu"), date=TODAY) for text in texts]
+        generator = torch.Generator().manual_seed(len(group))  # ids that say nothing stand for sentences
+        return [torch.randint(model.vocabulary, (12,), generator=generator) for _ in texts]
+
+    def _means(self, texts: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each, float32
+        """Mean hidden states of texts behind a head, whose own keys and values are kept."""
+        model, made = self._model, []
+        front = self._front(head)
+        for start in range(0, len(texts), _AT_ONCE):
+            rows = [ids.to(model.device) for ids in texts[start : start + _AT_ONCE]]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad)
+            layers = [DynamicLayer() for _ in model.backbone.layers]
+            for layer, (keys, values) in zip(layers, front, strict=False):
+                layer.update(*(part.expand(len(rows), -1, -1, -1) for part in (keys, values)))
+            cache = _HeadCache(layers, model.latent_layer)
+            with model.role("write"):
+                model.backbone.decoder(input_ids=ids.long(), past_key_values=cache, use_cache=True)
+            made += [cache.hidden[row, : len(one)].float().mean(0).cpu() for row, one in enumerate(rows)]
+        return made
+
+    def _front(self, head: Head) -> list[tuple[Tensor, Tensor]]:  # [1, H, h, D] each, for each layer
+        key = self._model.last_stamp, head
+        if head and key not in self._heads:
+            layers = [DynamicLayer() for _ in self._model.backbone.layers]
+            with self._model.role("write"):
+                ids = torch.tensor([head], device=self._model.device)
+                cache = _HeadCache(layers, 0)
+                self._model.backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+            self._heads = {key: [(layer.keys, layer.values) for layer in layers]}
+        return self._heads[key] if head else []
 
 
 @cache
@@ -82,9 +123,10 @@ def sentences() -> dict[str, Sequence[str]]:
     return made
 
 
-def _cache_file(fingerprint: str) -> Path:
+def _cache_file(fingerprint: str, head: Head) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "remanence" / f"{LATENT.replace(' ', '-')}-{fingerprint}.safetensors"
+    made_of = hashlib.blake2b(f"{LATENT} {fingerprint} {head} {sentences()}".encode(), digest_size=12).hexdigest()
+    return base / "remanence" / f"latent-{made_of}.safetensors"
 
 
 def _kept(file: Path, size: int) -> dict[str, Tensor] | None:

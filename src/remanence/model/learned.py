@@ -134,6 +134,8 @@ class LearnedWriter:
         self.model = model
         self.shipped: Any = None  # makes the long-term memory that a published checkpoint comes with
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def new_memory(
         self, seed: int, storage: StorageConfig | None, *, longterm: bool = True, capacity: int | None = None
     ) -> Memory:

@@ -18,18 +18,14 @@ from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
-from remanence.model.inputs import Content, Message, checked_metadata, is_messages, to_rows
+from remanence.model.inputs import Content, Message, checked_metadata, is_text, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
 from remanence.model.validation import listed
 
 
 class MemoryModel(MemoryDecoder):
-    """A decoder that writes and reads memories.
-
-    Make one with `from_pretrained` or `attach`. It holds no memory itself: memories are values, made by `new_memory`.
-    Its attributes are those of `MemoryDecoder`.
-    """
+    """A decoder that writes and reads memories, which are values of their own: `new_memory` makes them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,7 +106,7 @@ class MemoryModel(MemoryDecoder):
         Raises:
             InvalidInputError: wrong shape or dtype, or a text memory, which has no such slots.
         """
-        if not isinstance(self.writer, LearnedWriter):
+        if isinstance(self.writer, TextWriter):
             raise InvalidInputError("slots in hidden form belong to a learned memory; this model writes text slots")
         return self.writer.memory_of(hidden, seed, None)
 
@@ -208,11 +204,11 @@ class MemoryModel(MemoryDecoder):
                 "again from its other writes: a store keeps them and replays"
             )
         with memory.changing() as undo:
-            if write_id not in {record.id for record in memory.writes}:
+            record = next((one for one in memory.writes if one.id == write_id), None)
+            if record is None:
                 raise InvalidInputError(f"this memory has no write {write_id!r}; memory.writes lists those it has")
-            tokens = next(record.tokens for record in memory.writes if record.id == write_id)
-            exact = memory.chunks.dropped < write_id
-            return Receipt(write_id, tokens, len(memory.drop(write_id, undo)), exact=exact)
+            gone, exact = memory.drop(write_id, undo), memory.chunks.dropped < write_id
+            return Receipt(write_id, record.tokens, len(gone), exact=exact)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -274,7 +270,7 @@ class MemoryModel(MemoryDecoder):
         made = self._reading(memory, prompt, attention_mask, allow_special, kwargs, retrieve_every)
         out = reading.generate(self, made, kwargs)
         single = isinstance(memory, Memory)
-        text = _is_text(prompt) if single else all(_is_text(row) for row in to_rows(prompt, len(made.ids)))
+        text = all(map(is_text, [prompt] if single else to_rows(prompt, len(made.ids))))
         if not text or not isinstance(out, Tensor):
             return out
         texts = self.tokenizer.batch_decode(out[:, made.given.shape[1] :], skip_special_tokens=True)
@@ -344,7 +340,7 @@ class MemoryModel(MemoryDecoder):
             with self.stock():
                 return self.hf(input_ids=ids, labels=labels)
         with torch.no_grad():
-            made = self._reading(memory, ids if not isinstance(memory, Memory) else ids.reshape(-1), None, False)
+            made = self._reading(memory, ids, None, False)
         out = reading.forward(self, made, {})
         if labels is not None:
             out.loss = self.hf.loss_function(out.logits, labels, vocab_size=self.vocabulary)
@@ -355,12 +351,11 @@ class MemoryModel(MemoryDecoder):
         with memory.lock:
             spec = memory.spec
             about: dict[str, Any] = {"writer": spec.writer, "writes": memory.write_count}
-            if memory.chunks is not None:
-                about |= {"chunks": len(memory.chunks), "tokens": memory.chunks.tokens}
+            if (chunks := memory.chunks) is not None:
+                about |= {"chunks": len(chunks), "tokens": chunks.tokens}
             else:
                 about |= {"slots": spec.slots, "slots_per_write": spec.slots_per_write}
-            if memory.longterm is not None:
-                about |= {"longterm": memory.longterm.sizes()}
+            about |= {} if memory.longterm is None else {"longterm": memory.longterm.sizes()}
             return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": spec == self.spec}
 
     def _reading(
@@ -374,39 +369,28 @@ class MemoryModel(MemoryDecoder):
         query: str | None = None,
     ) -> reading.Reading:
         """What a call reads; `options` of `generate`, if it is one."""
-        rows, prompts = self._prompts(memory, content, allow_special, mask, query)
+        if mask is not None:
+            ids, mask = torch.atleast_2d(torch.as_tensor(content)), torch.atleast_2d(mask)
+            content = {"input_ids": ids, "attention_mask": mask}
+        rows, prompts = self._prompts(memory, content, allow_special, query)
         if isinstance(self.writer, TextWriter):
             made = reading.text_reading(self, self.writer, rows, prompts, options)
         else:
             made = reading.learned_reading(self, [row[0] for row in rows], prompts, options, retrieve_every)
         if mask is not None:
-            made.restore(torch.atleast_2d(torch.as_tensor(content)), torch.atleast_2d(mask))
+            made.restore(ids, mask)
         return made
 
     def _prompts(
-        self,
-        memory: Memories,
-        content: Any,
-        allow_special: bool,
-        mask: Tensor | None = None,
-        query: str | None = None,
+        self, memory: Memories, content: Any, allow_special: bool, query: str | None = None
     ) -> tuple[list[list[Memory]], list[Prompt]]:
         rows = self.rows_of(memory)
-        if mask is not None:
-            content = {
-                "input_ids": torch.atleast_2d(torch.as_tensor(content)),
-                "attention_mask": torch.atleast_2d(mask),
-            }
         single = isinstance(memory, Memory) and not isinstance(content, Mapping)
         texts = [content] if single else to_rows(content, len(rows))
         return rows, [
             self.texts.prompt(text, self.device, date=_date(row[0]), allow_special=allow_special, query=query)
             for row, text in zip(rows, texts, strict=True)
         ]
-
-
-def _is_text(content: Any) -> bool:
-    return isinstance(content, str) or is_messages(content)
 
 
 def _date(memory: Memory) -> str:

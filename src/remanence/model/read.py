@@ -246,11 +246,12 @@ def scores(
     found: list[list[tuple[float, Memory, Chunk]]] = [[] for _ in rows]
     if not asking:
         return found
-    heads = [writer.head_of(rows[row][0]) for row in asking]
-    for row, query in zip(asking, writer.queries([prompts[row] for row in asking], heads), strict=True):
+    for row in asking:
+        queries = writer.queries(prompts[row], writer.head_of(rows[row][0]))
         for memory in rows[row]:
             with memory.lock:
-                found[row] += [(score, memory, chunk) for chunk, score in chunks_of(memory).scores(query).items()]
+                each = [chunks_of(memory).scores(query) for query in queries]
+            found[row] += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
         found[row].sort(key=lambda item: (-item[0], -item[2].key))
     return found
 

@@ -11,14 +11,14 @@ from transformers.cache_utils import CacheLayerMixin
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk, Chunks, Query
-from remanence.memory.lexical import words
+from remanence.memory.lexical import asked
 from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
 from remanence.memory.transaction import Piece, Progress
 from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
-from remanence.model.chat import TODAY, Prompt
+from remanence.model.chat import TODAY, Prompt, questions
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import MemoryCache
 from remanence.model.latent import Latents
@@ -50,13 +50,13 @@ class TextCache(MemoryCache):
     """Collects keys (unrotated) and values of a text as its layers run, and what one layer is given.
 
     Attributes:
-        slots: per layer passed so far, keys and values `[B, T, H, D]`; none if they are not wanted.
+        slots: per layer passed so far, keys and values `[B, T, H, D]`.
         hidden: `[B, T, d]`, what the layer asked for is given.
     """
 
-    def __init__(self, backbone: Backbone, *, slots: bool, layer: int) -> None:
+    def __init__(self, backbone: Backbone, layer: int) -> None:
         super().__init__(layers=[_Passing() for _ in backbone.layers])
-        self._backbone, self._wanted, self._layer = backbone, slots, layer
+        self._backbone, self._layer = backbone, layer
         self.slots: list[tuple[Tensor, Tensor]] = []
         self.hidden = torch.empty(0)
 
@@ -66,8 +66,7 @@ class TextCache(MemoryCache):
         return hidden
 
     def before_attention(self, layer: int, normed: Tensor) -> None:
-        if self._wanted:
-            self.slots.append(self._backbone.project_normed(layer, normed))
+        self.slots.append(self._backbone.project_normed(layer, normed))
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ class EncodedText:
     """One text behind its head.
 
     Attributes:
-        slots: `[2, L, n, H, D]`, its keys (unrotated) and values; None if they were not wanted.
+        slots: `[2, L, n, H, D]`, its keys (unrotated) and values.
         mean: `[d]`, float32, over its positions, of what one layer is given.
     """
 
-    slots: Tensor | None
+    slots: Tensor
     mean: Tensor
 
 
@@ -89,7 +88,6 @@ def encode_texts(
     pad: int,
     *,
     layer: int,
-    slots: bool = True,
 ) -> list[EncodedText]:
     """Encode several texts, each a head and ids `[n]`, in one stock pass; their heads are left out of what comes."""
     device = backbone.device
@@ -97,15 +95,13 @@ def encode_texts(
     ids = torch.full((len(rows), max(map(len, rows))), pad)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = row  # padded behind, where a causal decoder does not look
-    cache = TextCache(backbone, slots=slots, layer=layer)
+    cache = TextCache(backbone, layer)
     backbone.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
     made = []
     for index, (head, row) in enumerate(zip((head for head, _ in texts), rows, strict=True)):
         own = slice(len(head), len(row))
-        kept = None
-        if slots:
-            pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
-            kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
+        pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
+        kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
         made.append(EncodedText(kept, cache.hidden[index, own].float().mean(0)))
     return made
 
@@ -206,7 +202,7 @@ class TextWriter:
     def __init__(self, model: MemoryDecoder) -> None:
         self.model = model
         self.cache = SlotCache(model.config.cache_bytes)
-        self.latents = Latents(model, self.encode)
+        self.latents = Latents(model)
 
     def new_memory(
         self, seed: int, storage: StorageConfig | None, *, head: Sequence[int] | None = None, date: str | None = None
@@ -275,7 +271,6 @@ class TextWriter:
         encoded: EncodedText,
     ) -> None:
         chunks, (ids, text), slots = chunks_of(memory), piece, encoded.slots
-        assert slots is not None
         if not bool(torch.isfinite(slots).all()):
             raise CorruptMemoryError(
                 "the write made slots that are not finite; the memory is unchanged. The weights hold NaN or infinity, "
@@ -293,7 +288,7 @@ class TextWriter:
             tokens=len(ids),
             ids=ids.to("cpu", torch.int32) if chunks.keep_text else None,
             text=text if chunks.keep_text else None,
-            latent=self.latents.of_statement(encoded.mean).half().cpu(),
+            latent=self.latents.of_chunk(encoded.mean, key[0]).half(),
             slots=kept,
         )
         chunks.add(chunk, undo)
@@ -303,11 +298,11 @@ class TextWriter:
         chunks = chunks_of(memory)
         return self.model.texts.head(chunks.date) if chunks.head is None else chunks.head
 
-    def encode(self, texts: Sequence[tuple[Sequence[int], Tensor]], *, slots: bool = True) -> list[EncodedText]:
+    def encode(self, texts: Sequence[tuple[Sequence[int], Tensor]]) -> list[EncodedText]:
         """Encode texts, each a head and ids `[n]`."""
         model = self.model
         with model.role("write"):
-            return encode_texts(model.backbone, texts, model.pad, layer=model.latent_layer, slots=slots)
+            return encode_texts(model.backbone, texts, model.pad, layer=model.latent_layer)
 
     def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
         """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
@@ -325,7 +320,6 @@ class TextWriter:
         for batch in _batches(missing, [chunk.tokens for chunk in missing]):
             texts = [(head, chunk.ids) for chunk in batch if chunk.ids is not None]
             for chunk, (_, ids), encoded in zip(batch, texts, self.encode(texts), strict=True):
-                assert encoded.slots is not None
                 self.cache.put(self._key(head, ids), encoded.slots)
                 found[chunk.key] = encoded.slots
         return [found[chunk.key] for chunk in chunks]
@@ -333,17 +327,18 @@ class TextWriter:
     def _key(self, head: Sequence[int], ids: Tensor) -> Any:
         return self.model.last_stamp, tuple(head), ids.to("cpu", torch.int32).numpy().tobytes()
 
-    def queries(self, prompts: Sequence[Prompt], heads: Sequence[tuple[int, ...]]) -> list[Query]:
-        """What prompts ask, encoded behind the heads of the memories that they ask."""
-        texts = [(head, prompt.query) for head, prompt in zip(heads, prompts, strict=True)]
-        means = [encoded.mean for encoded in self.encode(texts, slots=False)]
-        return [
-            Query(
-                prompt.query.tolist() if prompt.query_text is None else words(prompt.query_text),
-                self.latents.of_question(mean).cpu(),
-            )
-            for prompt, mean in zip(prompts, means, strict=True)
-        ]
+    def queries(self, prompt: Prompt, head: tuple[int, ...]) -> list[Query]:
+        """What a prompt asks, each question by itself, encoded behind the head of the memories that it asks.
+
+        A greeting or an instruction around a question would drown it.
+        """
+        if prompt.query_text is None:
+            [latent] = self.latents.of_questions([prompt.query], head)
+            return [Query(prompt.query.tolist(), latent)]
+        model, parts = self.model, questions(prompt.query_text)
+        ids = [model.texts.ids(part, model.device, date=TODAY) for part in parts]
+        latents = self.latents.of_questions(ids, head)
+        return [Query(asked(part), latent) for part, latent in zip(parts, latents, strict=True)]
 
 
 def chunks_of(memory: Memory) -> Chunks:

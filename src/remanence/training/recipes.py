@@ -1,4 +1,4 @@
-"""A recipe is a Python file with a function `train(output, *, resume, minutes)`."""
+"""A recipe is a Python file with a function `train(output, *, resume, minutes)`. Found without importing torch."""
 
 import importlib.util
 import inspect
@@ -6,12 +6,12 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import TrainingArguments
+from typing import TYPE_CHECKING, Any
 
 from remanence.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Recipe = Callable[..., Any]
 
@@ -68,9 +68,12 @@ def reporters(name: str) -> str:
 
 def training_arguments(
     output: Path, *, steps: int, warmup: int, decay: int, save_steps: int, log_steps: int = 50, log_to: str = "none"
-) -> TrainingArguments:
+) -> "TrainingArguments":
     """What the recipes have in common: one batch per step, as the recipe builds it; bfloat16 where autocast allows; a
     learning rate that is held and falls over the last `decay` steps."""
+    import torch
+    from transformers import TrainingArguments
+
     return TrainingArguments(
         output_dir=str(output),
         max_steps=steps,

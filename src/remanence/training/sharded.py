@@ -69,7 +69,7 @@ def as_forward(model: nn.Module, function: Callable[..., Any]) -> Callable[..., 
 
 
 class Wrapped(nn.Module):
-    """The model as the Trainer's loop calls it: what is wrapped already it does not wrap again."""
+    """A step whose model is sharded, as the Trainer's loop calls it: what is wrapped already it does not wrap again."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

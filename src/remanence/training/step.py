@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from remanence.errors import InvalidInputError
 from remanence.model.model import MemoryModel
 from remanence.training.bank import Bank
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
@@ -53,8 +54,17 @@ class TrainingStep(nn.Module):
     def __init__(
         self, model: MemoryModel, *, through: Through, retriever_loss: RetrieverLoss, bank: int, text_weight: float
     ) -> None:
-        """The arguments are those of `MemoryTrainer`."""
+        """The arguments are those of `MemoryTrainer`.
+
+        Raises:
+            InvalidInputError: the model writes text slots.
+        """
         super().__init__()
+        if model.config.writer != "learned":
+            raise InvalidInputError(
+                "text slots need no training; to train a learned writer, attach one: "
+                "MemoryModel.attach(hf_model, tokenizer, slots=..., slots_per_write=...)"
+            )
         self.model, self.through, self.retriever_loss, self.text_weight = model, through, retriever_loss, text_weight
         self.carried = Bank(bank)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from remanence.memory import LongTermRules
+from remanence import MemoryModel
+from remanence.config import LongTermConfig
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 
@@ -28,5 +29,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str) 
 def longterm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("longterm")
     hf = decoder(vocab_size=300, num_hidden_layers=1)
-    with_memory(hf, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=8), retrieval_size=8).save_pretrained(path)
+    with_memory(hf, tokenizer=tokenizer(), longterm=LongTermConfig(retrieved=8), retrieval_size=8).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("text")
+    hf = decoder(vocab_size=300, num_hidden_layers=1)
+    MemoryModel.attach(hf, tokenizer()).save_pretrained(path)
     return str(path)

@@ -22,17 +22,9 @@ def test_standard_input_in_another_encoding_is_refused_with_a_remedy() -> None:
     assert not Path("new.mem").exists()
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-16-le"])
-def test_a_file_in_another_encoding_is_refused_with_a_remedy(encoding: str) -> None:
-    Path("notes.txt").write_bytes(LATIN1.decode("latin-1").encode(encoding))
-    text = refused("write", "new.mem", "notes.txt")
-    assert "notes.txt is not text in UTF-8" in text
-    assert f"iconv -f {'LATIN1' if encoding == 'latin-1' else 'UTF-16'} -t UTF-8" in text
-
-
 def test_a_byte_order_mark_and_line_ends_of_other_systems_are_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(memories, "write_all", lambda model, memory, texts: seen.extend(texts) or 0)
+    monkeypatch.setattr(memories, "write_all", lambda model, memory, texts: seen.extend(one.text for one in texts) or 0)
     Path("notes.txt").write_bytes(b"\xef\xbb\xbfAlice\r\nBrown.\r\n\r\nBob.\r\n")
     done("write", "new.mem", "notes.txt")
     done("write", "new.mem", "notes.txt", "--whole")
@@ -109,6 +101,42 @@ def test_figures_can_go_to_a_pipe() -> None:
         assert list(json.load(pipe)["curves"]) == ["none"]
 
 
+def saved_by_another(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Before the first saves of a command, another writes into the same file, with texts of its own."""
+    save, left = Memory.save, iter(range(times))
+
+    def saving(memory: Memory, path: Path, **options: Any) -> None:
+        if (number := next(left, None)) is not None:
+            monkeypatch.setattr(Memory, "save", save)
+            done("write", str(path), "-", "--source", f"another {number}", stdin="Ann Ray lives in Paris.")
+            monkeypatch.setattr(Memory, "save", saving)
+        save(memory, path, **options)
+
+    monkeypatch.setattr(Memory, "save", saving)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new file", "a file that is there"])
+def test_write_beside_another_write_loses_nothing(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("notes.txt").write_text("Bob Green lives in Rome.\n\nEve Hill lives in Bern.\n")
+    if there:
+        done("write", "notes.mem", "notes.txt")
+    saved_by_another(monkeypatch, 1)
+    result = run("write", "notes.mem", "notes.txt", "--json")
+    assert json.loads(result.stdout) == {"memory": "notes.mem", "written": 2, "writes": 5 if there else 3}
+    assert "note: notes.mem was saved by another meanwhile" in result.stderr
+    sources = [record.source for record in Memory.load("notes.mem").writes]
+    assert sources == ["notes.txt"] * (2 * there) + ["another 0", "notes.txt", "notes.txt"]
+
+
+def test_write_beside_others_that_do_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("notes.txt").write_text("Bob Green lives in Rome.\n")
+    saved_by_another(monkeypatch, 2)
+    result = run("write", "notes.mem", "notes.txt")
+    assert result.exit_code == 2
+    assert "run it once more" in result.stderr.splitlines()[-1]
+    assert [record.source for record in Memory.load("notes.mem").writes] == ["another 0", "another 1"]
+
+
 def test_an_interrupted_write_says_that_nothing_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     path = a_memory()
     before = path.read_bytes()
@@ -131,7 +159,7 @@ def test_an_interrupted_write_says_that_nothing_was_saved(monkeypatch: pytest.Mo
 
 def test_progress_of_a_write_counts_bytes_within_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
     class Model:
-        def write(self, memory: Any, text: str, progress: Any) -> Any:
+        def write(self, memory: Any, text: str, *, progress: Any, **about: Any) -> Any:
             for chunk in range(1, 5):
                 progress(chunk, 4)
             return type("Receipt", (), {"tokens": 2000})
@@ -148,7 +176,7 @@ def test_progress_of_a_write_counts_bytes_within_a_long_text(monkeypatch: pytest
     monkeypatch.setattr(memories, "progress_bar", lambda *_, **__: Bar())
     model: Any = Model()
     memory: Any = None
-    assert memories.write_all(model, memory, ["x" * 400, "é" * 100]) == 0
+    assert memories.write_all(model, memory, [memories.Text("x" * 400), memories.Text("é" * 100)]) == 0
     assert seen == [(100, 600), (200, 600), (300, 600), (400, 600), (450, 600), (500, 600), (550, 600), (600, 600)]
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from remanence import Memory, MemoryModel
+from remanence.config import LongTermConfig
 from remanence.evaluation.scoring import complete, room, score
-from remanence.memory import LongTermRules
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 TEXTS = ["Alice Brown was born in Oslo, and works", "Bob Green lives in Paris", "Carol"]
@@ -54,7 +54,7 @@ def test_what_greedy_decoding_gives_is_greedy_and_nothing_else_is() -> None:
 
 
 def test_a_score_hangs_on_what_the_context_alone_retrieves() -> None:
-    model = model_of(longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    model = model_of(longterm=LongTermConfig(retrieved=4), retrieval_size=8)
     memory = written(model)
     context, continuation = ids_of(model, [TEXTS[0]])[0], ids_of(model, [CONTINUATIONS[2]])[0]
     out = model.generate(
@@ -100,4 +100,4 @@ def test_reading_leaves_the_memory_as_it_was() -> None:
 def test_room_is_what_a_full_memory_leaves() -> None:
     assert room(model_of(), written=False) == 256
     assert room(model_of(), written=True) == 256 - 1 - 24
-    assert room(model_of(longterm=LongTermRules(retrieved=8), retrieval_size=8), written=True) == 256 - 1 - 8 - 24
+    assert room(model_of(longterm=LongTermConfig(retrieved=8), retrieval_size=8), written=True) == 256 - 1 - 8 - 24

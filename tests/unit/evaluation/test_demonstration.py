@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from remanence.config import LongTermConfig
 from remanence.evaluation.demonstration import Answered, Round, distances_up_to, report, rounds
-from remanence.memory import LongTermRules
 from remanence.texts import Question
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -37,12 +37,12 @@ class Clerk:
         return torch.zeros(len(prompts), width, dtype=torch.long)
 
 
-@pytest.mark.parametrize("longterm", [None, LongTermRules(retrieved=4)])
+@pytest.mark.parametrize("longterm", [None, LongTermConfig(retrieved=4, key_size=8)])
 def test_every_question_is_asked_after_exactly_so_many_writes(
-    monkeypatch: pytest.MonkeyPatch, longterm: LongTermRules | None
+    monkeypatch: pytest.MonkeyPatch, longterm: LongTermConfig | None
 ) -> None:
     hf = decoder(vocab_size=300, num_hidden_layers=1)
-    model = with_memory(hf, tokenizer=tokenizer(), longterm=longterm, retrieval_size=8)
+    model = with_memory(hf, tokenizer=tokenizer(), longterm=longterm)
     memory = model.new_memory()
     model.write(memory, "Alice Brown was born in Oslo.")
     clerk = Clerk()

@@ -2,8 +2,10 @@
 
 import pytest
 
+from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.evaluation.distances import DISTANCES, parse_distances
+from remanence.evaluation.distances import DISTANCES, parse_distances, writes_per_pool
+from tests.support.tiny import SLOTS, K, decoder, with_memory
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,9 @@ def test_default_distances_start_at_zero_and_pass_a_whole_pool() -> None:
     assert distances[0] == 0
     assert 16 in distances
     assert distances[-1] > 16
+
+
+def test_writes_per_pool_of_a_model_without_pools_is_refused() -> None:
+    assert writes_per_pool(with_memory(decoder())) == SLOTS // K
+    with pytest.raises(InvalidInputError, match="text slots, which are in no pool"):
+        writes_per_pool(MemoryModel.attach(decoder()))

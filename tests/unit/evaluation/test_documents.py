@@ -118,5 +118,5 @@ def test_lengths_are_counted_by_the_tokenizer_of_the_model(tmp_path: Path) -> No
 def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text(content)
-    with pytest.raises(InvalidInputError, match=r"neither in the format|no question"):
+    with pytest.raises(InvalidInputError, match=r"neither in the format|no question|is empty"):
         read_task(path, words, [10], random.Random(0).randint(1, 1))

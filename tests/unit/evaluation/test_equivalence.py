@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from remanence.model.families import Backbone
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from remanence.evaluation import equivalence
+from remanence.model.backbone import Backbone
 from tests.support import tiny
 
 
@@ -24,7 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    tiny.decoder("mistral", vocab_size=300).save_pretrained(tmp_path)
+    tiny.decoder("mistral", vocab_size=300, sliding_window=128).save_pretrained(tmp_path)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def test_a_wrong_rotation_is_found(
     saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = Backbone.rotary
-    monkeypatch.setattr(Backbone, "rotary", lambda self, positions, like: right(self, positions + 1, like))
+    monkeypatch.setattr(Backbone, "rotary", lambda self, positions, *rest: right(self, positions + 1, *rest))
     assert run(monkeypatch, str(saved)) == 1
     assert capsys.readouterr().out.splitlines()[-1].endswith(" over 64 tokens: different")
 

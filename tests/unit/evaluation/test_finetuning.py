@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from remanence import MemoryModel
+from remanence.config import LoraSettings
 from remanence.evaluation import finetuning
 from remanence.evaluation.finetuning import BOUND, TUNED, Tuned, restored, tune, weights_of
-from remanence.model.adapters import LoraSettings
 from tests.support.tiny import LAYERS, decoder, tokenizer, with_memory
 
 ROW = [5, 9, 11, 20, 31]

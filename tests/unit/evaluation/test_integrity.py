@@ -127,9 +127,9 @@ def test_a_cut_within_a_window_loses_only_what_came_after_the_last_save(
         if cut == "while writing":
             stop()
 
-    def saving(memory: Memory, path: Path) -> None:
+    def saving(memory: Memory, path: Path, **options: Any) -> None:
         stop()
-        save(memory, path)
+        save(memory, path, **options)
 
     monkeypatch.setattr(Memory, "save", saving)
     for ends in pairwise([5, 10, 12, 17, 22, 24]):
@@ -149,6 +149,13 @@ def test_more_windows_of_the_same_length_go_on_too(tmp_path: Path) -> None:
     integrity.measure(model, **SIZES, state=tmp_path)
     more = integrity.measure(model, writes=16, windows=4, questions=2, state=tmp_path)
     assert without_times(more) == without_times(integrity.measure(model, writes=16, windows=4, questions=2))
+
+
+def test_a_memory_without_a_record_is_started_anew(tmp_path: Path) -> None:
+    model = model_of()
+    whole = integrity.measure(model, **SIZES, state=tmp_path)
+    (tmp_path / "parts.json").unlink()
+    assert without_times(integrity.measure(model, **SIZES, state=tmp_path)) == without_times(whole)
 
 
 def test_state_of_another_run_is_refused(tmp_path: Path) -> None:

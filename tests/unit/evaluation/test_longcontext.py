@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig
 from remanence.errors import InvalidInputError
 from remanence.evaluation.documents import Document, Task
 from remanence.evaluation.longcontext import measure
-from remanence.memory import LongTermRules
 from remanence.texts import Question, answer_of, prompt_of
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -109,7 +109,7 @@ def test_a_memory_does_not_depend_on_the_batch(batch: int, monkeypatch: pytest.M
 
 
 def test_a_cut_run_goes_on_where_its_last_batch_ended(tmp_path: Path) -> None:
-    model = model_of(longterm=LongTermRules(retrieved=8), retrieval_size=8)
+    model = model_of(longterm=LongTermConfig(retrieved=8), retrieval_size=8)
     settings: Any = {"conditions": ("pool", "longterm", "none"), "batch": 1}
     whole = measure(model, TASK, **settings)
     seen: list[int] = []

@@ -126,7 +126,7 @@ def test_an_answer_anywhere_in_what_is_said_is_a_hit(tmp_path: Path) -> None:
 def test_a_file_with_nothing_to_ask_is_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text(content)
-    with pytest.raises(InvalidInputError, match=r"known formats|nothing to ask"):
+    with pytest.raises(InvalidInputError, match=r"known formats|nothing to ask|is empty"):
         Passages(path, Words())
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from remanence import Memory, MemoryModel
+from remanence.config import LongTermConfig
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.evaluation.perplexity import bundled_text, measure
-from remanence.memory import LongTermRules
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 TEXT = " ".join(paragraphs()[:2])
@@ -132,7 +132,7 @@ def test_standard_error_of_a_ratio_is_that_of_paired_differences(monkeypatch: py
 
 
 def test_report_has_the_promised_shape_with_long_term_memory_too() -> None:
-    model = model_of(longterm=LongTermRules(retrieved=8), retrieval_size=8)
+    model = model_of(longterm=LongTermConfig(retrieved=8), retrieval_size=8)
     seen: list[tuple[int, int]] = []
     report = measure(model, TEXT, **SIZES, seed=3, progress=lambda done, total: seen.append((done, total)))
     assert list(report) == [

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.evaluation import perplexity, retention, retrieval
-from remanence.memory import LongTermRules
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 Measure = Callable[..., dict[str, Any]]
@@ -26,7 +26,7 @@ EVALUATIONS: dict[str, Measure] = {
 
 def model_of() -> MemoryModel:
     hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=1000)
-    return with_memory(hf, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=4), retrieval_size=8)
+    return with_memory(hf, tokenizer=tokenizer(), longterm=LongTermConfig(retrieved=4), retrieval_size=8)
 
 
 @pytest.mark.slow
@@ -72,6 +72,6 @@ def test_what_another_run_has_kept_is_refused(name: str, tmp_path: Path) -> None
 def test_what_was_measured_under_other_rules_is_refused(name: str, tmp_path: Path) -> None:
     measure, model = EVALUATIONS[name], model_of()
     measure(model, state=tmp_path)
-    model.longterm = LongTermRules(retrieved=4, agreement=0.02)
+    model.config = model.config.replace(longterm=LongTermConfig(retrieved=4, cross_layer_prior=0.02, key_size=8))
     with pytest.raises(InvalidInputError, match="another longterm; name another folder"):
         measure(model, state=tmp_path)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig
 from remanence.errors import InvalidInputError
 from remanence.evaluation.retrieval import measure
-from remanence.memory import LongTermLayer, LongTermRules
+from remanence.memory.longterm import LongTermLayer
 from tests.support.tiny import LAYERS, decoder, tokenizer, with_memory
 
 N, K, K0 = 24, 6, 12
@@ -18,19 +19,16 @@ N, K, K0 = 24, 6, 12
 @pytest.fixture
 def model() -> MemoryModel:
     hf = decoder(vocab_size=300)
-    return with_memory(hf, slots=N, k=K, tokenizer=tokenizer(), longterm=LongTermRules(retrieved=K0), retrieval_size=8)
+    return with_memory(hf, slots=N, k=K, tokenizer=tokenizer(), longterm=LongTermConfig(retrieved=K0), retrieval_size=8)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, pick: Any) -> None:
-    """Let every layer retrieve what `pick` says, of the serial numbers that are there."""
+    """Let every layer score those slots best that `pick` says, of the serial numbers that are there."""
 
-    def chosen(self: LongTermLayer, queries: torch.Tensor, wanted: int, *rest: Any) -> torch.Tensor:
-        candidates = self.candidates()
-        serial = self.known("serial", candidates)
-        others = candidates[~fact_serials(serial)]
-        return torch.cat([candidates[pick(serial)], others])[:wanted]
+    def scores(self: LongTermLayer, queries: torch.Tensor) -> torch.Tensor:
+        return pick(self.serials()).float()
 
-    monkeypatch.setattr(LongTermLayer, "chosen", chosen)
+    monkeypatch.setattr(LongTermLayer, "scores", scores)
 
 
 def fact_serials(serial: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,20 @@ def test_scores_without_text_go_by_vectors_alone() -> None:
     assert all(record.text is None for record in memory.writes)
 
 
+def test_writes_have_the_text_that_is_left_of_them() -> None:
+    memory = text_memory(capacity=12)
+    for text in ("One. ", "Two. ", "Three. "):
+        with memory.changing() as undo:
+            for place, tokens in enumerate((3, 2)):
+                kept = Chunk(chunks_of(memory).next_key, memory.next_id, place, tokens, None, text, latent_of(1), None)
+                chunks_of(memory).add(kept, undo)
+            memory.evict(memory.record(undo, 5).id, undo)
+    assert [record.text for record in memory.writes] == ["One. ", "Two. Two. ", "Three. Three. "]
+    assert [record.text for record in memory.fork().writes] == ["One. ", "Two. Two. ", "Three. Three. "]
+    forget(memory, 1)
+    assert [record.text for record in memory.writes] == ["One. ", "Three. Three. "]
+
+
 def test_chunks_without_text_need_a_tier_that_keeps_slots() -> None:
     with pytest.raises(InvalidInputError, match="another tier"):
         text_memory(keep_text=False)

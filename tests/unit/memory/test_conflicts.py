@@ -129,7 +129,7 @@ def test_save_where_the_file_was_deleted_is_no_conflict(target: Path) -> None:
 def test_save_after_one_that_failed_knows_the_file_still(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, other = changed(target, 20), changed(target, 30)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "save_file", denied)
+        patch.setattr(files, "write", denied)
         with pytest.raises(MemoryFileError):
             memory.save(target)
     other.save(target)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -203,6 +204,29 @@ def test_require_lists_every_difference() -> None:
 def test_spec_refuses_sizes_that_do_not_fit(slots: int, k: int, says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         MemorySpec(**{**SPEC.to_json(), "slots": slots, "slots_per_write": k})
+
+
+@pytest.mark.parametrize("fails", ["inner", "outer"])
+def test_changing_inside_another_scope_is_taken_back_with_it(fails: str) -> None:
+    memory = written(3)
+    expected = memory.fork()
+    with suppress(KeyboardInterrupt), memory.changing():
+        write(memory, 7)
+        with suppress(ValueError), memory.changing():
+            write(memory, 8)
+            write(memory, 9)
+            if fails == "inner":
+                raise ValueError
+        write(memory, 10)
+        if fails == "outer":
+            raise KeyboardInterrupt
+    if fails == "inner":
+        write(expected, 7)
+        write(expected, 10)
+    assert contents(memory) == contents(expected)
+    write(memory, 11)
+    write(expected, 11)
+    assert contents(memory) == contents(expected)
 
 
 def test_changing_lets_the_lock_go_after_an_error() -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.kernels.gqa_sdpa import SHARED_HEADS, share_heads
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from remanence.errors import UnsupportedModelError
+from remanence.kernels.gqa_sdpa import SHARED_HEADS, share_heads
 from remanence.model.backbone import FAMILIES, Backbone
 from remanence.model.rotation import rotate_rows
 from tests.support import tiny

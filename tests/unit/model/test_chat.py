@@ -92,10 +92,18 @@ def test_write_messages_stands_as_in_the_conversation() -> None:
     model.write(memory, said)
     texts = [model.tokenizer.decode(chunk.ids) for chunk in memory.chunks or ()]
     assert texts == ["My sister is Jane.<|end|><|ass|>", "I see.<|end|><|use|>"]
-    assert [chunk.text for chunk in memory.chunks or ()] == ["My sister is Jane.", "I see."]
+    assert [record.text for record in memory.writes] == ["My sister is Jane.\nI see.\n"]
     whole = model.tokenizer.apply_chat_template([*said, *user("Who?")], add_generation_prompt=True)["input_ids"]
     head = model.texts.head(DATE)
     assert len(head) + sum(chunk.tokens for chunk in memory.chunks or ()) < len(whole)
+
+
+def test_write_a_long_message_is_cut_as_a_text_is() -> None:
+    model = attached(chunk=64)
+    memory, long = model.new_memory(), " ".join([TEXT] * 8)
+    model.write(memory, [*user(long), {"role": "assistant", "content": "I see."}])
+    assert [record.text for record in memory.writes] == [f"{long}\nI see.\n"]
+    assert len(memory.chunks or ()) > 3 and all(chunk.tokens <= 64 for chunk in memory.chunks or ())
 
 
 def test_prompt_without_memory_is_the_template_of_transformers() -> None:
@@ -197,7 +205,7 @@ def test_a_template_that_refuses_says_so() -> None:
         model.read(model.new_memory(), [{"role": "assistant", "content": "x"}])
     memory = model.new_memory()
     model.write(memory, user("My sister is Jane."))
-    assert [chunk.text for chunk in memory.chunks or ()] == ["My sister is Jane."]
+    assert [record.text for record in memory.writes] == ["My sister is Jane.\n"]
 
 
 def test_generate_takes_batches_of_texts_messages_and_encodings() -> None:

@@ -87,7 +87,9 @@ def test_read_takes_rows_that_the_caller_padded(kind: str) -> None:
     filled, mask = padded(rows)
     expected = model.read(memories, rows).logits
     for given in (mask, mask.bool()):
-        assert torch.equal(model.read(memories, filled, attention_mask=given).logits[mask.bool()], expected[mask.bool()])
+        assert torch.equal(
+            model.read(memories, filled, attention_mask=given).logits[mask.bool()], expected[mask.bool()]
+        )
     encoded = {"input_ids": filled, "attention_mask": mask}
     assert torch.equal(model.read(memories, encoded).logits[mask.bool()], expected[mask.bool()])
     one = model.read(memories[0], filled[0], attention_mask=mask[0]).logits

@@ -114,6 +114,17 @@ def test_training_writes_what_inference_writes() -> None:
         torch.testing.assert_close(slots, encode(model, memory, torch.tensor(text)), atol=1e-5, rtol=0)
 
 
+def test_write_chunks_by_attention_in_float32_pads_as_sdpa_does() -> None:
+    model = tiny_model(slots=SLOTS, slots_per_write=K).eval()
+    ids, lengths = left_pad([[5, 6, 7, 8, 9, 10], [11, 12], [1, 2, 3, 4, 5]], 0, K)
+    previous = torch.randn(3, 2, K, 32, generator=torch.Generator().manual_seed(0))
+    made = []
+    for attention in ("sdpa", "sdpa_float32"):
+        model.hf.set_attn_implementation(attention)
+        made.append(write_chunks(model, ids, lengths, previous))
+    assert torch.equal(*made)
+
+
 @pytest.mark.parametrize("contexts", [None, [[9, 8, 7, 6], [5, 4]]], ids=["no context", "contexts"])
 def test_packed_examples_do_not_see_each_other(contexts: list[list[int]] | None) -> None:
     model = tiny_model(slots=SLOTS, slots_per_write=K).eval()

@@ -1,5 +1,6 @@
 """The recipes run, at sizes for a test: with another optimizer than their own, and in pieces."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,25 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     card = (final / "README.md").read_text()
     assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
     assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())
+
+
+@pytest.mark.slow
+def test_the_longterm_recipe_gives_the_bundled_model_a_retriever_and_ships_its_own_retrieval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "a small red boat went over the river and came home with many birds "
+    (tmp_path / "prose.txt").write_text(f"{words * 4}\n" * 100)
+    monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
+    recipe = load_module(Path(__file__).parents[3] / "recipes/tiny_longterm.py")
+    recipe.ROWS = 8
+    recipe.PHASES = (replace(recipe.PHASES[0], chunks=12, near=24, shared=(0,)),)
+    assert recipe.PHASES[0].retrieved != recipe.RETRIEVED
+    trained = MemoryModel.from_pretrained(recipe.train(tmp_path / "run", steps=21))
+    longterm = trained.config.longterm
+    assert longterm is not None and trained.adapters is not None
+    assert (longterm.retrieved, longterm.cross_layer_prior) == (recipe.RETRIEVED, recipe.AGREEMENT)
+    assert (longterm.capacity, longterm.key_size) == (recipe.CAPACITY, recipe.RETRIEVAL_SIZE)
+    assert trained.new_memory().pool.size == trained.slots
 
 
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

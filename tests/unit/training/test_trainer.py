@@ -4,9 +4,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from remanence import MemoryModel
+from remanence.errors import InvalidInputError
 from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.objectives import Episodes
@@ -54,6 +56,11 @@ def test_loss_falls_and_curves_are_logged_for_memory_and_context(tmp_path: Path)
     assert "memory_loss" in (tmp_path / "log.json").read_text()
 
 
+def test_trainer_refuses_text_slots(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="text slots need no training"):
+        MemoryTrainer(tiny_model(), args=arguments(tmp_path, 1, every=1))
+
+
 def test_predicting_text_counts_as_much_as_it_is_told(tmp_path: Path) -> None:
     prompts = recitation(3, 0)["batch"]
     tasks = {"language": prompts, "context": prompts}
@@ -88,6 +95,19 @@ def test_resuming_passes_over_a_checkpoint_that_was_cut_while_saving(tmp_path: P
     resumed = trainer(tmp_path, 10)
     resumed.train(resume_from_checkpoint=True)
     torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
+
+
+def test_train_leaves_the_models_own_forward_and_names_as_they_were(tmp_path: Path) -> None:
+    model = tiny_model(slots=8, slots_per_write=4)
+    names, ids = list(model.state_dict()), torch.arange(6)[None]
+    args = arguments(tmp_path, 1, every=1)
+    args.bf16 = True
+    run = MemoryTrainer(model, args=args, curriculum=Curriculum(recitation, levels=2, steps=1000))
+    run.train()
+    assert run.memory_model is model
+    assert list(model.state_dict()) == names
+    assert torch.equal(model(ids).logits, model.hf(ids).logits)
+    assert model(ids).logits.dtype == torch.float32 and "forward" not in vars(model)
 
 
 def test_every_checkpoint_is_a_model_that_loads(tmp_path: Path) -> None:

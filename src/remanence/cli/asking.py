@@ -1,0 +1,118 @@
+"""Commands that ask a memory: ask, search, chat."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remanence.cli.places import require_memory_place
+from remanence.cli.shared import (
+    JsonFlag,
+    MemoryArgument,
+    ModelOption,
+    envelope_of,
+    examples,
+    load_memory,
+    load_model,
+    out,
+    require_model,
+)
+from remanence.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from remanence.memory import Memory
+
+app = typer.Typer()
+
+QuestionArgument = Annotated[str, typer.Argument(help="In plain words.")]
+
+
+@app.command(
+    epilog=examples(
+        'remanence ask notes.mem "Where was Alice Brown born?"',
+        'remanence ask notes.mem "Where was Alice Brown born?" --sources',
+        'remanence ask notes.mem "..." --json',
+    )
+)
+def ask(
+    memory: MemoryArgument,
+    question: QuestionArgument,
+    model: ModelOption = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=4096, help="The longest answer, in tokens.")] = 64,
+    sources: Annotated[bool, typer.Option("--sources", help="Also list the writes that it was read from.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Ask a memory one question. It is not changed."""
+    require_question(question)
+    from remanence.details import writes_table
+
+    held = load_memory(memory)
+    engine = load_model(model)
+    require_model(engine, held, memory)
+    answer = engine.ask(held, question, max_new_tokens=max_new_tokens)
+    found = ranked(held, answer.sources)
+    if as_json:
+        typer.echo(json.dumps({"question": question, "answer": answer.text, "found": answer.found, "sources": found}))
+        return
+    typer.echo(answer.text)
+    if sources and found:
+        out.print(writes_table(found))
+    elif sources:
+        out.print("The memory names no write that this was read from." if answer.found else "Nothing was read for it.")
+
+
+@app.command(
+    epilog=examples(
+        'remanence search notes.mem "Where was Alice Brown born?"',
+        'remanence search notes.mem "Alice Brown" --count 20 --json',
+    )
+)
+def search(
+    memory: MemoryArgument,
+    question: QuestionArgument,
+    model: ModelOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="Most writes to list.")] = 5,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the writes that score best against a question, whatever they score."""
+    require_question(question)
+    from remanence.details import writes_table
+
+    held = load_memory(memory)
+    engine = load_model(model)
+    require_model(engine, held, memory)
+    found = ranked(held, engine.search(held, question, count))
+    if as_json:
+        typer.echo(json.dumps({"question": question, "writes": found}))
+    else:
+        out.print(writes_table(found) if found else "The memory holds nothing that could be found.")
+
+
+@app.command(epilog=examples("remanence chat notes.mem"))
+def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
+    """Ask and write, line by line. The memory is saved when you leave."""
+    require_memory_place(memory)
+    if memory.exists():
+        envelope_of(memory)
+    from remanence.terminal import chat_loop
+
+    held = load_memory(memory) if memory.exists() else None
+    engine = load_model(model)
+    if held is not None:
+        require_model(engine, held, memory)
+    chat_loop(out, engine, engine.new_memory() if held is None else held, memory)
+
+
+def require_question(question: str) -> None:
+    if not question.strip():
+        raise InvalidInputError("there is no question; put it in quotes behind the memory")
+
+
+def ranked(memory: "Memory", scores: "Sequence[tuple[int, float]]") -> list[dict[str, Any]]:
+    """Writes that were found, best first, each with its score."""
+    from remanence.details import writes_of
+
+    by_id = {one["id"]: one for one in writes_of(memory.writes)}
+    return [{"id": id, "score": round(score, 4), **by_id.get(id, {})} for id, score in scores]
