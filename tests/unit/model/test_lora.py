@@ -228,7 +228,7 @@ def test_lora_goes_onto_the_layers_that_are_named() -> None:
 def test_attach_refuses_lora_on_a_decoder_with_adapters_of_its_own() -> None:
     hf = decoder()
     hf.add_adapter(LoraConfig(target_modules=["q_proj"], r=2))
-    with pytest.raises(InvalidInputError, match="adapters already.*merge_and_unload"):
+    with pytest.raises(InvalidInputError, match=r"adapters already.*merge_and_unload"):
         with_memory(hf, lora=LoraSettings())
 
 
