@@ -136,7 +136,7 @@ def test_fingerprint_of_a_text_writer_is_that_of_the_decoder_whatever_stands_bes
     hf = decoder()
     model = with_text(hf)
     memory, before = told(model), model.fingerprint()
-    with_longterm(hf)
+    with_adapters(hf)
     assert model.fingerprint() == before
     assert with_text().fingerprint() == before != with_text(decoder(vocab_size=62)).fingerprint()
     model.read(memory, ids(5))
