@@ -19,7 +19,7 @@ from remanence.model import hooks
 from remanence.model.backbone import Backbone
 from remanence.model.chat import Texts
 from remanence.model.inputs import padding_id
-from remanence.model.lora import Role, TwinLora, new_twin_lora
+from remanence.model.lora import Role, TwinLora, new_twin_lora, without_twins
 from remanence.model.prefix_store import PrefixStore
 from remanence.model.retriever import Retriever, new_retriever
 from remanence.model.validation import Fingerprint, listed, require_own
@@ -286,8 +286,9 @@ class MemoryDecoder(nn.Module):
 
         Of a learned writer all parameters count, of a text writer the decoder's own, without adapters.
         """
-        model, kind = (self, self.hf.config.model_type) if self.config.writer == "learned" else (self.hf, "text")
-        return self._fingerprint.of(model, kind)
+        if self.config.writer == "learned":
+            return self._fingerprint.of(self, self.hf.config.model_type)
+        return self._fingerprint.of(self.hf, "text", without_twins)
 
     def stamp(self) -> int:
         """Differs after every change of a parameter, within this process."""

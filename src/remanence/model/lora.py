@@ -91,6 +91,13 @@ class TwinLora:
                 layer._active_adapter = [self.names[role]]
 
 
+def without_twins(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters by name, as they are without the adapters that `new_twin_lora` makes."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name or name.split(".")[-2] not in (WRITE, READ):
+            yield name.replace(".base_layer.", "."), parameter
+
+
 WRITE, READ = "writer", "reader"
 _NOT_ADAPTED = {"o_proj", "dense"}
 

@@ -5,7 +5,7 @@ What does not fit is refused before anything is done to it, with the cause and t
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.memory.memory import Memory
 from remanence.memory.spec import MemorySpec
 
+Named = Callable[[nn.Module], Iterable[tuple[str, nn.Parameter]]]
 _SAMPLED = 61  # numbers of each parameter
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -118,10 +119,13 @@ class Fingerprint:
     def __init__(self) -> None:
         self.stamp, self._digest = -1, ""
 
-    def of(self, model: nn.Module, kind: str) -> str:
+    def of(self, model: nn.Module, kind: str, named: Named = nn.Module.named_parameters) -> str:
         """Of names, shapes and a sample of values; `kind` tells apart what has the same parameters.
 
         A quantized parameter counts by the tensors that it is packed into. Tied parameters count once.
+
+        Args:
+            named: gives the parameters that count.
 
         Raises:
             UnsupportedModelError: a parameter is sharded over processes, of which each sees its part only.
@@ -129,7 +133,7 @@ class Fingerprint:
         stamp = _stamp(model)
         if stamp != self.stamp:
             digest = hashlib.blake2b(kind.encode(), digest_size=16)
-            for name, parameter in model.named_parameters():
+            for name, parameter in named(model):
                 for stored, tensor in _stored(name, parameter):
                     flat = tensor.detach().reshape(-1)
                     sample = _numbers(flat[:: max(1, flat.numel() // _SAMPLED)]).cpu()

@@ -1,19 +1,23 @@
 """Twin LoRA of published checkpoints: the same as two models into which the adapters were folded."""
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from remanence.model.adapters import LoraSettings
 from torch import Tensor
 
 from remanence import MemoryModel
-from remanence.errors import CheckpointError
+from remanence.config import LoraSettings
+from remanence.errors import CheckpointError, InvalidInputError
+from tests.support.models import randomised, told, with_adapters
+from tests.support.replay import encode, read_pending
 from tests.support.tiny import decoder, ids, with_memory
-from tests.unit.model.test_official_errors import GOLDEN, Weights, checkpoint, config_of, weights_of
+from tests.unit.model.test_formats_memoryllm import GOLDEN, Weights, checkpoint, config_of, weights_of
 
 RANK, ALPHA = 4, 12
 ADAPTED = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,7 +89,7 @@ def test_lora_writes_and_reads_like_two_models_with_folded_weights(tmp_path: Pat
     memory, expected = twins.lora.new_memory(seed=1), twins.writes.new_memory(seed=1)
     for length in (20, 3, 33):
         ids = torch.arange(3, 3 + length)
-        torch.testing.assert_close(twins.lora.encode(memory, ids), twins.writes.encode(expected, ids), **CLOSE)
+        torch.testing.assert_close(encode(twins.lora, memory, ids), encode(twins.writes, expected, ids), **CLOSE)
         twins.lora.write(memory, ids)
         twins.writes.write(expected, ids)
         torch.testing.assert_close(memory.pool.slots(), expected.pool.slots(), **CLOSE)
@@ -95,9 +99,9 @@ def test_lora_writes_and_reads_like_two_models_with_folded_weights(tmp_path: Pat
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
     same = twins.reads.memory_from_slots(expected.pool.slots())
     assert torch.equal(twins.lora.generate(memory, ids, **options), twins.reads.generate(same, ids, **options))
-    pending = twins.lora.encode(memory, ids)
-    alone = twins.lora.read(memory, ids, pending=pending).logits  # one pending block is read with the writing adapter
-    torch.testing.assert_close(alone, twins.writes.read(expected, ids, pending=pending).logits, **CLOSE)
+    pending = [encode(twins.lora, memory, ids)]
+    alone = read_pending(twins.lora, memory, ids, pending, None).logits  # by the adapter that writes
+    torch.testing.assert_close(alone, read_pending(twins.writes, expected, ids, pending, None).logits, **CLOSE)
 
 
 def test_adapters_differ_enough_to_be_told_apart(tmp_path: Path) -> None:
@@ -148,27 +152,90 @@ def test_damaged_adapters_are_named(tmp_path: Path, change: str, says: str) -> N
         MemoryModel.from_pretrained(checkpoint(tmp_path, stored(weights, lora), config))
 
 
-def test_a_role_within_a_role_gives_the_outer_one_back() -> None:
-    model = with_memory(decoder(), lora=LoraSettings())
-    assert model.adapters is not None
+def acting(model: MemoryModel) -> set[str]:
+    """The adapters that take part in a call now."""
+    layers = [module for module in model.hf.modules() if isinstance(module, LoraLayer)]
+    return {name for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
 
-    def active() -> set[str]:
-        found: set[str] = set()
-        for module in model.hf.modules():
-            if isinstance(module, LoraLayer):
-                found.update(module.active_adapters)
-        return found
 
+def test_role_lets_one_adapter_act_and_none_outside_of_it() -> None:
+    model = with_adapters()
+    assert acting(model) == set()
     with model.role("read"):
-        outer = active()
+        assert acting(model) == {"reader"}
         with model.role("write"):
-            assert active() != outer
-        assert active() == outer
+            assert acting(model) == {"writer"}
+        with suppress(KeyError), model.role(None):
+            assert acting(model) == set()
+            raise KeyError
+        assert acting(model) == {"reader"}
+        with model.stock():
+            assert acting(model) == set()
+    assert acting(model) == set()
+
+
+def test_role_leaves_wanted_gradients_as_they_are() -> None:
+    model = with_adapters()
+    for name, parameter in model.hf.named_parameters():
+        parameter.requires_grad_(".reader." in name)
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.write(told(model), ids(9))
+    model.read(told(model), ids(9))
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_writing_and_reading_use_an_adapter_each() -> None:
+    fresh, plain = with_memory(lora=LoraSettings(r=4), bos=False), with_memory(bos=False)
+    expected = plain.read(told(plain), ids(5)).logits
+    torch.testing.assert_close(fresh.read(told(fresh), ids(5)).logits, expected, atol=1e-5, rtol=0.0)
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            if ".lora_B.reader" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    made = encode(fresh, told(fresh), ids(9)), encode(plain, told(plain), ids(9))
+    torch.testing.assert_close(*made, atol=1e-5, rtol=0.0)
+    assert not torch.allclose(fresh.read(told(fresh), ids(5)).logits, expected, atol=1e-2)
+    with torch.no_grad():
+        for name, parameter in fresh.named_parameters():
+            if ".lora_B.writer" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    assert not torch.allclose(encode(fresh, told(fresh), ids(9)), made[1], atol=1e-2)
+
+
+def test_new_adapters_change_nothing_until_they_are_trained() -> None:
+    model, plain = with_memory(lora=LoraSettings(), bos=False), with_memory(bos=False)
+    read = [one.read(told(one), ids(5)).logits for one in (model, plain)]
+    torch.testing.assert_close(*read, atol=1e-5, rtol=0.0)
+    randomised(model)
+    assert not torch.allclose(model.read(told(model), ids(5)).logits, read[1], atol=1e-2)
+
+
+def test_lora_goes_onto_the_layers_that_are_named() -> None:
+    def adapted(model: MemoryModel) -> set[str]:
+        return {name.split(".")[-1] for name, module in model.hf.named_modules() if isinstance(module, LoraLayer)}
+
+    assert adapted(with_memory(lora=LoraSettings(target_modules=("q_proj",)))) == {"q_proj"}
+    assert adapted(with_memory(lora=LoraSettings())) == {*ADAPTED}
+    assert adapted(with_memory(decoder("gpt_neox"), lora=LoraSettings())) == {
+        "query_key_value",
+        "dense_h_to_4h",
+        "dense_4h_to_h",
+    }
+    with pytest.raises(InvalidInputError, match=r"no linear layer is named lm_head; there are .*q_proj"):
+        with_memory(lora=LoraSettings(target_modules=("lm_head", "q_proj")))
+
+
+def test_attach_refuses_lora_on_a_decoder_with_adapters_of_its_own() -> None:
+    hf = decoder()
+    hf.add_adapter(LoraConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(InvalidInputError, match=r"adapters already.*merge_and_unload"):
+        with_memory(hf, lora=LoraSettings())
 
 
 def test_a_model_with_adapters_can_be_copied() -> None:
-    model = with_memory(decoder(), lora=LoraSettings())
+    model = with_adapters()
     twin = copy.deepcopy(model)
-    memory = model.new_memory()
-    model.write(memory, ids(40))
+    memory = told(model)
+    with model.role("write"):
+        assert acting(twin) == set()
     assert torch.equal(twin.read(memory, ids(5)).logits, model.read(memory, ids(5)).logits)

@@ -69,7 +69,10 @@ def load(
 
 
 def published_only() -> CheckpointError:
-    return CheckpointError("a published model with adapters or long-term memory cannot be saved in this format")
+    return CheckpointError(
+        "this format holds adapters that lora= made, and no long-term memory that a checkpoint ships; other adapters "
+        "can be merged into the weights first (merge_and_unload of peft)"
+    )
 
 
 def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -103,7 +106,8 @@ def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None) ->
 def _load_own(
     path: Path, keep_hidden: bool, *, dtype: torch.dtype | None, attn_implementation: str | None
 ) -> Checkpoint:
-    config = _config_of(path / SETTINGS)
+    settings = _json(path / SETTINGS)
+    config = _config_of(settings, path / SETTINGS)
     try:
         tensors = load_file(path / PARAMETERS)
         hf = AutoModelForCausalLM.from_pretrained(
@@ -116,21 +120,25 @@ def _load_own(
         tokenizer = load_tokenizer(path)
     except (OSError, ValueError, SafetensorError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
-    config = config.replace(bos="bos_embedding" in tensors, keep_hidden=keep_hidden and config.writer == "learned")
+    if settings["format"] == _OLD_FORMAT:
+        config = config.replace(bos="bos_embedding" in tensors)
+    try:
+        adapters = None if config.lora is None else new_twin_lora(hf, config.lora)
+    except InvalidInputError as error:
+        raise CheckpointError(f"{path / SETTINGS} does not fit: {error}") from error
     longterm = config.longterm
     return Checkpoint(
         hf=hf,
         tokenizer=tokenizer,
-        config=config,
+        config=config.replace(keep_hidden=keep_hidden and config.writer == "learned"),
         tensors=tensors,
-        adapters=None if config.lora is None else new_twin_lora(hf, config.lora),
+        adapters=adapters,
         retriever=None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers),
     )
 
 
-def _config_of(path: Path) -> MemoryConfig:
+def _config_of(settings: Mapping[str, Any], path: Path) -> MemoryConfig:
     """Raises CheckpointError where the settings are of another format, or do not fit."""
-    settings = _json(path)
     try:
         if settings.get("format") == FORMAT:
             return MemoryConfig.from_json(settings["memory"])
@@ -143,7 +151,7 @@ def _config_of(path: Path) -> MemoryConfig:
 
 
 def _old_config(settings: Mapping[str, Any]) -> MemoryConfig:
-    """Settings of version 0.1."""
+    """Settings of version 0.1. Whether there is a bos slot, only the tensors say."""
     longterm = None
     if "longterm" in settings:
         rules, retriever = settings["longterm"], settings["retriever"]

@@ -1,4 +1,4 @@
-"""Published checkpoints in every layout, and what is said of damaged ones."""
+"""Published checkpoints in every layout, what is said of damaged ones, and the long-term memory that they ship."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from remanence import MemoryModel
-from remanence.errors import CheckpointError
+from remanence import Memory, MemoryConfig, MemoryModel
+from remanence.config import StorageConfig
+from remanence.errors import CheckpointError, InvalidInputError
+from remanence.memory import LongTerm
+from remanence.memory.published import RecallFrequency
+from remanence.memory.state import Frequencies
+from remanence.model.formats.memoryllm import ShippedLongTerm, ShippedSlots
+from remanence.model.learned import LearnedWriter
+from tests.support import tiny
+from tests.support.models import with_adapters
+from tests.support.replay import encode
+from tests.support.tiny import ids
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SOURCE = GOLDEN / "A-memoryllm-gqa"
@@ -193,13 +203,13 @@ def test_a_draw_of_one_slot_too_few_makes_the_pool_grow_and_reads_right(tmp_path
     model = MemoryModel.from_pretrained(checkpoint(tmp_path, weights_of(), config), keep_hidden=True)
     n, k, layers = model.slots, model.slots_per_write, config["num_hidden_layers"]
     memory = model.new_memory()
-    before, made = memory.pool.slots(), model.encode(memory, IDS)
+    before, made = memory.pool.slots(), encode(model, memory, IDS)
     evict = torch.arange(1, k)  # K - 1 ranks, the same in every layer
     model.write(memory, IDS, evict=evict.repeat(layers, 1))
     expected = torch.cat([before[:, :1], before[:, k:], made], dim=1)
     assert memory.pool.size == n + 1 and torch.equal(memory.pool.slots(), expected)
 
-    larger = MemoryModel(model.hf, slots=n + 1, slots_per_write=n + 1)
+    larger = MemoryModel(model.hf, config=MemoryConfig(writer="learned", slots=n + 1, slots_per_write=n + 1))
     larger.bos_embedding = model.bos_embedding
     same = larger.memory_from_slots(expected)
     torch.testing.assert_close(model.read(memory, IDS).logits, larger.read(same, IDS).logits)
@@ -210,4 +220,115 @@ def test_a_draw_of_one_slot_too_few_makes_the_pool_grow_and_reads_right(tmp_path
     model.write(memory, IDS)
     assert memory.pool.size == n + 1
     memory.save(tmp_path / "grown")
-    assert torch.equal(type(memory).load(tmp_path / "grown").pool.slots(), memory.pool.slots())
+    assert torch.equal(Memory.load(tmp_path / "grown").pool.slots(), memory.pool.slots())
+
+
+def test_save_pretrained_refuses_what_only_the_published_format_holds(tmp_path: Path) -> None:
+    source = GOLDEN / "D-mplus-gqa"
+    path = checkpoint(tmp_path / "published", weights_of(source), config_of(source))
+    with pytest.raises(CheckpointError, match="no long-term memory that a checkpoint ships"):
+        MemoryModel.from_pretrained(path).save_pretrained(tmp_path / "own")
+    assert not (tmp_path / "own").exists()
+    plain = MemoryModel.from_pretrained(checkpoint(tmp_path / "plain", weights_of()))
+    plain.save_pretrained(tmp_path / "own")
+    again = MemoryModel.from_pretrained(tmp_path / "own")
+    assert again.config == plain.config
+    read = [one.read(one.new_memory(), IDS).logits for one in (plain, again)]
+    torch.testing.assert_close(*read, atol=1e-5, rtol=0.0)
+
+
+# Long-term memory that comes with a checkpoint: every new memory starts with it, and has it to itself.
+
+SHIPPED = 30  # slots per layer
+
+
+def shipping() -> MemoryModel:
+    model = with_adapters()
+    ages = torch.arange(SHIPPED).flip(0)
+    slots = [
+        ShippedSlots(torch.randn(SHIPPED, 32), torch.randn(SHIPPED, 16), ages, torch.full((SHIPPED,), 5.0))
+        for _ in range(tiny.LAYERS)
+    ]
+    writer_of(model).shipped = ShippedLongTerm(slots, Frequencies(merge_after=3 * tiny.K, initial=3.0, decay=1.0))
+    return model
+
+
+def writer_of(model: MemoryModel) -> LearnedWriter:
+    assert isinstance(model.writer, LearnedWriter)
+    return model.writer
+
+
+def held(memory: Memory) -> LongTerm:
+    assert memory.longterm is not None
+    return memory.longterm
+
+
+def keys_of(memory: Memory) -> Tensor:
+    """Of the first layer."""
+    return held(memory).layers[0].take(torch.arange(SHIPPED))[0]
+
+
+def projected(model: MemoryModel) -> Tensor:
+    """Keys of the first layer's shipped slots, by the adapter that is active."""
+    with torch.no_grad():
+        return model.backbone.project(0, writer_of(model).shipped.layers[0].hidden)[0]
+
+
+def test_a_write_into_one_new_memory_shows_in_no_other() -> None:
+    model = shipping()
+    first, second = model.new_memory(), model.new_memory()
+    for number in range(3):
+        model.write(first, ids(9, seed=number))
+    policy = held(first).policy
+    assert isinstance(policy, RecallFrequency)
+    assert held(first).sizes() == [SHIPPED] * tiny.LAYERS
+    assert policy.buffered(held(first)) == [2 * tiny.K] * tiny.LAYERS
+    model.write(first, ids(9))
+    assert held(first).sizes() == [SHIPPED + 3 * tiny.K] * tiny.LAYERS
+    for other in (second, model.new_memory()):
+        assert held(other).sizes() == [SHIPPED] * tiny.LAYERS
+        assert held(other).clock == 0
+
+
+def test_shipped_slots_are_kept_as_the_reading_adapter_sees_them() -> None:
+    model = shipping()
+    keys = keys_of(model.new_memory())
+    with model.role("read"):
+        torch.testing.assert_close(keys, projected(model))
+    with model.role("write"):
+        assert not torch.allclose(keys, projected(model), atol=1e-2)
+
+
+def test_shipped_slots_follow_a_change_of_the_weights() -> None:
+    model = shipping()
+    before = keys_of(model.new_memory())
+    with torch.no_grad():
+        for name, parameter in model.hf.named_parameters():
+            if "k_proj" in name:
+                parameter.mul_(2)
+    after = keys_of(model.new_memory())
+    assert not torch.allclose(after, before, atol=1e-2)
+    with model.role("read"):
+        torch.testing.assert_close(after, projected(model))
+
+
+def test_each_new_memory_has_the_storage_asked_for() -> None:
+    model = shipping()
+    for storage in (StorageConfig(), StorageConfig(int8=True), StorageConfig("device")):
+        assert held(model.new_memory(storage=storage)).layout.storage == storage
+
+
+def test_new_memory_refuses_a_capacity_where_recall_decides_who_goes() -> None:
+    with pytest.raises(InvalidInputError, match="leave capacity= out"):
+        shipping().new_memory(capacity=12)
+
+
+def test_search_leaves_out_slots_that_no_write_made() -> None:
+    model = shipping()
+    model.tokenizer = tiny.tokenizer()
+    memory = model.new_memory()
+    for number in range(6):
+        model.write(memory, ids(9, seed=number))
+    retrieved = model.read(memory, ids(5)).past_key_values.retrieval.found
+    assert any(bool((rows[0].serial == -1).any()) for rows in retrieved)
+    assert {write for write, _ in model.search(memory, ids(5), k=9)} <= set(range(6))
