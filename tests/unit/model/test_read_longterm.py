@@ -4,29 +4,26 @@ from typing import Any
 
 import pytest
 import torch
-from remanence.memory.agreement import Agreement
-from remanence.model.adapters import LoraSettings
 from torch import Tensor
 
 from remanence import Memory, MemoryModel
-from remanence.errors import CorruptMemoryError, InvalidInputError
-from remanence.memory import LongTerm, LongTermRules, Retrieved, Storage
+from remanence.config import LongTermConfig, StorageConfig
+from remanence.errors import CorruptMemoryError, InvalidInputError, MemoryMismatchError
+from remanence.memory import Pool
+from remanence.memory.longterm import Retrieved
+from remanence.memory.scoring import CrossLayerPrior, best
 from tests.support import tiny
-from tests.support.tiny import ids
+from tests.support.models import with_longterm
+from tests.support.replay import encode, read_pending, update
+from tests.support.tiny import decoder, ids
 
 K0 = 8
-CLOSE = {"atol": 1e-5, "rtol": 0.0}
+CLOSE = {"atol": 2e-5, "rtol": 0.0}
 
 
-def model_of(family: str = "llama", **settings: Any) -> MemoryModel:
-    changes = {"attention": settings.pop("attention", "sdpa")}
-    rules = settings.pop("longterm", LongTermRules(retrieved=K0))
-    model = tiny.with_memory(tiny.decoder(family, **changes), longterm=rules, retrieval_size=16, **settings)
-    torch.manual_seed(3)
-    assert model.retriever is not None
-    for parameter in model.retriever.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+def model_of(family: str = "llama", prior: float = 0.0, retrieved: int = K0, **changes: Any) -> MemoryModel:
+    rules = LongTermConfig(retrieved=retrieved, cross_layer_prior=prior)
+    return with_longterm(decoder(family, **changes), longterm=rules)
 
 
 def written(model: MemoryModel, seed: int = 0, writes: int = 9, **settings: Any) -> Memory:
@@ -37,7 +34,7 @@ def written(model: MemoryModel, seed: int = 0, writes: int = 9, **settings: Any)
 
 
 def found_in(out: Any) -> list[list[Retrieved | None]]:
-    retrieval = out.past_key_values.retrieval
+    retrieval = getattr(out.past_key_values, "retrieval", None)
     return retrieval.found if retrieval is not None else []
 
 
@@ -71,47 +68,41 @@ def test_what_is_retrieved_is_read_as_if_it_stood_at_the_front_of_a_larger_pool(
     model = model_of(family)
     memory, prompt = written(model), ids(7, seed=5)
     out = model.read(memory, prompt)
-    pools = model.new_memory(longterm=False)
-    larger = memory.pool_only()
-    pool = memory.pool.clone()
+    larger, pool, stacked = memory.pool_only(), memory.pool, list[Tensor]()
     for name in ("keys", "values"):
-        stacked = []
+        layers = []
         for layer, found in enumerate(found_in(out)):
             assert found[0] is not None
-            kept = getattr(pool, name)[layer][pool.order[layer]]
-            stacked.append(torch.cat([getattr(found[0], name), kept]))
-        setattr(pool, name, torch.stack(stacked))
-    pool.serial = torch.arange(K0 + tiny.SLOTS).repeat(tiny.LAYERS, 1)
-    pool._order = None
-    larger.pool_or_none = pool
+            layers.append(torch.cat([getattr(found[0], name), getattr(pool, name)[layer][pool.order[layer]]]))
+        stacked.append(torch.stack(layers))
+    larger.pool_or_none = Pool(*stacked, torch.arange(K0 + tiny.SLOTS).repeat(tiny.LAYERS, 1))
     torch.testing.assert_close(model.read(larger, prompt).logits, out.logits, **CLOSE)
     assert not torch.allclose(model.read(memory.pool_only(), prompt).logits, out.logits, atol=1e-3)
-    assert pools.longterm is None
+    assert model.new_memory(longterm=False).longterm is None
 
 
-def test_layers_above_the_second_go_by_what_those_below_found_where_they_agree() -> None:
-    by_itself, agreeing = (model_of(longterm=LongTermRules(retrieved=K0, agreement=share)) for share in (0.0, 0.02))
-    memory, prompt = written(by_itself), ids(7, seed=5)
-    assert memory.longterm is not None and by_itself.retriever is not None
+def test_layers_above_the_second_go_by_what_those_below_found_where_there_is_a_prior() -> None:
+    by_itself, with_prior = (model_of(prior=temperature) for temperature in (0.0, 0.02))
+    memory, prompt = written(with_prior), ids(7, seed=5)
+    assert memory.longterm is not None and with_prior.retriever is not None
     seen: list[Tensor] = []
-    for layer in by_itself.backbone.layers:
+    for layer in with_prior.backbone.layers:
         layer.self_attn.register_forward_pre_hook(
             lambda _, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
         )
-    before = found_in(by_itself.read(memory, prompt))
-    after = found_in(agreeing.read(written(agreeing), prompt))
-    weighed, agreement = [], Agreement(0.02, tiny.K)
+    before = found_in(by_itself.read(written(by_itself), prompt))
+    after = found_in(with_prior.read(memory, prompt))
+    weighed, prior = [], CrossLayerPrior(0.02, tiny.K)
     pool = memory.pool
     assert pool.retrieval is not None
     for layer, held in list(enumerate(memory.longterm.layers))[1:]:
-        queries = by_itself.retriever.query[layer](seen[layer][0])
+        queries = with_prior.retriever.query[layer](seen[layer][0])
         keys = torch.cat([block.rows["keys"].first(held.count) for block in held.blocks.values()])
         scores = torch.sigmoid(queries @ torch.cat([keys, pool.retrieval[layer]]).T).mean(0)
         serial = torch.cat([held.serials(), pool.serial[layer]])
-        best = agreement.weighed(scores, serial).topk(K0).indices
-        weighed.append(
-            (best[best < held.count].sort().values.tolist(), pool.keys[layer][best[best >= held.count] - held.count])
-        )
+        picked = best(prior.apply(scores, serial), K0)
+        there = picked[picked < held.count].tolist()
+        weighed.append((there, pool.keys[layer][picked[picked >= held.count] - held.count]))
     for layer, (positions, keys) in enumerate(weighed, start=1):
         found = after[layer][0]
         assert found is not None and found.positions.sort().values.tolist() == positions
@@ -125,7 +116,7 @@ def test_layers_above_the_second_go_by_what_those_below_found_where_they_agree()
 
 
 def test_what_is_best_in_the_pool_is_read_twice_rather_than_others_that_resemble_it() -> None:
-    model = model_of(longterm=LongTermRules(retrieved=tiny.K, agreement=0.02))
+    model = model_of(prior=0.02, retrieved=tiny.K)
     memory, prompt = written(model), ids(7, seed=5)
     assert model.retriever is not None
     pool = memory.pool
@@ -149,11 +140,11 @@ def test_what_is_best_in_the_pool_is_read_twice_rather_than_others_that_resemble
     assert torch.equal(rows.values, pool.values[1][newest[1]])
 
 
-@pytest.mark.parametrize("agreement", [0.0, 0.02])
-def test_of_slots_that_score_alike_the_first_are_read_whatever_the_others_score(agreement: float) -> None:
+@pytest.mark.parametrize("prior", [0.0, 0.02])
+def test_of_slots_that_score_alike_the_first_are_read_whatever_the_others_score(prior: float) -> None:
     """Slots of one token are the same in layer 0, so the last places often fall among such."""
     wanted, size, alike = 8, 60, torch.arange(3, 60, 5)
-    model = model_of(longterm=LongTermRules(retrieved=wanted, agreement=agreement))
+    model = model_of(prior=prior, retrieved=wanted)
     longterm = written(model, writes=14).longterm
     assert longterm is not None and longterm.layers[0].size >= size
     held = longterm.layers[0]
@@ -161,15 +152,15 @@ def test_of_slots_that_score_alike_the_first_are_read_whatever_the_others_score(
         scores = torch.rand(held.size, generator=torch.Generator().manual_seed(seed)) * 0.1
         scores[alike] = 0.5 + 1e-7 * torch.rand(len(alike), generator=torch.Generator().manual_seed(seed))
         held.scores = lambda _, scores=scores: scores  # type: ignore[method-assign]
-        agreed = longterm.rules.agreeing(tiny.K)
-        found = longterm.retrieve(0, torch.zeros(1, 16), wanted, agreed)
+        weighing = CrossLayerPrior(prior, tiny.K) if prior else None
+        found = longterm.retrieve(0, torch.zeros(1, 16), wanted, weighing)
         assert sorted(found.positions.tolist()) == [int(at) + held.start for at in alike[:wanted]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("agreement", [0.0, 0.02])
-def test_rows_with_different_long_term_memories_equal_single_calls(attention: str, agreement: float) -> None:
-    model = model_of(attention=attention, longterm=LongTermRules(retrieved=K0, agreement=agreement))
+@pytest.mark.parametrize("prior", [0.0, 0.02])
+def test_rows_with_different_long_term_memories_equal_single_calls(attention: str, prior: float) -> None:
+    model = model_of(attention=attention, prior=prior)
     memories = [written(model, 1, 9), written(model, 2, 3), written(model, 3, 0), written(model, 4, 14)]
     memories.append(written(model, 5, 12, longterm=False))
     prompts = [ids(length, seed=length) for length in (6, 2, 9, 1, 4)]
@@ -187,15 +178,12 @@ def test_pending_slots_stand_behind_what_is_retrieved_and_sampled() -> None:
     model = model_of()
     memory, prompt = written(model), ids(7, seed=5)
     assert memory.longterm is not None
-    made, ranks = model.encode(memory, ids(9)), torch.arange(tiny.SLOTS).repeat(tiny.LAYERS, 1)
+    made, ranks = encode(model, memory, ids(9)), torch.arange(tiny.SLOTS).repeat(tiny.LAYERS, 1)
     updated = memory.pool_only().fork()
-    model.update(updated, made, evict=ranks[:, : tiny.K])
+    update(model, updated, made, evict=ranks[:, : tiny.K])
     without = model.read(updated, prompt).logits
     updated.longterm = memory.longterm
-    expected, out = (
-        model.read(updated, prompt),
-        model.read(memory, prompt, pending=made, sampled=ranks[:, tiny.K :]),
-    )
+    expected, out = model.read(updated, prompt), read_pending(model, memory, prompt, [made], ranks[:, tiny.K :])
     torch.testing.assert_close(out.logits, expected.logits, **CLOSE)
     assert not torch.allclose(out.logits, without, atol=1e-3)
     for one, other in zip(found_in(out), found_in(expected), strict=True):
@@ -206,10 +194,10 @@ def test_pending_slots_stand_behind_what_is_retrieved_and_sampled() -> None:
 def test_pending_slots_that_are_read_alone_retrieve_nothing() -> None:
     model = model_of()
     memory, prompt = written(model), ids(7, seed=5)
-    made = model.encode(memory, ids(9))
-    out = model.read(memory, prompt, pending=made)
+    made = [encode(model, memory, ids(9))]
+    out = read_pending(model, memory, prompt, made, None)
     assert not found_in(out)
-    assert torch.equal(out.logits, model.read(memory.pool_only(), prompt, pending=made).logits)
+    assert torch.equal(out.logits, read_pending(model, memory.pool_only(), prompt, made, None).logits)
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
@@ -241,42 +229,6 @@ def test_greedy_generation_is_a_loop_of_steps_on_one_read() -> None:
             logits = model.hf(step, past_key_values=cache, use_cache=True).logits
         if cache.get_seq_length() - cache.prefix < out.shape[1]:
             assert int(logits[0, -1].argmax()) == int(out[0, cache.get_seq_length() - cache.prefix])
-
-
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}])
-def test_retrieval_can_follow_the_generated_text(options: dict[str, Any]) -> None:
-    model = model_of()
-    memory, prompt = written(model, writes=20), ids(3)
-    generate = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "return_dict_in_generate": True}
-    often = model.generate(memory, prompt, retrieve_every=2, **generate, **options)
-    once = model.generate(memory, prompt, **generate, **options)
-    moved = [
-        a[0].positions.tolist() != b[0].positions.tolist()  # type: ignore[union-attr]
-        for a, b in zip(found_in(often), found_in(once), strict=True)
-    ]
-    assert any(moved)
-    cache = often.past_key_values
-    for layer, rows in enumerate(found_in(often)):
-        found = rows[0]
-        assert found is not None
-        held = cache.layers[layer].values[:, 1 : 1 + K0]
-        assert all(torch.equal(row, found.values) for row in held)
-    with pytest.raises(InvalidInputError, match="retrieve_every"):
-        model.generate(memory, prompt, retrieve_every=0, **generate)
-
-
-def test_each_retrieval_is_asked_by_what_was_written_since_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of()
-    memory, real = written(model, writes=20), LongTerm.retrieve
-    tokens: list[list[int]] = [[] for _ in range(tiny.LAYERS)]
-
-    def counting(self: LongTerm, layer: int, queries: Tensor, *rest: Any) -> Retrieved:
-        tokens[layer].append(len(queries))
-        return real(self, layer, queries, *rest)
-
-    monkeypatch.setattr(LongTerm, "retrieve", counting)
-    model.generate(memory, ids(3), retrieve_every=2, max_new_tokens=8, do_sample=False, eos_token_id=None)
-    assert tokens == [[3, 2, 2, 2]] * tiny.LAYERS
 
 
 def test_long_term_memory_that_lies_elsewhere_is_refused_before_the_first_write() -> None:
@@ -314,11 +266,20 @@ def test_numbers_that_are_none_stop_the_read() -> None:
         model.read(memory, ids(4))
 
 
-def test_a_capacity_below_one_write_is_refused() -> None:
+def test_a_capacity_of_none_keeps_nothing_and_reads_the_pool_only() -> None:
     model = model_of()
-    with pytest.raises(InvalidInputError, match="smaller than one write"):
-        model.new_memory(capacity=tiny.K - 1)
-    assert written(model, capacity=0).longterm.sizes() == [0] * tiny.LAYERS  # type: ignore[union-attr]
+    memory = written(model, capacity=0)
+    assert memory.longterm is not None and memory.longterm.sizes() == [0] * tiny.LAYERS
+    assert torch.equal(model.read(memory, ids(4)).logits, model.read(memory.pool_only(), ids(4)).logits)
+
+
+def test_a_capacity_keeps_the_newest_and_reads_them_as_a_memory_without_bounds_does_while_it_is_not_full() -> None:
+    model = model_of()
+    bounded, free = written(model, capacity=2 * tiny.K), written(model)
+    assert bounded.longterm is not None and bounded.longterm.sizes() == [2 * tiny.K] * tiny.LAYERS
+    assert not torch.allclose(model.read(bounded, ids(4)).logits, model.read(free, ids(4)).logits, atol=1e-3)
+    few = written(model, writes=3, capacity=2 * tiny.K), written(model, writes=3)
+    assert torch.equal(*(model.read(memory, ids(4)).logits for memory in few))
 
 
 def test_a_memory_with_keys_of_another_retriever_is_refused() -> None:
@@ -327,7 +288,7 @@ def test_a_memory_with_keys_of_another_retriever_is_refused() -> None:
     memory = written(one)
     with torch.no_grad():
         next(other.retriever.parameters()).mul_(2)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(MemoryMismatchError, match="another model"):
         other.read(memory, ids(4))
 
 
@@ -335,39 +296,18 @@ def test_tiers_read_alike(tmp_path: Any) -> None:
     model = model_of()
     read = [
         model.read(written(model, storage=storage), ids(6)).logits
-        for storage in (Storage("host"), Storage("device"), Storage("disk", folder=tmp_path))
+        for storage in (StorageConfig("host"), StorageConfig("device"), StorageConfig("disk", folder=tmp_path))
     ]
     assert torch.equal(read[0], read[1]) and torch.equal(read[0], read[2])
-    rounded = model.read(written(model, storage=Storage(int8=True)), ids(6)).logits
+    rounded = model.read(written(model, storage=StorageConfig(int8=True)), ids(6)).logits
     torch.testing.assert_close(rounded, read[0], atol=0.1, rtol=0.0)
     assert not torch.equal(rounded, read[0])
 
 
-def test_a_model_with_adapters_and_retriever_comes_back_as_it_was_saved(tmp_path: Any) -> None:
-    model = model_of(lora=LoraSettings(r=4))
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    memory = written(model)
-    model.save_pretrained(tmp_path)
-    again = MemoryModel.from_pretrained(tmp_path)
-    assert again.fingerprint() == model.fingerprint()
-    assert (again.longterm, again.slots) == (model.longterm, model.slots)
-    torch.testing.assert_close(again.read(memory, ids(5)).logits, model.read(memory, ids(5)).logits, **CLOSE)
-    assert not any(
-        ".lora_" in name for name in (tmp_path / "model.safetensors").read_bytes()[:4000].decode("latin1").split('"')
-    )
-
-
-def test_writing_and_reading_use_an_adapter_each() -> None:
-    model = model_of(lora=LoraSettings(r=4), bos=False)
-    plain = model_of(bos=False)
-    before = written(model)
-    torch.testing.assert_close(model.read(before, ids(5)).logits, plain.read(written(plain), ids(5)).logits, **CLOSE)
-    for name, parameter in model.named_parameters():
-        if ".lora_B.reader" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    torch.testing.assert_close(model.encode(written(model), ids(9)), plain.encode(written(plain), ids(9)), **CLOSE)
-    assert not torch.allclose(
-        model.read(written(model), ids(5)).logits, plain.read(written(plain), ids(5)).logits, atol=1e-2
-    )
+def test_a_fork_of_a_memorys_pool_and_what_was_saved_of_it_can_be_written(tmp_path: Any) -> None:
+    model = model_of()
+    view = written(model).pool_only()
+    view.save(tmp_path / "view")
+    for twin in (view.fork(), Memory.load(tmp_path / "view")):
+        model.write(twin, ids(40, seed=2))
+        assert twin.longterm is None

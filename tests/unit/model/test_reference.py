@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence import MemoryModel
-from remanence.memory import LongTermRules
+from remanence.config import LongTermConfig
 from remanence.model import reference
+from tests.support.replay import writer_of
 from tests.support.tiny import decoder, with_memory
 from tests.support.tiny import ids as ids_of
 
@@ -84,10 +85,10 @@ def test_first_generated_token_is_the_plain_paths() -> None:
 
 def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 8
-    model = with_memory(decoder(), longterm=LongTermRules(retrieved=count), retrieval_size=16, keep_hidden=True)
+    model = with_memory(decoder(), longterm=LongTermConfig(retrieved=count), retrieval_size=16, keep_hidden=True)
     retriever, slots, k = model.retriever, model.slots, model.slots_per_write
     pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
-    memory = model.memory_from_slots(pool, longterm=model.new_memory().longterm)
+    memory = writer_of(model).memory_of(pool, 0, model.new_memory().longterm)
     layers, _, size = pool.shape
     ages = torch.zeros(layers, slots, dtype=torch.long)
     new_ages = torch.arange(k - 1, -1, -1).repeat(layers, 1)
