@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import torch
+
 from remanence.memory import Memory
+from remanence.memory.chunks import Query
 from tests.support.longterms import bits, everything
 
 
@@ -35,4 +38,6 @@ def contents(memory: Memory) -> dict[str, Any]:
         found |= {"random": held.random, "seed": held.seed, "next_key": held.next_key, "dropped": held.dropped}
         kept = [chunk.slots for chunk in held if chunk.slots is not None]
         found["slots"] = [bits(one.slots) + (b"" if one.scales is None else bits(one.scales)) for one in kept]
+        found["scores"] = list(held.scores(Query(["alice", "oslo"], torch.ones(memory.spec.retrieval_size))).values())
+        found["draws"] = list(held._draws)
     return found

@@ -16,6 +16,7 @@ from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
+from remanence.memory.writes import checked
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,9 @@ class Chunks:
 
         Raises:
             CorruptMemoryError: its latent vector is not finite.
+            InvalidInputError: its text is not valid Unicode.
         """
+        checked(text=chunk.text)
         if not bool(torch.isfinite(chunk.latent).all()):
             raise CorruptMemoryError("the latent vector of a chunk is not finite; check the model in float32")
         if not self.keep_text:

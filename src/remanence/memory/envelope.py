@@ -108,6 +108,8 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         FileNotFoundError: there is no such file.
     """
     try:
+        if path.is_dir():
+            raise MemoryFileError(f"{path} is a folder; name the memory's file in it")
         if not path.is_file():
             raise FileNotFoundError(f"there is no memory file at {path}")
         with open(path, "rb") as file:

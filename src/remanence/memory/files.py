@@ -162,6 +162,8 @@ def save(state: MemoryState, target: Path, versions: dict[Path, Version | None],
 
 def _save(state: MemoryState, target: Path, versions: dict[Path, Version | None], overwrite: bool) -> None:
     folder, before = folder_of(target), version_of(target)
+    if target.is_dir():
+        raise MemoryFileError(f"{target} is a folder; name a file in it")
     if not overwrite and before not in (versions.get(target), None):
         raise MemoryConflictError(
             f"{target} was saved by another since this memory was made, loaded from it or saved to it; nothing was "

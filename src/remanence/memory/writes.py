@@ -116,7 +116,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def checked(source: str | None, metadata: Mapping[str, Any] | None, text: str | None) -> dict[str, Any]:
+def checked(
+    source: str | None = None, metadata: Mapping[str, Any] | None = None, text: str | None = None
+) -> dict[str, Any]:
     """What a caller says of a write, as a file gives it back.
 
     Raises:

@@ -125,7 +125,9 @@ def to_rows(content: Any, count: int) -> list[Any]:
         content = rows
     elif count == 1 and (is_messages(content) or isinstance(content, str)):
         content = [content]
-    if isinstance(content, str | bytes) or (isinstance(content, Tensor) and content.dim() < 2):
+    if isinstance(content, bytes | bytearray):
+        raise InvalidInputError("bytes are no text; decode them first, for example with content.decode('utf-8')")
+    if isinstance(content, str) or (isinstance(content, Tensor) and content.dim() < 2):
         raise InvalidInputError(f"{count} memories take {count} texts or rows of ids, got one")
     if not isinstance(content, Sequence | Tensor):
         raise InvalidInputError(f"expected a list of texts or of rows of ids, got {type(content).__name__}")

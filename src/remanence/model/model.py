@@ -18,7 +18,7 @@ from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
-from remanence.model.inputs import Content, Message, checked_metadata, is_text, to_rows
+from remanence.model.inputs import Content, Message, check_text, checked_metadata, is_text, to_rows
 from remanence.model.learned import LearnedWriter
 from remanence.model.text import TextWriter, chunks_of
 from remanence.model.validation import listed
@@ -294,6 +294,7 @@ class MemoryModel(MemoryDecoder):
         chat = self.config.writer == "text" and self.texts.chats
         prompt: Any = question
         if isinstance(question, str):
+            check_text(question)
             prompt = [{"role": "user", "content": question}] if chat else f"Question: {question.strip()} Answer:"
         kwargs = {"do_sample": False, **kwargs, "max_new_tokens": max_new_tokens}
         asked = question if isinstance(question, str) else None

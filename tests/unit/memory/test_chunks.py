@@ -181,6 +181,13 @@ def test_add_refuses_a_vector_that_is_not_finite() -> None:
     assert len(chunks) == 0 and chunks.tokens == 0
 
 
+def test_add_refuses_text_that_no_file_could_keep() -> None:
+    chunks, ids = Chunks(StorageConfig("text")), torch.arange(3, dtype=torch.int32)
+    with pytest.raises(InvalidInputError, match="valid Unicode"):
+        chunks.add(Chunk(0, 0, 0, 3, ids, "half a pair \ud800", latent_of(0), None), Undo())
+    assert len(chunks) == 0
+
+
 def test_scores_go_by_token_ids_where_there_is_no_text() -> None:
     chunks = Chunks(StorageConfig("text"))
     for key in range(2):

@@ -227,13 +227,14 @@ def appended(held: LongTerm, count: int, seed: int, undo: Undo) -> None:
     held.append(Evicted(keys, values, retrieval, zeros, zeros), 1, undo)
 
 
-def test_append_of_a_long_write_that_is_taken_back_returns_the_blocks_it_let_go() -> None:
-    held = longterm(LongTermConfig(retrieved=5, capacity=300))
+@pytest.mark.parametrize(("capacity", "count"), [(300, 200), (50, 10)])
+def test_append_of_a_long_write_that_is_taken_back_returns_the_blocks_it_let_go(capacity: int, count: int) -> None:
+    held = longterm(LongTermConfig(retrieved=5, capacity=capacity))
     append(held, 300)
     before = everything(held)
     with pytest.raises(KeyboardInterrupt), undoing() as undo:  # noqa: PT012
         for chunk in range(6):
-            appended(held, 200, chunk, undo)
+            appended(held, count, chunk, undo)
         assert 0 not in held.layers[0].blocks
         raise KeyboardInterrupt
     assert everything(held) == before

@@ -58,6 +58,15 @@ def test_save_again_writes_only_blocks_that_are_new(
     assert old.keys() & new.keys() == full and all(old[name] == new[name] for name in full)
 
 
+def test_save_again_writes_a_block_that_was_filled_since_it_was_loaded(target: Path) -> None:
+    written().save(target)
+    memory = Memory.load(target)
+    for number in range(WRITES, WRITES + 3):
+        go_on(memory, number)
+    memory.save(target)
+    assert contents(Memory.load(target)) == contents(memory)
+
+
 def test_save_again_after_a_write_that_was_taken_back_writes_what_is_there(target: Path) -> None:
     """A commit inside the write may save the memory, and fail then."""
     memory = written(WRITES - 3)  # the next write fills the first block

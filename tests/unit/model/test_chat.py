@@ -191,6 +191,9 @@ def test_content_of_other_kinds_is_refused_in_one_line() -> None:
     ):
         with pytest.raises(InvalidInputError, match=cause):
             model.write(memory, content)  # type: ignore[call-overload]
+    for act in (lambda: model.write([memory], b"x"), lambda: model.ask(memory, " ")):  # type: ignore[call-overload]
+        with pytest.raises(InvalidInputError, match=r"decode|blank"):
+            act()
     with pytest.raises(InvalidInputError, match="JSON"):
         model.write(memory, TEXT, metadata={"a": object()})
     with pytest.raises(InvalidInputError, match="no chat template"):
