@@ -270,7 +270,7 @@ class MemoryModel(MemoryDecoder):
         made = self._reading(memory, prompt, attention_mask, allow_special, kwargs, retrieve_every)
         out = reading.generate(self, made, kwargs)
         single = isinstance(memory, Memory)
-        text = all(map(is_text, [prompt] if single else to_rows(prompt, len(made.ids))))
+        text = all(map(is_text, [prompt] if isinstance(memory, Memory) else to_rows(prompt, len(memory))))
         if not text or not isinstance(out, Tensor):
             return out
         texts = self.tokenizer.batch_decode(out[:, made.given.shape[1] :], skip_special_tokens=True)

@@ -130,7 +130,7 @@ def test_prefix_layer_puts_the_first_text_where_its_places_are(parts: list[int])
     ids=lambda options: " ".join(options),
 )
 @pytest.mark.parametrize("kind", ["pool", "text"])
-def test_decoding_neither_moves_nor_changes_the_prefix(options: dict[str, Any], kind: str) -> None:
+def test_generate_neither_moves_nor_changes_the_prefix(options: dict[str, Any], kind: str) -> None:
     model = KINDS[kind]()
     calls: list[list[tuple[int, int]]] = []
     prefixes: list[Tensor] = []
@@ -241,7 +241,7 @@ def read_without_cache(model: MemoryModel, cache: Any, prompt: Tensor) -> Tensor
     return logits
 
 
-def test_a_call_that_lost_its_cache_reads_memory_none_the_less() -> None:
+def test_expecting_gives_a_call_that_lost_its_cache_memory_none_the_less() -> None:
     model = with_memory()
     memory, prompt = told(model), ids(6)
     cache = pool_prefix(model.backbone, [memory.pool], model.bos_slots(), tokens=6)
@@ -252,7 +252,7 @@ def test_a_call_that_lost_its_cache_reads_memory_none_the_less() -> None:
     torch.testing.assert_close(again, model.read(memory, longer).logits, **CLOSE)
 
 
-def test_a_call_that_lost_its_cache_in_the_middle_of_a_text_is_refused() -> None:
+def test_expecting_refuses_a_call_that_lost_its_cache_in_the_middle_of_a_text() -> None:
     model = with_memory()
     memory, prompt = told(model), ids(6)
     cache = pool_prefix(model.backbone, [memory.pool], model.bos_slots(), tokens=6)

@@ -80,14 +80,14 @@ def test_with_longterm_belongs_to_a_learned_writer() -> None:
         with_text().with_longterm(RULES)
 
 
-def test_new_memories_of_an_extended_model_start_with_nothing_written() -> None:
+def test_with_longterm_starts_new_memories_with_nothing_written() -> None:
     before = with_memory()
     before.shipped_pool = torch.randn(tiny.LAYERS, SLOTS, before.hf.config.hidden_size)
     assert before.new_memory().written
     assert not before.with_longterm(RULES, retrieval_size=8).new_memory().written
 
 
-def test_retrieval_keys_have_256_features_unless_something_else_is_asked_for() -> None:
+def test_attach_gives_retrieval_keys_256_features_unless_something_else_is_asked_for() -> None:
     sizes = [with_longterm(retrieval_size=size).spec.retrieval_size for size in (None, 8)]
     assert sizes == [256, 8]
 

@@ -12,6 +12,7 @@ from remanence.errors import InvalidInputError, UnsupportedModelError
 from remanence.evaluation.equivalence import TOLERANCE, equivalence
 from remanence.model.backbone import FAMILIES
 from tests.support import tiny
+from tests.support.replay import encode
 from tests.support.tiny import K, attentions, decoder, ids, with_memory
 
 CLOSE = {"atol": 2e-5, "rtol": 0.0}
@@ -140,14 +141,14 @@ def test_a_chunk_within_the_window_is_written_as_if_there_were_none(family: str,
     made = []
     for window in (3, 128):
         model = with_memory(windowed(family, window, attention=attention))
-        made.append([model.encode(model.memory_from_slots(newest.repeat(1, 4, 1)), ids(n)) for n in (1, 3)])
+        made.append([encode(model, model.memory_from_slots(newest.repeat(1, 4, 1)), ids(n)) for n in (1, 3)])
     torch.testing.assert_close(*made, **CLOSE)
 
 
 def test_windows_of_an_attention_that_takes_no_mask_are_refused() -> None:
     model = with_memory(decoder("mistral", sliding_window=8))
     model.hf.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(UnsupportedModelError, match="sliding-window"):
+    with pytest.raises(UnsupportedModelError, match="takes no mask"):
         model.read(model.memory_from_slots(torch.randn(tiny.LAYERS, tiny.SLOTS, 32)), ids(4))
 
 
@@ -155,9 +156,9 @@ def test_windows_of_an_attention_that_takes_no_mask_are_refused() -> None:
 def test_two_memory_models_on_one_decoder_write_alike(family: str) -> None:
     hf = decoder(family)
     first = with_memory(hf)
-    before = first.encode(first.new_memory(), ids(12))
+    before = encode(first, first.new_memory(), ids(12))
     with_memory(hf)
-    torch.testing.assert_close(first.encode(first.new_memory(), ids(12)), before)
+    torch.testing.assert_close(encode(first, first.new_memory(), ids(12)), before)
 
 
 @every_family

@@ -90,13 +90,13 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
-def test_every_layout_reads_the_same(tmp_path: Path, layout: str) -> None:
+def test_from_pretrained_reads_every_layout_alike(tmp_path: Path, layout: str) -> None:
     expected = logits(checkpoint(tmp_path / "one", weights_of()))
     torch.testing.assert_close(logits(LAYOUTS[layout](tmp_path / "other")), expected, atol=1e-5, rtol=0.0)
 
 
 @pytest.mark.parametrize("named", ["torch_dtype", "dtype", None])
-def test_a_checkpoint_keeps_its_dtype(tmp_path: Path, named: str | None) -> None:
+def test_from_pretrained_keeps_the_dtype_of_a_checkpoint(tmp_path: Path, named: str | None) -> None:
     config = config_of(torch_dtype=None)
     if named is not None:
         config[named] = "bfloat16"
@@ -120,7 +120,7 @@ def test_a_checkpoint_keeps_its_dtype(tmp_path: Path, named: str | None) -> None
         "new_memory_positional_emb",
     ],
 )
-def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> None:
+def test_from_pretrained_names_a_missing_or_misshapen_tensor(tmp_path: Path, name: str) -> None:
     weights = weights_of()
     tensor = weights.pop(name)
     with pytest.raises(CheckpointError, match=f"lacks .*{name}"):
@@ -133,7 +133,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path, name: str) -> No
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.7])
 @pytest.mark.parametrize("layout", ["model.safetensors", "pytorch_model.bin"])
-def test_a_truncated_file_is_named(tmp_path: Path, layout: str, share: float) -> None:
+def test_from_pretrained_names_a_truncated_file(tmp_path: Path, layout: str, share: float) -> None:
     path = checkpoint(tmp_path, weights_of()) if layout == "model.safetensors" else one_pickle(tmp_path)
     content = (path / layout).read_bytes()
     (path / layout).write_bytes(content[: int(share * len(content))])
@@ -142,7 +142,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, layout: str, share: float) ->
 
 
 @pytest.mark.parametrize(("layout", "stem"), [("sharded safetensors", "model"), ("sharded bin", "pytorch_model")])
-def test_a_missing_shard_is_named(tmp_path: Path, layout: str, stem: str) -> None:
+def test_from_pretrained_names_a_missing_shard(tmp_path: Path, layout: str, stem: str) -> None:
     path = LAYOUTS[layout](tmp_path)
     next(path.glob("*00002-of-00002*")).unlink()
     with pytest.raises(CheckpointError, match=f"{stem}-00002-of-00002.*not there"):
@@ -150,7 +150,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, layout: str, stem: str) -> Non
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"metadata": {}}', '{"weight_map": 3}'])
-def test_a_damaged_index_is_named(tmp_path: Path, content: str) -> None:
+def test_from_pretrained_names_a_damaged_index(tmp_path: Path, content: str) -> None:
     path = LAYOUTS["sharded safetensors"](tmp_path)
     (path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"index\.json"):
@@ -167,7 +167,7 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def test_nothing_is_unpickled_but_tensors(tmp_path: Path) -> None:
+def test_from_pretrained_unpickles_nothing_but_tensors(tmp_path: Path) -> None:
     path = one_pickle(tmp_path)
     torch.save({**weights_of(), "trap": Trap(tmp_path / "sprung")}, path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin is truncated or damaged"):
@@ -175,7 +175,7 @@ def test_nothing_is_unpickled_but_tensors(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
+def test_from_pretrained_refuses_a_directory_without_weights(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, {})
     (path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no weights"):
@@ -183,7 +183,7 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["num_blocks", "num_tokens"])
-def test_a_missing_size_is_named(tmp_path: Path, name: str) -> None:
+def test_from_pretrained_names_a_missing_size(tmp_path: Path, name: str) -> None:
     config = config_of()
     del config[name]
     with pytest.raises(CheckpointError, match=name):
@@ -191,14 +191,14 @@ def test_a_missing_size_is_named(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\udcff"])
-def test_a_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
+def test_from_pretrained_names_a_damaged_configuration(tmp_path: Path, content: str) -> None:
     path = checkpoint(tmp_path, weights_of())
     (path / "config.json").write_text(content, errors="surrogateescape")
     with pytest.raises(CheckpointError, match=r"config.json is not"):
         MemoryModel.from_pretrained(path)
 
 
-def test_a_draw_of_one_slot_too_few_makes_the_pool_grow_and_reads_right(tmp_path: Path) -> None:
+def test_write_of_a_draw_of_one_slot_too_few_makes_the_pool_grow_and_reads_right(tmp_path: Path) -> None:
     config = config_of(drop_memory_per_layer=False)
     model = MemoryModel.from_pretrained(checkpoint(tmp_path, weights_of(), config), keep_hidden=True)
     n, k, layers = model.slots, model.slots_per_write, config["num_hidden_layers"]
@@ -274,7 +274,7 @@ def projected(model: MemoryModel) -> Tensor:
         return model.backbone.project(0, writer_of(model).shipped.layers[0].hidden)[0]
 
 
-def test_a_write_into_one_new_memory_shows_in_no_other() -> None:
+def test_new_memory_has_the_shipped_slots_to_itself() -> None:
     model = shipping()
     first, second = model.new_memory(), model.new_memory()
     for number in range(3):
@@ -290,7 +290,7 @@ def test_a_write_into_one_new_memory_shows_in_no_other() -> None:
         assert held(other).clock == 0
 
 
-def test_shipped_slots_are_kept_as_the_reading_adapter_sees_them() -> None:
+def test_new_memory_keeps_shipped_slots_as_the_reading_adapter_sees_them() -> None:
     model = shipping()
     keys = keys_of(model.new_memory())
     with model.role("read"):
@@ -299,7 +299,7 @@ def test_shipped_slots_are_kept_as_the_reading_adapter_sees_them() -> None:
         assert not torch.allclose(keys, projected(model), atol=1e-2)
 
 
-def test_shipped_slots_follow_a_change_of_the_weights() -> None:
+def test_new_memory_has_shipped_slots_of_the_weights_as_they_are() -> None:
     model = shipping()
     before = keys_of(model.new_memory())
     with torch.no_grad():
@@ -312,7 +312,7 @@ def test_shipped_slots_follow_a_change_of_the_weights() -> None:
         torch.testing.assert_close(after, projected(model))
 
 
-def test_each_new_memory_has_the_storage_asked_for() -> None:
+def test_new_memory_has_the_storage_asked_for() -> None:
     model = shipping()
     for storage in (StorageConfig(), StorageConfig(int8=True), StorageConfig("device")):
         assert held(model.new_memory(storage=storage)).layout.storage == storage

@@ -89,7 +89,7 @@ def test_from_pretrained_knows_every_setting(tmp_path: Path, config: MemoryConfi
 
 
 @every_kind
-def test_two_loads_write_the_same_memory_bit_for_bit(tmp_path: Path, kind: str) -> None:
+def test_from_pretrained_twice_writes_the_same_memory_bit_for_bit(tmp_path: Path, kind: str) -> None:
     KINDS[kind]().save_pretrained(tmp_path)
     made = []
     for _ in range(2):
@@ -101,7 +101,7 @@ def test_two_loads_write_the_same_memory_bit_for_bit(tmp_path: Path, kind: str) 
     assert made[0] == made[1]
 
 
-def test_weights_come_back_in_their_dtype(tmp_path: Path) -> None:
+def test_from_pretrained_gives_weights_in_their_dtype(tmp_path: Path) -> None:
     model = with_adapters(decoder(dtype=torch.bfloat16))
     model.save_pretrained(tmp_path)
     again = MemoryModel.from_pretrained(tmp_path)
@@ -209,7 +209,7 @@ def test_from_pretrained_knows_the_settings_of_the_bundled_checkpoints() -> None
 
 
 @pytest.mark.parametrize("name", ["slots", "slots_per_write", "eviction", "retriever"])
-def test_a_setting_of_version_0_1_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
+def test_from_pretrained_names_a_setting_of_version_0_1_that_is_missing(tmp_path: Path, name: str) -> None:
     with_longterm().save_pretrained(tmp_path)
     as_before(tmp_path)
     settings = settings_of(tmp_path)
@@ -229,7 +229,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["remanence.safetensors", "model.safetensors", "config.json"])
-def test_a_missing_file_is_refused(saved: Path, name: str) -> None:
+def test_from_pretrained_refuses_where_a_file_is_missing(saved: Path, name: str) -> None:
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         MemoryModel.from_pretrained(saved)
@@ -237,7 +237,7 @@ def test_a_missing_file_is_refused(saved: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["remanence.safetensors", "model.safetensors", "config.json"])
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_truncated_file_is_refused(saved: Path, name: str, share: float) -> None:
+def test_from_pretrained_refuses_a_truncated_file(saved: Path, name: str, share: float) -> None:
     content = (saved / name).read_bytes()
     (saved / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
@@ -247,7 +247,7 @@ def test_a_truncated_file_is_refused(saved: Path, name: str, share: float) -> No
 @pytest.mark.parametrize(
     "name", ["bos_embedding", "retriever.query.1.0.weight", "model.layers.2.mlp.up_proj.lora_B.reader.weight"]
 )
-def test_a_parameter_that_is_missing_or_misshapen_is_named(saved: Path, name: str) -> None:
+def test_from_pretrained_names_a_parameter_that_is_missing_or_misshapen(saved: Path, name: str) -> None:
     tensors = load_file(saved / "remanence.safetensors")
     tensor = tensors[name]
     save_file({**tensors, name: torch.cat([tensor, tensor])}, saved / "remanence.safetensors")
@@ -259,7 +259,7 @@ def test_a_parameter_that_is_missing_or_misshapen_is_named(saved: Path, name: st
         MemoryModel.from_pretrained(saved)
 
 
-def test_a_shipped_pool_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_from_pretrained_refuses_a_shipped_pool_of_another_shape(tmp_path: Path) -> None:
     model = with_memory()
     model.shipped_pool = torch.randn(tiny.LAYERS, SLOTS, 32)
     model.save_pretrained(tmp_path)
@@ -268,14 +268,14 @@ def test_a_shipped_pool_of_another_shape_is_refused(tmp_path: Path) -> None:
         MemoryModel.from_pretrained(tmp_path)
 
 
-def test_settings_of_another_version_are_refused(saved: Path) -> None:
+def test_from_pretrained_refuses_settings_of_another_version(saved: Path) -> None:
     (saved / "remanence.json").write_text(json.dumps({**settings_of(saved), "format": "remanence-model-9"}))
     with pytest.raises(CheckpointError, match=r"remanence-model-9.*this version reads"):
         MemoryModel.from_pretrained(saved)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_settings_that_are_no_settings_are_refused(saved: Path, content: bytes) -> None:
+def test_from_pretrained_refuses_settings_that_are_none(saved: Path, content: bytes) -> None:
     (saved / "remanence.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"remanence.json is not"):
         MemoryModel.from_pretrained(saved)
@@ -296,30 +296,30 @@ def test_settings_that_are_no_settings_are_refused(saved: Path, content: bytes) 
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit_are_named(saved: Path, settings: dict[str, Any], says: str) -> None:
+def test_from_pretrained_names_settings_that_do_not_fit(saved: Path, settings: dict[str, Any], says: str) -> None:
     change(saved, **settings)
     with pytest.raises(CheckpointError, match=says) as error:
         MemoryModel.from_pretrained(saved)
     assert str(saved) in str(error.value)
 
 
-def test_settings_without_those_of_the_memory_are_refused(saved: Path) -> None:
+def test_from_pretrained_refuses_settings_without_those_of_the_memory(saved: Path) -> None:
     (saved / "remanence.json").write_text(json.dumps({"format": "remanence-model-2"}))
     with pytest.raises(CheckpointError, match="lacks 'memory'"):
         MemoryModel.from_pretrained(saved)
 
 
-def test_a_model_without_a_memory_says_how_to_give_it_one(tmp_path: Path) -> None:
+def test_from_pretrained_says_how_to_give_a_model_a_memory(tmp_path: Path) -> None:
     decoder().save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"LlamaForCausalLM without a memory.*MemoryModel.attach"):
         MemoryModel.from_pretrained(tmp_path)
 
 
-def test_an_empty_directory_is_refused(tmp_path: Path) -> None:
+def test_from_pretrained_refuses_an_empty_directory(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         MemoryModel.from_pretrained(tmp_path)
 
 
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_from_pretrained_names_a_path_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         MemoryModel.from_pretrained(tmp_path / "nowhere")

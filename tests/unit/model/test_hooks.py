@@ -185,7 +185,7 @@ def test_detach_leaves_hooks_and_forwards_of_others_alone() -> None:
 
 
 @every_kind
-def test_a_model_that_was_detached_is_refused_and_says_what_to_do(kind: str) -> None:
+def test_detach_leaves_a_model_that_says_what_to_do(kind: str) -> None:
     model = KINDS[kind](decoder(vocab_size=300), tokenizer=tiny.tokenizer())
     memory = told(model)
     hf = model.detach()
@@ -213,7 +213,7 @@ def test_a_model_that_was_detached_is_refused_and_says_what_to_do(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["pool", "longterm", "text"])
-def test_a_memory_is_read_again_after_detach_and_attach(kind: str) -> None:
+def test_attach_after_detach_reads_the_memories_of_before(kind: str) -> None:
     hf = decoder()
     model = KINDS[kind](hf)
     memory = told(model)
@@ -315,7 +315,7 @@ def spoil(model: nn.Module) -> None:
 @every_kind
 @every_copy
 @every_state
-def test_a_copy_of_a_model_computes_with_its_own_weights(
+def test_copies_of_a_model_compute_with_their_own_weights(
     kind: str, copied: Callable[[Any], Any], prepared: Callable[[MemoryModel], MemoryModel]
 ) -> None:
     model = prepared(KINDS[kind]())
@@ -335,7 +335,7 @@ def test_a_copy_of_a_model_computes_with_its_own_weights(
 @every_kind
 @every_copy
 @every_state
-def test_a_copy_of_the_decoder_alone_computes_with_its_own_weights(
+def test_copies_of_the_decoder_alone_compute_with_their_own_weights(
     kind: str, copied: Callable[[Any], Any], prepared: Callable[[MemoryModel], MemoryModel]
 ) -> None:
     model = prepared(KINDS[kind]())

@@ -43,7 +43,9 @@ def test_write_of_fewer_tokens_than_slots_still_makes_k_of_them(model: MemoryMod
 
 
 @pytest.mark.parametrize("length", [1, 4, K, SLOTS + 5])
-def test_first_write_fills_the_pool_with_what_it_made_over_and_over(model: MemoryModel, length: int) -> None:
+def test_write_for_the_first_time_fills_the_pool_with_what_it_made_over_and_over(
+    model: MemoryModel, length: int
+) -> None:
     memory = model.new_memory()
     made = encoded(model, memory, ids(length))
     assert made.shape == (tiny.LAYERS, min(length, K), 32)
@@ -99,7 +101,7 @@ def test_write_refuses_ranks_that_do_not_fit(model: MemoryModel, length: int, ev
     assert everything(memory) == before
 
 
-def test_first_write_of_a_memory_evicts_nobody(model: MemoryModel) -> None:
+def test_write_for_the_first_time_evicts_nobody(model: MemoryModel) -> None:
     memory = model.new_memory()
     with pytest.raises(InvalidInputError, match="evicts nothing"):
         model.write(memory, ids(9), evict=torch.arange(K).repeat(tiny.LAYERS, 1))
@@ -130,12 +132,12 @@ def test_write_cuts_long_text_and_joins_a_short_tail_to_the_chunk_before_it(
         assert torch.equal(one, other)
 
 
-def test_chunks_have_512_tokens_unless_the_config_says_otherwise() -> None:
+def test_write_makes_chunks_of_512_tokens_unless_the_config_says_otherwise() -> None:
     model = with_memory()
     assert [model.write(model.new_memory(), ids(n)).chunks for n in (512, 527, 528)] == [1, 1, 2]
 
 
-def test_receipts_and_the_table_of_writes_agree(model: MemoryModel) -> None:
+def test_write_gives_receipts_that_agree_with_the_table_of_writes(model: MemoryModel) -> None:
     memory = model.new_memory()
     receipts = [model.write(memory, ids(length)) for length in (3, LONG, 2)]
     assert [receipt.id for receipt in receipts] == [record.id for record in memory.writes] == [0, 1, 2]
@@ -145,7 +147,7 @@ def test_receipts_and_the_table_of_writes_agree(model: MemoryModel) -> None:
 
 
 @pytest.mark.parametrize("count", [1, K - 1, K, 2 * K])
-def test_slots_that_were_encoded_earlier_go_into_the_pool_as_one_write(model: MemoryModel, count: int) -> None:
+def test_update_puts_slots_that_were_encoded_earlier_into_the_pool_as_one_write(model: MemoryModel, count: int) -> None:
     memory = told(model)
     made = encoded(model, memory, ids(30))
     made = torch.cat([made, encoded(model, memory, ids(30), after=made)], dim=1)[:, -count:]

@@ -113,13 +113,13 @@ def test_adapters_differ_enough_to_be_told_apart(tmp_path: Path) -> None:
     assert float((right - with_the_writing_adapter).abs().max()) > 0.1
 
 
-def test_a_rank_that_the_configuration_leaves_out_is_that_of_the_weights(tmp_path: Path) -> None:
+def test_from_pretrained_takes_a_rank_that_is_left_out_from_the_weights(tmp_path: Path) -> None:
     twins = Twins(tmp_path, SOURCES["written pool"], True, r=None)
     memory, ids = twins.lora.new_memory(), torch.arange(3, 20)
     torch.testing.assert_close(twins.lora.read(memory, ids).logits, twins.read(memory.pool.slots(), ids), **CLOSE)
 
 
-def test_switching_adapters_leaves_training_flags_alone(tmp_path: Path) -> None:
+def test_write_leaves_training_flags_alone(tmp_path: Path) -> None:
     model = Twins(tmp_path, SOURCES["written pool"], True).lora
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -136,7 +136,7 @@ def test_switching_adapters_leaves_training_flags_alone(tmp_path: Path) -> None:
         ("another rank", "layers.1.mlp.up_proj.lora_A.default.weight has shape"),
     ],
 )
-def test_damaged_adapters_are_named(tmp_path: Path, change: str, says: str) -> None:
+def test_from_pretrained_names_damaged_adapters(tmp_path: Path, change: str, says: str) -> None:
     weights = weights_of()
     lora = adapters(weights, "default", seed=1) | adapters(weights, "decoder_adapter", seed=2)
     config = config_of(lora_config={"r": RANK, "lora_alpha": ALPHA}, add_decoder_lora=True)
@@ -202,7 +202,7 @@ def test_writing_and_reading_use_an_adapter_each() -> None:
     assert not torch.allclose(encode(fresh, told(fresh), ids(9)), made[1], atol=1e-2)
 
 
-def test_new_adapters_change_nothing_until_they_are_trained() -> None:
+def test_attach_with_new_adapters_changes_nothing_until_they_are_trained() -> None:
     model, plain = with_memory(lora=LoraSettings(), bos=False), with_memory(bos=False)
     read = [one.read(told(one), ids(5)).logits for one in (model, plain)]
     torch.testing.assert_close(*read, atol=1e-5, rtol=0.0)
@@ -210,7 +210,7 @@ def test_new_adapters_change_nothing_until_they_are_trained() -> None:
     assert not torch.allclose(model.read(told(model), ids(5)).logits, read[1], atol=1e-2)
 
 
-def test_lora_goes_onto_the_layers_that_are_named() -> None:
+def test_attach_puts_lora_onto_the_layers_that_are_named() -> None:
     def adapted(model: MemoryModel) -> set[str]:
         return {name.split(".")[-1] for name, module in model.hf.named_modules() if isinstance(module, LoraLayer)}
 
@@ -232,7 +232,7 @@ def test_attach_refuses_lora_on_a_decoder_with_adapters_of_its_own() -> None:
         with_memory(hf, lora=LoraSettings())
 
 
-def test_a_model_with_adapters_can_be_copied() -> None:
+def test_role_of_a_copy_is_its_own() -> None:
     model = with_adapters()
     twin = copy.deepcopy(model)
     memory = told(model)

@@ -98,7 +98,7 @@ def test_release_keeps_one_prefix_of_an_owner_however_many_calls_made_one() -> N
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
-def test_copies_of_a_store_start_with_nothing(copied: Callable[[Any], Any]) -> None:
+def test_copies_of_both_stores_start_with_nothing(copied: Callable[[Any], Any]) -> None:
     owner, prefixes, slots = Owner(), PrefixStore(limit=50), SlotCache(60)
     prefixes.release(owner, (), room())
     slots.put("a", torch.zeros(3))

@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence import MemoryModel
-from remanence.memory import LongTermRules
+from remanence.config import LongTermConfig
 from remanence.model import reference
+from tests.support.replay import writer_of
 from tests.support.tiny import decoder, with_memory
 from tests.support.tiny import ids as ids_of
 
@@ -47,7 +48,7 @@ def survivors(evicted: Tensor, slots: int) -> Tensor:  # [L, K] -> [L, N - K]
 
 @pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4], ids=["one kv head", "grouped", "as many kv heads"])
-def test_fast_path_reads_and_writes_like_the_plain_one(kv_heads: int, bos: bool) -> None:
+def test_read_and_write_do_what_the_plain_path_does(kv_heads: int, bos: bool) -> None:
     model = model_of(kv_heads=kv_heads, bos=bos)
     memory = model.new_memory(seed=3)
     model.write(memory, torch.arange(20))
@@ -70,7 +71,7 @@ def test_fast_path_reads_and_writes_like_the_plain_one(kv_heads: int, bos: bool)
         torch.testing.assert_close(fast, reference.read(**plain(model), pool=pool, ids=ids), **CLOSE)
 
 
-def test_first_generated_token_is_the_plain_paths() -> None:
+def test_generate_begins_with_the_token_of_the_plain_path() -> None:
     model = model_of(kv_heads=2, bos=True)
     memory = model.new_memory()
     model.write(memory, torch.arange(40))
@@ -82,12 +83,12 @@ def test_first_generated_token_is_the_plain_paths() -> None:
     torch.testing.assert_close(out.logits[0], logits[-1:], **CLOSE)
 
 
-def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_retrieves_what_the_plain_path_does(monkeypatch: pytest.MonkeyPatch) -> None:
     count = 8
-    model = with_memory(decoder(), longterm=LongTermRules(retrieved=count), retrieval_size=16, keep_hidden=True)
+    model = with_memory(decoder(), longterm=LongTermConfig(retrieved=count), retrieval_size=16, keep_hidden=True)
     retriever, slots, k = model.retriever, model.slots, model.slots_per_write
     pool = torch.randn(3, slots, 32, generator=torch.Generator().manual_seed(0))  # no two alike, so that no scores tie
-    memory = model.memory_from_slots(pool, longterm=model.new_memory().longterm)
+    memory = writer_of(model).memory_of(pool, 0, model.new_memory().longterm)
     layers, _, size = pool.shape
     ages = torch.zeros(layers, slots, dtype=torch.long)
     new_ages = torch.arange(k - 1, -1, -1).repeat(layers, 1)
@@ -128,7 +129,7 @@ def test_fast_path_retrieves_what_the_plain_one_does(monkeypatch: pytest.MonkeyP
     assert any(len(set(row)) < len(row) for row in longterm.ages.tolist()), "no two slots of one age: ties are untested"
 
 
-def test_plain_retrieval_puts_the_oldest_first_and_of_equal_age_the_later() -> None:
+def test_retrieve_of_the_plain_path_puts_the_oldest_first_and_of_equal_age_the_later() -> None:
     keys = torch.tensor([[3.0], [-1.0], [2.0], [1.0], [2.5]])
     found = reference.retrieve(torch.ones(2, 1), keys, torch.tensor([5, 9, 7, 7, 5]), count=4)
     assert found.tolist() == [3, 2, 4, 0]
