@@ -270,8 +270,6 @@ class MemoryDecoder(nn.Module):
         if left < 1:
             taken = f"{self.name} reads {self.positions} positions, of which a write takes {front} in front of a chunk"
             raise InvalidInputError(taken)
-                f"{self.name} reads {self.positions} positions, of which {front} are taken in a write"
-            )
         return min(self.config.chunk_tokens, left)
 
     @property
