@@ -18,7 +18,7 @@ N, K, K0 = 24, 6, 12
 
 @pytest.fixture
 def model() -> MemoryModel:
-    hf = decoder(vocab_size=300)
+    hf = decoder(vocab_size=300, max_position_embeddings=1024)
     return with_memory(hf, slots=N, k=K, tokenizer=tokenizer(), longterm=LongTermConfig(retrieved=K0), retrieval_size=8)
 
 

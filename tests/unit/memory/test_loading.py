@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remanence.config import StorageConfig, Tier
-from remanence.errors import InvalidInputError
+from remanence.errors import InvalidInputError, MemoryFileError
 from remanence.memory import Memory
 from remanence.memory.envelope import folder_of
 from tests.support.contents import contents
@@ -196,6 +196,8 @@ def test_load_after_a_move_with_the_folder(target: Path, tmp_path: Path) -> None
 
 
 def test_load_of_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for missing in (tmp_path / "nowhere", tmp_path, tmp_path / "no" / "where"):
+    for missing in (tmp_path / "nowhere", tmp_path / "no" / "where"):
         with pytest.raises(FileNotFoundError, match=str(missing)):
             Memory.load(missing)
+    with pytest.raises(MemoryFileError, match="is a folder"):
+        Memory.load(tmp_path)

@@ -11,7 +11,7 @@ from tests.support import tiny
 from tests.support.models import everything, told, with_longterm
 from tests.support.replay import encode as encoded
 from tests.support.replay import update
-from tests.support.tiny import SLOTS, K, ids, with_memory
+from tests.support.tiny import SLOTS, K, decoder, ids, with_memory
 
 CHUNK = 32
 LONG = 2 * CHUNK + 20  # three chunks
@@ -133,7 +133,7 @@ def test_write_cuts_long_text_and_joins_a_short_tail_to_the_chunk_before_it(
 
 
 def test_write_makes_chunks_of_512_tokens_unless_the_config_says_otherwise() -> None:
-    model = with_memory()
+    model = with_memory(decoder(max_position_embeddings=1024))
     assert [model.write(model.new_memory(), ids(n)).chunks for n in (512, 527, 528)] == [1, 1, 2]
 
 
