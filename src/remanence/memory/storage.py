@@ -266,6 +266,7 @@ class KeptSlots:
             self.slots = self.slots.pin_memory() if torch.cuda.is_available() else self.slots
         else:
             self.slots = slots.clone()
+        self.scales = None if self.scales is None else self.scales.to(self.slots.device)
 
     @classmethod
     def as_kept(cls, slots: Tensor, scales: Tensor | None, dtype: torch.dtype, storage: StorageConfig) -> "KeptSlots":

@@ -246,6 +246,35 @@ class MemoryDecoder(nn.Module):
         return int(self.backbone.hf.get_input_embeddings().num_embeddings)
 
     @property
+    def positions(self) -> int | None:
+        """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
+        config = self.backbone.config
+        most: int | None = getattr(config, "max_position_embeddings", None)
+        if most is None:
+            return None
+        parameters = getattr(config, "rope_parameters", None) or {}
+        for each in (parameters, *parameters.values()):
+            if isinstance(each, dict) and each.get("factor"):
+                stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
+                first = most if stretched else each.get("original_max_position_embeddings") or 0
+                most = max(most, int(first * float(each["factor"])))
+        return most
+
+    def longest_chunk(self, front: int) -> int:
+        """Most tokens of a chunk that is encoded behind so many entries.
+
+        Raises:
+            InvalidInputError: the decoder reads too few positions for one.
+        """
+        left = self.config.chunk_tokens if self.positions is None else self.positions - front
+        if left < 1:
+            taken = f"{self.name} reads {self.positions} positions, of which a write takes {front} in front of a chunk"
+            raise InvalidInputError(taken)
+                f"{self.name} reads {self.positions} positions, of which {front} are taken in a write"
+            )
+        return min(self.config.chunk_tokens, left)
+
+    @property
     def slots(self) -> int:
         """N of a learned memory."""
         return self.config.slots or 0

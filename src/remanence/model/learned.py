@@ -201,7 +201,7 @@ class LearnedWriter:
     def pieces(self, memory: Memory, content: Any, allow_special: bool) -> list[Piece]:
         texts, model = self.model.texts, self.model
         ids = texts.ids(content, model.device, date=TODAY, allow_special=allow_special)
-        return [(part, None) for part in chunked(ids, model.config.chunk_tokens)]
+        return [(part, None) for part in chunked(ids, model.longest_chunk(1 + model.slots_per_write))]
 
     def put(
         self,

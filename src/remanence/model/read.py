@@ -91,24 +91,9 @@ class Reading:
             self.ids, self.mask = ids, mask != 0
 
 
-def positions_of(model: MemoryDecoder) -> int | None:
-    """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
-    config = model.backbone.config
-    most: int | None = getattr(config, "max_position_embeddings", None)
-    if most is None:
-        return None
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for each in (parameters, *parameters.values()):
-        if isinstance(each, dict) and each.get("factor"):
-            stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
-            first = most if stretched else each.get("original_max_position_embeddings") or 0
-            most = max(most, int(first * float(each["factor"])))
-    return most
-
-
 def require_room(model: MemoryDecoder, tokens: int) -> None:
     """Raise where a prompt does not fit by itself."""
-    most = positions_of(model)
+    most = model.positions
     if most is not None and tokens > most:
         raise InvalidInputError(
             f"the prompt has {tokens} tokens, but {model.name} reads {most}; shorten it by {tokens - most} tokens, or "
@@ -213,7 +198,7 @@ def choose(
     model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int = 0
 ) -> tuple[list[list[tuple[Memory, Chunk]]], list[list[Source]]]:
     """The chunks that each row reads, oldest first, and the writes that they are of, best first."""
-    limit, config = positions_of(model), model.config.retrieval
+    limit, config = model.positions, model.config.retrieval
     chosen: list[list[tuple[Memory, Chunk]]] = []
     sources: list[list[Source]] = []
     scored = scores(writer, rows, prompts)

@@ -234,7 +234,7 @@ class TextWriter:
 
     def pieces(self, memory: Memory, content: Any, allow_special: bool) -> list[Piece]:
         model, chunks = self.model, chunks_of(memory)
-        longest = model.config.chunk_tokens
+        longest = model.longest_chunk(len(self.head_of(memory)))
         return model.texts.chunks(content, model.device, longest, date=chunks.date, allow_special=allow_special)
 
     def put(

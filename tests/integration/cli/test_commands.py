@@ -235,7 +235,10 @@ def test_show_tells_sizes_of_a_pool_and_its_writes() -> None:
     assert "slots per layer (N)" in done("show", str(path))
 
 
-def test_show_tells_chunks_of_a_text_memory_and_its_texts(text_checkpoint: str) -> None:
+def test_show_tells_chunks_of_a_text_memory_and_its_texts(
+    text_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     path = a_memory("--model", text_checkpoint)
     details, memory = json.loads(done("show", str(path), "--json")), Memory.load(path)
     assert memory.chunks is not None

@@ -188,11 +188,11 @@ def run(machine: type[Machine], examples: int) -> None:
     run_state_machine_as_test(machine, settings=profile)
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [80, pytest.param(600, marks=pytest.mark.slow)])
 def test_text_memories_agree_with_plain_lists(examples: int) -> None:
     run(TextMachine, examples)
 
 
-@pytest.mark.parametrize("examples", [20, pytest.param(400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [60, pytest.param(400, marks=pytest.mark.slow)])
 def test_learned_memories_agree_with_plain_lists(examples: int) -> None:
     run(LearnedMachine, examples)
