@@ -98,9 +98,8 @@ class PrefixLayer(CacheLayerMixin):
         self._length = max(self._prefix, self._length - abs(tokens_to_remove))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Beams of one memory share its prefix, so only the text moves. Where a head stands in front of the prefix it
-        is that of all beams, too."""
-        text = slice(self._prefix if self.places is None else int(self.places.min()), self._length)
+        """Only the text moves: beams of one memory share its prefix, and a head in front of it."""
+        text = slice(self._prefix, self._length)
         for held in (self.keys, self.values):
             held[:, text] = held[:, text].index_select(0, beam_idx.to(held.device))
 
