@@ -102,7 +102,7 @@ def _loss(model: MemoryModel, memory: Memory, ids: Tensor, answer: int) -> Tenso
     """What `MemoryModel.read` computes, with gradient to the weights. The memory was written by the weights of before
     the first edit, and stays as it is: its slots are no part of what is tuned."""
     with torch.no_grad():
-        model.stamp()  # the weights are others than at the last step, and a prefix hangs on them
+        model.stamp()  # weights changed since the last step, and prefixes depend on them
         prompt = model.texts.prompt(ids[0], model.device, date=TODAY)
         made = reading.learned_reading(model, [memory], [prompt])
     logits = reading.forward(model, made, {"logits_to_keep": answer + 1}).logits

@@ -178,7 +178,7 @@ class Postings:
         try:
             del self._chunks[key]
             self._clear(row, held)
-        except BaseException:  # of an interrupt, say: go on to the end, since half a chunk would be counted for ever
+        except BaseException:  # an interrupt, say: remove the rest, or half a chunk would stay in the counts
             self._chunks.pop(key, None)
             self._clear(row, held)
             raise

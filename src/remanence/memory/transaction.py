@@ -39,8 +39,9 @@ def write(
     writer: Writer,
     memories: Sequence[Memory],
     texts: Sequence[Sequence[Piece]],
-    about: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
     *,
+    id_: int | None = None,
     evict: Tensor | None = None,
     progress: Progress | None = None,
     commit: Callable[[list[Receipt]], object] | None = None,
@@ -48,7 +49,8 @@ def write(
     """Write a text into each memory: all of it, or nothing if anything raises, `commit` included.
 
     Args:
-        about: of each write: `id`, `source`, `metadata`.
+        about: what the record of each write says besides: `source`, `metadata`.
+        id_: of each write; None: the next of its memory.
     """
     if len({id(memory) for memory in memories}) < len(memories):
         raise InvalidInputError("the same memory was given twice; give each row its own, or a fork")
@@ -57,19 +59,19 @@ def write(
     with ExitStack() as scopes:
         undos = {id(m): scopes.enter_context(m.changing()) for m in sorted(memories, key=id)}
         ordered = [undos[id(memory)] for memory in memories]
-        for memory, one in zip(memories, about, strict=True):
-            if one.get("id") is not None and integer("id", one["id"]) < memory.next_id:
-                raise InvalidInputError(f"id={one['id']} is taken: the next write of this memory is {memory.next_id}")
-            if one.get("id") is not None:
-                undos[id(memory)].set(memory, write_count=one["id"])
+        if id_ is not None:
+            id_ = integer("id", id_)
+            for memory, undo in zip(memories, ordered, strict=True):
+                if id_ < memory.next_id:
+                    raise InvalidInputError(f"id={id_} is taken: the next write of this memory is {memory.next_id}")
+                undo.set(memory, write_count=id_)
         firsts = [memory.next_serial for memory in memories]
         evicted = writer.put(memories, texts, ordered, evict, progress)
         receipts = []
         for row, (memory, undo) in enumerate(zip(memories, ordered, strict=True)):
             tokens = sum(len(ids) for ids, _ in texts[row])
-            kept = {name: value for name, value in about[row].items() if name != "id"}
             first = None if memory.chunks is not None else firsts[row]
-            record = memory.record(undo, tokens, first, **kept)
+            record = memory.record(undo, tokens, first, **about)
             if memory.chunks is not None:
                 memory.evict(record.id, undo)
             receipts.append(Receipt(record.id, tokens, len(texts[row]), evicted[row]))

@@ -18,7 +18,7 @@ class WriteRecord:
     """One write: one text given to a memory.
 
     Attributes:
-        id: counts up with every write of a memory, and names it for ever.
+        id: counts up with every write of a memory; never given to another.
         tokens: of the text.
         first_serial, slots: a learned memory's slots are numbered as they are made; these are the first number and
             how many were made in each layer. 0 for text memories, whose chunks know their write.

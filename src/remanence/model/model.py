@@ -181,11 +181,9 @@ class MemoryModel(MemoryDecoder):
         self.warn_untrained()
         texts = [content] if single and not isinstance(content, Mapping) else to_rows(content, len(memories))
         pieces = [self.writer.pieces(one, text, allow_special) for one, text in zip(memories, texts, strict=True)]
-        about = {"source": source, "metadata": checked_metadata(metadata), "id": id}
+        about = {"source": source, "metadata": checked_metadata(metadata)}
         done: Any = None if commit is None else (lambda made: commit(made[0] if single else made))
-        receipts = write(
-            self.writer, memories, pieces, [about] * len(memories), evict=evict, progress=progress, commit=done
-        )
+        receipts = write(self.writer, memories, pieces, about, id_=id, evict=evict, progress=progress, commit=done)
         return receipts[0] if single else receipts
 
     def forget(self, memory: Memory, write_id: int) -> Receipt:

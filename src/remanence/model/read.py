@@ -227,17 +227,17 @@ def scores(
     writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt]
 ) -> list[list[tuple[float, Memory, Chunk]]]:
     """All chunks of each row's memories, best first; of equal score the later first."""
-    asking = [row for row, memories in enumerate(rows) if any(memory.written for memory in memories)]
-    found: list[list[tuple[float, Memory, Chunk]]] = [[] for _ in rows]
-    if not asking:
-        return found
-    for row in asking:
-        queries = writer.queries(prompts[row], writer.head_of(rows[row][0]))
-        for memory in rows[row]:
-            with memory.lock:
-                each = [chunks_of(memory).scores(query) for query in queries]
-            found[row] += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
-        found[row].sort(key=lambda item: (-item[0], -item[2].key))
+    found: list[list[tuple[float, Memory, Chunk]]] = []
+    for memories, prompt in zip(rows, prompts, strict=True):
+        ranked: list[tuple[float, Memory, Chunk]] = []
+        if any(memory.written for memory in memories):
+            queries = writer.queries(prompt, writer.head_of(memories[0]))
+            for memory in memories:
+                with memory.lock:
+                    each = [chunks_of(memory).scores(query) for query in queries]
+                ranked += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
+            ranked.sort(key=lambda item: (-item[0], -item[2].key))
+        found.append(ranked)
     return found
 
 
