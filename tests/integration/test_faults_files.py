@@ -187,13 +187,22 @@ LINKS = [
 ]
 
 
-@pytest.mark.parametrize("settings", [{}, LONGTERM], ids=["a pool", "long-term memory"])
-@pytest.mark.parametrize("make", LINKS)
-def test_a_memory_is_loaded_and_saved_through_a_link(
-    make: Callable[[Path], tuple[Path, Path]], settings: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.fixture(params=LINKS)
+def linked(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """Where a memory is to be, and a link that leads there."""
     (tmp_path / "disk").mkdir()
-    real, link = make(tmp_path)
+    make: Callable[[Path], tuple[Path, Path]] = request.param
+    return make(tmp_path)
+
+
+every_memory = pytest.mark.parametrize("settings", [{}, LONGTERM], ids=["a pool", "long-term memory"])
+
+
+@every_memory
+def test_a_memory_is_loaded_and_saved_through_a_link(
+    linked: tuple[Path, Path], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    real, link = linked
     model = with_memory(**settings)
     memory = full(model, 1, writes=8)
     memory.save(real)
@@ -209,13 +218,11 @@ def test_a_memory_is_loaded_and_saved_through_a_link(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted({"disk", *(path.name for path in links)})
 
 
-@pytest.mark.parametrize("settings", [{}, LONGTERM], ids=["a pool", "long-term memory"])
-@pytest.mark.parametrize("make", LINKS)
+@every_memory
 def test_a_memory_is_made_through_a_link_that_leads_nowhere_yet(
-    make: Callable[[Path], tuple[Path, Path]], settings: dict[str, Any], tmp_path: Path
+    linked: tuple[Path, Path], settings: dict[str, Any]
 ) -> None:
-    (tmp_path / "disk").mkdir()
-    real, link = make(tmp_path)
+    real, link = linked
     model = with_memory(**settings)
     memory = full(model, 1, writes=8)
     memory.save(link)

@@ -17,38 +17,18 @@ from remanence.errors import RemanenceError
 from remanence.memory import Storage
 from tests.support.longterms import use_small_blocks
 from tests.support.reading import written
+from tests.support.threads import HANGS, raised_together, together
 from tests.support.tiny import ids, with_memory
 
 KINDS: dict[str, dict[str, Any]] = {
     "a pool": {},
     "long-term memory": {"longterm": LongTermConfig(retrieved=1000), "retrieval_size": 8},  # all of it is read
 }
-HANGS = 60  # seconds after which threads or processes are taken to wait for each other
 
 
 def state(model: MemoryModel, memory: Memory) -> Tensor:
     """Logits that hang on every slot there is."""
     return model.read(memory, ids(5)).logits
-
-
-def together(*acts: Callable[[], Any]) -> list[Exception]:
-    """Runs each in a thread of its own, all at once; returns what they raised."""
-    start, raised = threading.Barrier(len(acts)), []
-
-    def run(act: Callable[[], Any]) -> None:
-        start.wait()
-        try:
-            act()
-        except Exception as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(act,), daemon=True) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANGS)
-    assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
-    return raised
 
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
@@ -61,7 +41,7 @@ def test_threads_that_write_one_memory_leave_what_the_same_writes_leave_one_by_o
             text = ids(20, seed=10 * who + number)
             order[model.write(memory, text).id] = text
 
-    raised = together(*(lambda who=who: work(who) for who in range(4)))
+    raised = raised_together(*(lambda who=who: work(who) for who in range(4)))
     assert all(isinstance(error, RemanenceError) for error in raised)
     assert memory.write_count == len(order) and (raised or len(order) == 20)
     again = model.new_memory()
@@ -79,7 +59,7 @@ def test_threads_with_memories_of_their_own_share_a_model() -> None:
             model.write(memories[seed], ids(20, seed=10 * seed + number))
             model.generate(memories[seed], ids(4), max_new_tokens=2)
 
-    assert not together(*(lambda seed=seed: work(seed) for seed in range(3)))
+    together(*(lambda seed=seed: work(seed) for seed in range(3)))
     for seed, memory in enumerate(memories):
         alone = model.new_memory(seed)
         for number in range(6):
@@ -95,7 +75,7 @@ def test_threads_that_write_the_same_memories_in_another_order_do_not_wait_for_e
         for number in range(10):
             model.write(list(memories), [ids(20, seed=number), ids(20, seed=number)])
 
-    raised = together(lambda: work(one, two), lambda: work(two, one))
+    raised = raised_together(lambda: work(one, two), lambda: work(two, one))
     assert all(isinstance(error, RemanenceError) for error in raised)
 
 

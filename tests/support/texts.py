@@ -1,31 +1,21 @@
 """Text memories whose chunks are made up, without a model."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import torch
 from torch import Tensor
 
 from remanence.config import StorageConfig
-from remanence.memory import Memory, MemorySpec
+from remanence.memory import Memory
 from remanence.memory.chunks import Chunk, Chunks, Query
 from remanence.memory.lexical import words
 from remanence.memory.storage import KeptSlots
 from remanence.memory.undo import Undo
+from tests.support import longterms
 from tests.support.longterms import random
 
-SPEC = MemorySpec(
-    layers=2,
-    slots=0,
-    slots_per_write=0,
-    hidden_size=16,
-    kv_heads=2,
-    head_dim=4,
-    dtype="float32",
-    shared_eviction=False,
-    model="some weights",
-    retrieval_size=6,
-    writer="text",
-)
+SPEC = replace(longterms.SPEC, slots=0, slots_per_write=0, retrieval_size=6, writer="text")
 TIME = datetime(2024, 1, 1, tzinfo=UTC)
 WORDS = ("Alice", "Bob", "Oslo", "Lima", "Rome", "baker", "plumber", "born", "lives", "works", "cat", "river", "music")
 

@@ -1,6 +1,7 @@
 """Commands that ask a memory: ask, search, chat."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from remanence.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from remanence import MemoryModel
     from remanence.memory import Memory
 
 app = typer.Typer()
@@ -45,17 +47,14 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a memory one question. It is not changed."""
-    require_question(question)
-    from remanence.details import writes_table
-
-    held = load_memory(memory)
-    engine = load_model(model)
-    require_model(engine, held, memory)
+    held, engine = opened(memory, question, model)
     answer = engine.ask(held, question, max_new_tokens=max_new_tokens)
     found = ranked(held, answer.sources)
     if as_json:
         typer.echo(json.dumps({"question": question, "answer": answer.text, "found": answer.found, "sources": found}))
         return
+    from remanence.details import writes_table
+
     typer.echo(answer.text)
     if sources and found:
         out.print(writes_table(found))
@@ -77,16 +76,13 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """List the writes that score best against a question, whatever they score."""
-    require_question(question)
-    from remanence.details import writes_table
-
-    held = load_memory(memory)
-    engine = load_model(model)
-    require_model(engine, held, memory)
+    held, engine = opened(memory, question, model)
     found = ranked(held, engine.search(held, question, count))
     if as_json:
         typer.echo(json.dumps({"question": question, "writes": found}))
     else:
+        from remanence.details import writes_table
+
         out.print(writes_table(found) if found else "The memory holds nothing that could be found.")
 
 
@@ -105,9 +101,14 @@ def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
     chat_loop(out, engine, engine.new_memory() if held is None else held, memory)
 
 
-def require_question(question: str) -> None:
+def opened(memory: Path, question: str, model: str | None) -> "tuple[Memory, MemoryModel]":
+    """A memory and the model to ask it with."""
     if not question.strip():
         raise InvalidInputError("there is no question; put it in quotes behind the memory")
+    held = load_memory(memory)
+    engine = load_model(model)
+    require_model(engine, held, memory)
+    return held, engine
 
 
 def ranked(memory: "Memory", scores: "Sequence[tuple[int, float]]") -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.finite import all_finite
 from remanence.memory.latents import LatentTable
 from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
@@ -126,7 +127,7 @@ class Chunks:
             InvalidInputError: its text is not valid Unicode.
         """
         checked(text=chunk.text)
-        if not bool(torch.isfinite(chunk.latent).all()):
+        if not all_finite(chunk.latent):
             raise CorruptMemoryError("the latent vector of a chunk is not finite; check the model in float32")
         if not self.keep_text:
             chunk = replace(chunk, ids=None, text=None)

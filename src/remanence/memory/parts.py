@@ -9,6 +9,7 @@ from torch import Tensor
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError
 from remanence.memory.chunks import Chunks
+from remanence.memory.finite import all_finite
 from remanence.memory.longterm import LongTerm
 from remanence.memory.pool import Pool
 from remanence.memory.snapshot import chunks_of, chunks_state, kept_storage, longterm_of, longterm_state
@@ -133,5 +134,5 @@ def _check_pool(
         dtype = torch.int64 if name in ("serial", "ages") else spec.torch_dtype
         if tuple(held[name].shape) != shape or held[name].dtype != dtype:
             raise ValueError(f"{name} does not have shape {list(shape)} and {dtype}")
-    if not all(bool(torch.isfinite(held[name]).all()) for name in shapes):
+    if not all_finite(*(held[name] for name in shapes)):
         raise CorruptMemoryError("it holds slots that are not finite; go back to an older copy of the memory")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.finite import all_finite
 from remanence.memory.order import Order
 from remanence.memory.undo import Undo
 
@@ -35,7 +36,7 @@ class NewSlots:
     def check(self) -> None:
         """Raise CorruptMemoryError where a number is not finite."""
         parts = (self.hidden, self.keys, self.values, self.retrieval)
-        if not all(bool(torch.isfinite(part).all()) for part in parts if part is not None):
+        if not all_finite(*(part for part in parts if part is not None)):
             raise CorruptMemoryError(
                 "the write made slots that are not finite; the memory is unchanged. Either the weights or the memory "
                 "hold NaN or infinity: check the model in float32, or go back to a saved memory"
@@ -155,12 +156,12 @@ class Pool:
         """
         order, places = self._ranked(), self.places(ranks)
         evicted = self.rows(places)
-        older = (evicted["serial"] < undo.first_serial).flatten()  # others are of this write, and it goes too
-        at = self._flat(places)[older]
-        kept = {name: rows.flatten(0, 1)[older] for name, rows in evicted.items()}
-        undo.add(lambda: self._put_back(at, kept))
+        at, flat = self._flat(places), {name: rows.flatten(0, 1) for name, rows in evicted.items()}
+        older = flat["serial"] < undo.first_serial  # others are of this write, and it goes too
+        back = (at, flat) if bool(older.all()) else (at[older], {name: rows[older] for name, rows in flat.items()})
+        undo.add(lambda: self._put_back(*back))
         self.version += 1
-        self._put(self._flat(places), {name: new.tensors[name].flatten(0, 1) for name in evicted})
+        self._put(at, {name: new.tensors[name].flatten(0, 1) for name in evicted})
         order.to_the_end(ranks)
         return evicted
 
@@ -180,7 +181,7 @@ class Pool:
             name: tensor.flatten(0, 1).index_select(0, at).view(*places.shape, *tensor.shape[2:])
             for name, tensor in self.tensors.items()
         }
-        if not all(bool(torch.isfinite(part).all()) for part in rows.values()):
+        if not all_finite(*rows.values()):
             raise CorruptMemoryError("the pool holds slots that are not finite; go back to a saved memory")
         return rows
 

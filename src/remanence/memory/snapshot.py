@@ -10,6 +10,7 @@ from torch import Tensor
 from remanence.config import StorageConfig
 from remanence.errors import InvalidInputError
 from remanence.memory.chunks import Chunk, Chunks
+from remanence.memory.finite import all_finite
 from remanence.memory.longterm import LongTerm, LongTermLayer
 from remanence.memory.published import RecallFrequency
 from remanence.memory.spec import MemorySpec
@@ -186,7 +187,7 @@ def chunks_of(
     )
     count = len(header.items)
     latents = tensors["chunks.latents"] if count else torch.empty(0, spec.retrieval_size, dtype=torch.float16)
-    if latents.shape != (count, spec.retrieval_size) or not bool(torch.isfinite(latents).all()):
+    if latents.shape != (count, spec.retrieval_size) or not all_finite(latents):
         raise ValueError("its latent vectors do not fit its chunks")
     ids: list[Tensor | None] = [None] * count
     if header.keep_text and count:

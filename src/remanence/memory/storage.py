@@ -17,6 +17,7 @@ from torch import Tensor
 
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.memory.finite import all_finite
 from remanence.memory.mapped import let_go, on_disk
 from remanence.memory.state import FrozenBlock, Source
 
@@ -250,7 +251,7 @@ class KeptSlots:
     def __init__(self, slots: Tensor, storage: StorageConfig) -> None:
         self.dtype, self.tier, self.source = slots.dtype, storage.tier, Source()
         self.scales: Tensor | None = None
-        if not bool(torch.isfinite(slots).all()):
+        if not all_finite(slots):
             raise CorruptMemoryError(
                 "slots of a chunk are not finite. Either the weights or the memory hold NaN or infinity: check the "
                 "model in float32, or go back to a saved memory"

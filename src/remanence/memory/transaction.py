@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 from torch import Tensor
 
@@ -13,7 +13,28 @@ from remanence.memory.undo import Undo
 from remanence.memory.writes import Receipt
 
 Piece = tuple[Tensor, str | None]  # ids `[n]` of one chunk, and what they say
+Evicted = tuple[Tensor | None, ...]  # per chunk, which ranks of a pool were evicted
 Progress = Callable[[int, int], None]
+
+
+class WriteOptions(TypedDict, total=False):
+    """The keywords of `MemoryModel.write`."""
+
+    source: str | None
+    metadata: Mapping[str, Any] | None
+    id: int | None
+    allow_special: bool
+    commit: Callable[[Any], object] | None
+    progress: Progress | None
+    evict: Tensor | None
+
+
+class Row(NamedTuple):
+    """A text on its way into a memory."""
+
+    memory: Memory
+    pieces: Sequence[Piece]
+    undo: Undo
 
 
 class Writer(Protocol):
@@ -23,15 +44,8 @@ class Writer(Protocol):
         """A text cut into chunks."""
         ...
 
-    def put(
-        self,
-        memories: Sequence[Memory],
-        texts: Sequence[Sequence[Piece]],
-        undos: Sequence[Undo],
-        evict: Tensor | None,
-        progress: Progress | None,
-    ) -> list[tuple[Tensor | None, ...]]:
-        """Write the chunks of a text into each memory; per chunk, which ranks of a pool were evicted."""
+    def put(self, rows: Sequence[Row], evict: Tensor | None, progress: Progress | None) -> list[Evicted]:
+        """Write the chunks of each row into its memory; returns what each row evicted."""
         ...
 
 
@@ -58,23 +72,22 @@ def write(
         raise InvalidInputError(f"evict= replays one write, but this call makes {sum(map(len, texts))}")
     with ExitStack() as scopes:
         undos = {id(m): scopes.enter_context(m.changing()) for m in sorted(memories, key=id)}
-        ordered = [undos[id(memory)] for memory in memories]
+        rows = [Row(memory, pieces, undos[id(memory)]) for memory, pieces in zip(memories, texts, strict=True)]
         if id_ is not None:
             id_ = integer("id", id_)
-            for memory, undo in zip(memories, ordered, strict=True):
+            for memory, _, undo in rows:
                 if id_ < memory.next_id:
                     raise InvalidInputError(f"id={id_} is taken: the next write of this memory is {memory.next_id}")
                 undo.set(memory, write_count=id_)
         firsts = [memory.next_serial for memory in memories]
-        evicted = writer.put(memories, texts, ordered, evict, progress)
+        evicted = writer.put(rows, evict, progress)
         receipts = []
-        for row, (memory, undo) in enumerate(zip(memories, ordered, strict=True)):
-            tokens = sum(len(ids) for ids, _ in texts[row])
-            first = None if memory.chunks is not None else firsts[row]
-            record = memory.record(undo, tokens, first, **about)
+        for (memory, pieces, undo), first, ranks in zip(rows, firsts, evicted, strict=True):
+            tokens = sum(len(ids) for ids, _ in pieces)
+            record = memory.record(undo, tokens, None if memory.chunks is not None else first, **about)
             if memory.chunks is not None:
                 memory.evict(record.id, undo)
-            receipts.append(Receipt(record.id, tokens, len(texts[row]), evicted[row]))
+            receipts.append(Receipt(record.id, tokens, len(pieces), ranks))
         if commit is not None:
             commit(receipts)
         return receipts

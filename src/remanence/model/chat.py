@@ -73,6 +73,7 @@ class Texts:
         self.tokenizer, self._vocabulary = tokenizer, vocabulary
         self.front = (() if bos is None else (bos,)) if tokenizer is None else self._front_of(tokenizer)
         self._plain: Any = None
+        self._added: tuple[int, re.Pattern[str]] | None = None
 
     @staticmethod
     def _front_of(tokenizer: Any) -> tuple[int, ...]:
@@ -282,8 +283,12 @@ class Texts:
 
     def _specials(self, text: str) -> bool:
         """Whether a text holds what the tokenizer would take for one of its added tokens."""
-        tokens = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        return any(token.content in text for token in tokens if token.content.strip())
+        size = len(self.tokenizer)
+        if self._added is None or self._added[0] != size:  # some have thousands, and listing them takes a while
+            tokens = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+            named = [re.escape(token.content) for token in tokens if token.content.strip()]
+            self._added = size, re.compile("|".join(named) or "(?!)")
+        return self._added[1].search(text) is not None
 
     def _as_text(self, text: str) -> list[int]:
         """Ids of a text whose special tokens are text: by the same tokenizer, told of none."""

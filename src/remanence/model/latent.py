@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from remanence.memory.finite import all_finite
 from remanence.model.chat import TODAY
 from remanence.model.decoder import LATENT, MemoryDecoder
 from remanence.model.hooks import MemoryCache
@@ -136,7 +137,7 @@ def _kept(file: Path, size: int) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError):
         return None
     right = held.keys() == {"statements", "questions", "std"} and all(part.shape == (size,) for part in held.values())
-    return held if right and all(bool(part.isfinite().all()) for part in held.values()) else None
+    return held if right and all_finite(*held.values()) else None
 
 
 def _keep(file: Path, common: dict[str, Tensor]) -> None:

@@ -13,8 +13,7 @@ from remanence.memory.longterm import LongTerm
 from remanence.memory.memory import Memory
 from remanence.memory.pool import NewSlots, Pool
 from remanence.memory.snapshot import layout_of
-from remanence.memory.transaction import Piece, Progress
-from remanence.memory.undo import Undo
+from remanence.memory.transaction import Evicted, Piece, Progress, Row
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, hidden_prefix
 from remanence.model.chat import TODAY
@@ -203,25 +202,18 @@ class LearnedWriter:
         ids = texts.ids(content, model.device, date=TODAY, allow_special=allow_special)
         return [(part, None) for part in chunked(ids, model.longest_chunk(1 + model.slots_per_write))]
 
-    def put(
-        self,
-        memories: Sequence[Memory],
-        texts: Sequence[Sequence[Piece]],
-        undos: Sequence[Undo],
-        evict: Tensor | None,
-        progress: Progress | None,
-    ) -> list[tuple[Tensor | None, ...]]:
-        made: list[list[Tensor | None]] = [[] for _ in memories]
-        rounds = max(map(len, texts))
+    def put(self, rows: Sequence[Row], evict: Tensor | None, progress: Progress | None) -> list[Evicted]:
+        evicted: list[list[Tensor | None]] = [[] for _ in rows]
+        rounds = max(len(row.pieces) for row in rows)
         for index in range(rounds):
-            active = [row for row, pieces in enumerate(texts) if index < len(pieces)]
-            chunks = [texts[row][index][0] for row in active]
-            new = self.new_slots([memories[row] for row in active], chunks)
-            for row, slots in zip(active, new, strict=True):
-                made[row].append(memories[row].put(slots, undos[row], evict))
+            active = [number for number, row in enumerate(rows) if index < len(row.pieces)]
+            chunks = [rows[number].pieces[index][0] for number in active]
+            new = self.new_slots([rows[number].memory for number in active], chunks)
+            for number, slots in zip(active, new, strict=True):
+                evicted[number].append(rows[number].memory.put(slots, rows[number].undo, evict))
             if progress is not None:
                 progress(index + 1, rounds)
-        return [tuple(ranks) for ranks in made]
+        return [tuple(ranks) for ranks in evicted]
 
     def new_slots(self, memories: Sequence[Memory], chunks: Sequence[Tensor]) -> list[NewSlots]:
         """The slots that one chunk each makes in several memories, as one batch."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from remanence.config import StorageConfig, integer
 from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory
-from remanence.memory.transaction import Progress, write
+from remanence.memory.transaction import Progress, WriteOptions, write
 from remanence.memory.writes import Receipt
 from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
@@ -111,33 +111,14 @@ class MemoryModel(MemoryDecoder):
         return self.writer.memory_of(hidden, seed, None)
 
     @overload
-    def write(
-        self,
-        memory: Memory,
-        content: Content,
-        *,
-        source: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        id: int | None = None,
-        allow_special: bool = False,
-        commit: Callable[[Any], object] | None = None,
-        progress: Progress | None = None,
-        evict: Tensor | None = None,
-    ) -> Receipt: ...
+    def write(self, memory: Memory, content: Content, **options: Unpack[WriteOptions]) -> Receipt: ...
 
     @overload
     def write(
         self,
         memory: Sequence[Memory],
         content: Sequence[Content] | Tensor | Mapping[str, Any],
-        *,
-        source: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        id: int | None = None,
-        allow_special: bool = False,
-        commit: Callable[[Any], object] | None = None,
-        progress: Progress | None = None,
-        evict: Tensor | None = None,
+        **options: Unpack[WriteOptions],
     ) -> list[Receipt]: ...
 
     @torch.inference_mode(False)

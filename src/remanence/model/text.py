@@ -11,11 +11,11 @@ from transformers.cache_utils import CacheLayerMixin
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk, Chunks, Query
+from remanence.memory.finite import all_finite
 from remanence.memory.lexical import asked
 from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
-from remanence.memory.transaction import Piece, Progress
-from remanence.memory.undo import Undo
+from remanence.memory.transaction import Evicted, Piece, Progress, Row
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt, questions
@@ -237,41 +237,26 @@ class TextWriter:
         longest = model.longest_chunk(len(self.head_of(memory)))
         return model.texts.chunks(content, model.device, longest, date=chunks.date, allow_special=allow_special)
 
-    def put(
-        self,
-        memories: Sequence[Memory],
-        texts: Sequence[Sequence[Piece]],
-        undos: Sequence[Undo],
-        evict: Tensor | None,
-        progress: Progress | None,
-    ) -> list[tuple[Tensor | None, ...]]:
+    def put(self, rows: Sequence[Row], evict: Tensor | None, progress: Progress | None) -> list[Evicted]:
         if evict is not None:
             raise InvalidInputError("evict= replays a learned memory's draw; a text memory evicts whole chunks")
-        places = [(row, place) for row, pieces in enumerate(texts) for place in range(len(pieces))]
-        for memory, undo in zip(memories, undos, strict=True):
-            if (chunks := chunks_of(memory)).head is None:
-                undo.set(chunks, head=self.model.texts.head(chunks.date))
+        places = [(row, place) for row in rows for place in range(len(row.pieces))]
+        for row in rows:
+            if (chunks := chunks_of(row.memory)).head is None:
+                row.undo.set(chunks, head=self.model.texts.head(chunks.date))
         done = 0
-        for batch in _batches(places, [len(texts[row][place][0]) for row, place in places]):
-            keys = [(self.head_of(memories[row]), texts[row][place][0]) for row, place in batch]
+        for batch in _batches(places, [len(row.pieces[place][0]) for row, place in places]):
+            keys = [(self.head_of(row.memory), row.pieces[place][0]) for row, place in batch]
             for (row, place), key, encoded in zip(batch, keys, self.encode(keys), strict=True):
-                self._add(memories[row], undos[row], place, texts[row][place], key, encoded)
+                self._add(row, place, key, encoded)
             done += len(batch)
             if progress is not None:
                 progress(done, len(places))
-        return [(None,) * len(pieces) for pieces in texts]
+        return [(None,) * len(row.pieces) for row in rows]
 
-    def _add(
-        self,
-        memory: Memory,
-        undo: Undo,
-        place: int,
-        piece: Piece,
-        key: tuple[tuple[int, ...], Tensor],
-        encoded: EncodedText,
-    ) -> None:
-        chunks, (ids, text), slots = chunks_of(memory), piece, encoded.slots
-        if not bool(torch.isfinite(slots).all()):
+    def _add(self, row: Row, place: int, key: tuple[tuple[int, ...], Tensor], encoded: EncodedText) -> None:
+        chunks, (ids, text), slots = chunks_of(row.memory), row.pieces[place], encoded.slots
+        if not all_finite(slots):
             raise CorruptMemoryError(
                 "the write made slots that are not finite; the memory is unchanged. The weights hold NaN or infinity, "
                 "or the dtype overflows: check the model in float32"
@@ -283,7 +268,7 @@ class TextWriter:
             kept = KeptSlots(slots, chunks.storage)
         chunk = Chunk(
             key=chunks.next_key,
-            write=memory.next_id,
+            write=row.memory.next_id,
             place=place,
             tokens=len(ids),
             ids=ids.to("cpu", torch.int32) if chunks.keep_text else None,
@@ -291,7 +276,7 @@ class TextWriter:
             latent=self.latents.of_chunk(encoded.mean, key[0]).half(),
             slots=kept,
         )
-        chunks.add(chunk, undo)
+        chunks.add(chunk, row.undo)
 
     def head_of(self, memory: Memory) -> tuple[int, ...]:
         """The head of a memory; of one that has none yet, what it will be."""

@@ -15,17 +15,8 @@ from remanence.memory.envelope import folder_of, read_envelope
 from remanence.memory.storage import Block
 from tests.support.contents import contents
 from tests.support.kinds import DISK, KINDS, WRITES, blocks, go_on, on_disk, told, written
-from tests.support.longterms import use_small_blocks
 
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_blocks(monkeypatch)
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "m.safetensors"
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def failing(real: Callable[..., Any], after: int, error: type[BaseException]) -> Callable[..., Any]:

@@ -11,17 +11,9 @@ from remanence.memory import Memory
 from remanence.memory.envelope import folder_of
 from tests.support.contents import contents
 from tests.support.kinds import DISK, KINDS, TIERS, WRITES, go_on, longterm_of, on_disk, told, written
-from tests.support.longterms import bits, random, use_small_blocks
+from tests.support.longterms import bits, random
 
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_blocks(monkeypatch)
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "m.safetensors"
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,6 +4,7 @@ import copy
 import pickle
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,17 +19,7 @@ from tests.support import longterms
 from tests.support.contents import contents
 from tests.support.texts import TIME, tell, text_memory
 
-SPEC = MemorySpec(
-    layers=2,
-    slots=12,
-    slots_per_write=3,
-    hidden_size=8,
-    kv_heads=1,
-    head_dim=4,
-    dtype="float32",
-    shared_eviction=False,
-    model="some weights",
-)
+SPEC = replace(longterms.SPEC, slots=12, slots_per_write=3, hidden_size=8, kv_heads=1, retrieval_size=0)
 
 
 def new_slots(number: int, count: int = 3) -> NewSlots:

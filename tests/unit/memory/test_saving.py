@@ -14,17 +14,9 @@ from remanence.memory.envelope import folder_of
 from tests.support import longterms, texts
 from tests.support.contents import contents
 from tests.support.kinds import DISK, KINDS, WRITES, blocks, go_on, longterm_of, on_disk, told, written
-from tests.support.longterms import random, use_small_blocks
+from tests.support.longterms import random
 
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_small_blocks(monkeypatch)
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "m.safetensors"
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,7 @@
 """Threads that write, fork, save, forget and look at one memory: each sees a whole one."""
 
-import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from tests.support import texts
 from tests.support.contents import contents
 from tests.support.kinds import go_on, told, written
 from tests.support.longterms import use_small_blocks
+from tests.support.threads import together
 
 KINDS: dict[str, Callable[[], Memory]] = {
     "learned": lambda: written(storage=StorageConfig("disk"), capacity=300),
@@ -59,7 +60,7 @@ def test_memory_is_whole_for_each_of_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rounds: int
 ) -> None:
     use_small_blocks(monkeypatch)
-    memory, target, errors = KINDS[kind](), tmp_path / "m", list[BaseException]()
+    memory, target = KINDS[kind](), tmp_path / "m"
     start, forgotten = memory.write_count, list[int]()
 
     def forget() -> None:
@@ -69,31 +70,24 @@ def test_memory_is_whole_for_each_of_several_threads(
             forgotten.append(write)
 
     def work(who: int) -> None:
-        try:
-            for number in range(rounds):
-                go_on(memory, 1000 * who + number)
-                what = (number + who) % 5
-                if what == 0:
-                    fork = memory.fork()
-                    go_on(fork, number)
-                    check(fork.state())
-                elif what == 1:
-                    memory.save(target)
-                elif what == 2:
-                    check(memory.state())
-                elif what == 3 and memory.chunks is not None:
-                    forget()
-                else:
-                    look(memory)
-        except BaseException as error:
-            errors.append(error)
+        for number in range(rounds):
+            go_on(memory, 1000 * who + number)
+            what = (number + who) % 5
+            if what == 0:
+                fork = memory.fork()
+                go_on(fork, number)
+                check(fork.state())
+            elif what == 1:
+                memory.save(target)
+            elif what == 2:
+                check(memory.state())
+            elif what == 3 and memory.chunks is not None:
+                forget()
+            else:
+                look(memory)
 
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == [] and memory.write_count == start + 4 * rounds
+    together(*(partial(work, who) for who in range(4)))
+    assert memory.write_count == start + 4 * rounds
     check(memory.state())
     memory.save(target)
     assert contents(Memory.load(target)) == contents(memory)

@@ -2,8 +2,8 @@
 
 import copy
 import pickle
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from remanence.model.cache import pool_prefix
 from remanence.model.prefix_store import Buffers, PrefixStore, SlotCache
 from tests.support import tiny
 from tests.support.models import told, with_longterm
+from tests.support.threads import together
 from tests.support.tiny import ids, with_memory
 
 CLOSE = {"atol": 1e-5, "rtol": 0.0}
@@ -127,28 +128,20 @@ def test_slot_cache_keeps_the_newest_whatever_it_takes() -> None:
 
 
 def test_slot_cache_and_store_may_be_used_by_threads_side_by_side() -> None:
-    store, cache, errors = PrefixStore(limit=64), SlotCache(limit=64), list[Exception]()
+    store, cache = PrefixStore(limit=64), SlotCache(limit=64)
 
     def work(who: int) -> None:
         owners = [Owner() for _ in range(3)]
-        try:
-            for step in range(300):
-                buffers, _ = store.acquire(owners[step % 3], step % 2)
-                mine = buffers or room()
-                mine[0][0].fill_(who)
-                assert bool((mine[0][0] == who).all()), "two calls own one buffer"
-                store.release(owners[step % 3], step % 2, mine)
-                cache.put((who, step % 5), torch.zeros(4))
-                cache.get((step % 4, step % 5))
-        except Exception as error:
-            errors.append(error)
+        for step in range(300):
+            buffers, _ = store.acquire(owners[step % 3], step % 2)
+            mine = buffers or room()
+            mine[0][0].fill_(who)
+            assert bool((mine[0][0] == who).all()), "two calls own one buffer"
+            store.release(owners[step % 3], step % 2, mine)
+            cache.put((who, step % 5), torch.zeros(4))
+            cache.get((step % 4, step % 5))
 
-    threads = [threading.Thread(target=work, args=(who,)) for who in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
+    together(*(partial(work, who) for who in range(4)))
     assert cache._bytes == sum(slots.nbytes for slots in cache._held.values()) <= 64
 
 

@@ -13,31 +13,10 @@ from remanence import Memory, MemoryModel
 from remanence.memory import Receipt
 from tests.support import tiny
 from tests.support.models import KINDS, everything, told, with_adapters
+from tests.support.threads import HANGS, together
 from tests.support.tiny import decoder, ids
 
-HANGS = 120  # seconds after which threads are taken to wait for each other
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def together(*acts: Callable[[], Any]) -> None:
-    """Run each in a thread of its own, all at once; raise what one of them raised."""
-    start, raised = threading.Barrier(len(acts)), list[BaseException]()
-
-    def run(act: Callable[[], Any]) -> None:
-        start.wait()
-        try:
-            act()
-        except BaseException as error:
-            raised.append(error)
-
-    threads = [threading.Thread(target=run, args=(act,), daemon=True) for act in acts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANGS)
-    assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
-    if raised:
-        raise raised[0]
 
 
 def reader(kind: str, **settings: Any) -> MemoryModel:
