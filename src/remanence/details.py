@@ -103,6 +103,12 @@ def _write(record: WriteRecord, texts: Sequence[str] | None) -> dict[str, Any]:
     }
 
 
+def ranked(records: Iterable[WriteRecord], scores: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
+    """Writes that were found, best first, each with its score."""
+    by_id = {one["id"]: one for one in writes_of(records)}
+    return [{"id": id, "score": round(score, 4), **by_id.get(id, {})} for id, score in scores]
+
+
 def bytes_by_tier(envelope: Envelope) -> dict[str, int]:
     """`Memory.nbytes` of the memory, once it is loaded."""
     header, spec = envelope.header, envelope.header.spec

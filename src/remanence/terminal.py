@@ -1,6 +1,5 @@
-"""What the command line shows, and the two loops in which it listens."""
+"""What the command line shows of learned models and of evaluations."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from remanence.details import details_table, file_sizes, writes_of, writes_table
-from remanence.errors import RemanenceError
+from remanence.chatting import read_line
 from remanence.evaluation.demonstration import Round, distances_up_to, report, rounds
 from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.plots import retention_plot
 from remanence.evaluation.retention import Condition
 from remanence.memory import Memory
-from remanence.memory.envelope import read_envelope
 from remanence.model.model import MemoryModel
 from remanence.texts import Question
 
 _CONDITIONS: dict[Condition, str] = {"pool": "pool alone", "context": "text in context", "none": "neither"}
 _ROWS = 8  # of a round of questions that are shown; all of them count
-_CHAT_HELP = "Type a question, or: /write TEXT, /ask QUESTION, /show, /save, /quit (leaving saves, too)"
 
 
 def retention_table(report: dict[str, Any]) -> Table:
@@ -173,76 +169,7 @@ def _summary(one: Round) -> str:
 def answer_questions(out: Console, model: MemoryModel, memory: Memory) -> None:
     """Ask until an empty line."""
     try:
-        while question := _line(out, "Ask about the text (empty line to leave): ").strip():
+        while question := read_line(out, "Ask about the text (empty line to leave): ").strip():
             out.print(model.ask(memory, question).text, markup=False)
     except (EOFError, KeyboardInterrupt):
         out.print()
-
-
-def chat_loop(out: Console, model: MemoryModel, memory: Memory, path: Path) -> None:
-    """Read lines until /quit, Ctrl-D or Ctrl-C; whatever was written is then saved, and where is said."""
-    out.print(_CHAT_HELP, markup=False)
-    saved = memory.write_count
-    try:
-        while True:
-            command, _, rest = _command(_line(out, "> "))
-            if command == "/quit":
-                break
-            if command == "/save":
-                try:
-                    memory.save(path)
-                except RemanenceError as error:
-                    out.print(f"error: {error}", markup=False)
-                    continue
-                saved = memory.write_count
-                out.print(f"saved to {path}", markup=False)
-            else:
-                _respond(out, model, memory, path, command, rest)
-    except (EOFError, KeyboardInterrupt):
-        out.print()
-    if memory.write_count == saved:
-        out.print("nothing new to save")
-        return
-    try:
-        memory.save(path)
-    except RemanenceError as error:
-        out.print(f"error: {error}", markup=False)
-        path = Path(tempfile.mkdtemp(prefix="remanence-")) / path.name
-        memory.save(path)
-    out.print(f"saved to {path}", markup=False)
-
-
-def _line(out: Console, prompt: str) -> str:
-    try:
-        return out.input(prompt)
-    except UnicodeDecodeError as error:
-        out.print(f"error: standard input is not text in {error.encoding}, so it is not read on", markup=False)
-        raise EOFError from error
-
-
-def _command(line: str) -> tuple[str, str, str]:
-    line = line.strip()
-    return line.partition(" ") if line.startswith("/") else ("/ask", " ", line)
-
-
-def _respond(out: Console, model: MemoryModel, memory: Memory, path: Path, command: str, rest: str) -> None:
-    try:
-        if command == "/ask" and rest:
-            out.print(model.ask(memory, rest).text, markup=False)
-        elif command == "/write" and rest:
-            receipt = model.write(memory, rest)
-            out.print(f"written: {receipt.tokens} tokens", markup=False)
-        elif command == "/show":
-            _show(out, model, memory, path)
-        elif rest or command != "/ask":
-            out.print(_CHAT_HELP, markup=False)
-    except RemanenceError as error:
-        out.print(f"error: {error}", style="red", markup=False)
-
-
-def _show(out: Console, model: MemoryModel, memory: Memory, path: Path) -> None:
-    about = model.inspect(memory)
-    saved = file_sizes(path, read_envelope(path)) if path.is_file() else {"file": f"{path}, not saved yet"}
-    out.print(details_table({**saved, "model_name": memory.model_name, **about, "write_count": about["writes"]}))
-    if memory.writes:
-        out.print(writes_table(writes_of(memory.writes), newest=_ROWS))

@@ -16,7 +16,7 @@ ROOMS = [  # from the ground up; a room imports from those before it
     {"kernels", "memory", "optim"},
     {"model"},
     {"checkpoints", "data", "evaluation", "training", "texts"},
-    {"store", "serve", "details", "terminal", "cli", "recipes"},
+    {"store", "serve", "details", "conversation", "chatting", "demonstrating", "terminal", "cli", "recipes"},
 ]
 LONGEST = 400
 

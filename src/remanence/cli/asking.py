@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,8 +21,6 @@ from remanence.cli.shared import (
 from remanence.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from remanence import MemoryModel
     from remanence.memory import Memory
 
@@ -47,14 +45,14 @@ def ask(
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a memory one question. It is not changed."""
+    from remanence.details import ranked, writes_table
+
     held, engine = opened(memory, question, model)
     answer = engine.ask(held, question, max_new_tokens=max_new_tokens)
-    found = ranked(held, answer.sources)
+    found = ranked(held.writes, answer.sources)
     if as_json:
         typer.echo(json.dumps({"question": question, "answer": answer.text, "found": answer.found, "sources": found}))
         return
-    from remanence.details import writes_table
-
     typer.echo(answer.text)
     if sources and found:
         out.print(writes_table(found))
@@ -76,23 +74,23 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """List the writes that score best against a question, whatever they score."""
+    from remanence.details import ranked, writes_table
+
     held, engine = opened(memory, question, model)
-    found = ranked(held, engine.search(held, question, count))
+    found = ranked(held.writes, engine.search(held, question, count))
     if as_json:
         typer.echo(json.dumps({"question": question, "writes": found}))
     else:
-        from remanence.details import writes_table
-
         out.print(writes_table(found) if found else "The memory holds nothing that could be found.")
 
 
 @app.command(epilog=examples("remanence chat notes.mem"))
 def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
-    """Ask and write, line by line. The memory is saved when you leave."""
+    """Ask and tell, line by line. The memory, made if it is not there, is saved when you leave."""
     require_memory_place(memory)
     if memory.exists():
         envelope_of(memory)
-    from remanence.terminal import chat_loop
+    from remanence.chatting import chat_loop
 
     held = load_memory(memory) if memory.exists() else None
     engine = load_model(model)
@@ -109,11 +107,3 @@ def opened(memory: Path, question: str, model: str | None) -> "tuple[Memory, Mem
     engine = load_model(model)
     require_model(engine, held, memory)
     return held, engine
-
-
-def ranked(memory: "Memory", scores: "Sequence[tuple[int, float]]") -> list[dict[str, Any]]:
-    """Writes that were found, best first, each with its score."""
-    from remanence.details import writes_of
-
-    by_id = {one["id"]: one for one in writes_of(memory.writes)}
-    return [{"id": id, "score": round(score, 4), **by_id.get(id, {})} for id, score in scores]

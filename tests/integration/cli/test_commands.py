@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from remanence import Memory, MemoryModel, __version__
 from remanence.checkpoints import bundled
 from remanence.cli.shared import out
-from remanence.errors import CorruptMemoryError, MemoryFileError
+from remanence.errors import CorruptMemoryError
 from remanence.kernels import onednn
 from remanence.kernels.onednn import OneDnnLinear
 from remanence.model.read import Answer
@@ -297,36 +296,6 @@ def test_a_writer_that_was_never_trained_is_said_once_beside_the_answer(tmp_path
     assert result.stderr.count("never trained") == 1
 
 
-def test_chat_asks_writes_shows_and_saves_at_the_end_of_input() -> None:
-    path = a_memory()
-    text = done("chat", str(path), stdin="Who?\n/write Bob [Green] lives in Paris.\n/show\n/nonsense\n")
-    assert "written: " in text
-    assert "slots per write (K)" in text and "notes.txt" in text
-    assert text.count("/quit") == 2
-    assert "saved to notes.mem" in text
-    assert Memory.load(path).write_count == 3
-
-
-def test_chat_makes_a_memory_and_saves_on_demand() -> None:
-    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/quit\n")
-    assert Memory.load("new.mem").write_count == 1
-    assert text.count("saved to new.mem") == 1
-    assert "nothing new to save" in text
-
-
-def test_chat_survives_what_cannot_be_answered_and_saves_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = a_memory()
-    errors = iter([CorruptMemoryError("reading gave no numbers"), KeyboardInterrupt()])
-
-    def ask(*_: Any, **__: Any) -> str:
-        raise next(errors)
-
-    monkeypatch.setattr(MemoryModel, "ask", ask)
-    text = done("chat", str(path), stdin="Who?\n/write Bob Green lives in Paris.\nWho?\n/write never read\n")
-    assert "error: reading gave no numbers" in text
-    assert Memory.load(path).write_count == 3
-
-
 def test_train_runs_a_recipe_with_its_settings() -> None:
     Path("mine.py").write_text(RECIPE)
     done("train", "mine.py", "--resume", "--minutes", "2", "--", "steps=7")
@@ -539,46 +508,6 @@ def test_a_bundled_checkpoint_can_be_named() -> None:
     )
 
 
-@pytest.mark.slow
-def test_demo_asks_at_growing_distances_and_draws_retention() -> None:
-    text = done("demo", "--unrelated", "6")
-    assert [line.split(":")[0] for line in text.splitlines() if line.startswith("distance")] == [
-        f"distance {distance}" for distance in (0, 1, 2, 4, 6)
-    ]
-    for name in ("question", "answer", "truth"):
-        assert name in text
-    assert "of 24 right" in text
-    assert str(Path("remanence-demo.png").resolve()) in text.replace("\n", "")
-    assert Path("remanence-demo.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_demo_marks_right_and_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("people.txt").write_text("Alice Brown was born in Oslo.\nBob Green was born in Rome.\n")
-    Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\nWhere was Bob Green born?\tRome\n")
-
-    def generate(model: MemoryModel, memories: list[Memory], prompts: list[Any], **_: Any) -> Any:
-        if isinstance(prompts[0], str):
-            return [" Oslo."] * len(prompts)
-        return torch.zeros(len(prompts), max(map(len, prompts)) + 1, dtype=torch.long)
-
-    monkeypatch.setattr(MemoryModel, "generate", generate)
-    text = done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "0", "--output", ".")
-    marks = {line.split()[3]: mark for line in text.splitlines() for mark in "✓✗" if mark in line}
-    assert marks == {"Alice": "✓", "Bob": "✗"}
-    assert "distance 0: 1 of 2 right (50%)" in text
-
-
-def test_demo_of_a_file_without_questions_says_how_to_give_them() -> None:
-    Path("people.txt").write_text("Alice Brown was born in Oslo.\n")
-    assert "--questions" in done("demo", "people.txt")
-
-
-@pytest.mark.parametrize("content", ["one column", "[1]", '[{"question": "Who?"}]', "[", "[]"])
-def test_demo_teaches_the_form_of_questions(content: str) -> None:
-    Path("q").write_text(content)
-    assert "question<TAB>answer" in refused("demo", "--questions", "q", "--unrelated", "0")
-
-
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
@@ -613,20 +542,3 @@ def test_a_file_that_is_no_memory_is_refused() -> None:
 def test_a_checkpoint_that_is_not_bundled_is_refused_with_those_that_are() -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint named 'huge'.*--model"):
         bundled("huge")
-
-
-def test_a_save_that_fails_does_not_end_a_chat_and_leaves_nothing_unsaved(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    save, tried = Memory.save, []
-
-    def fails_at_first(self: Memory, path: Path) -> None:
-        tried.append(path)
-        if len(tried) < 3:
-            raise MemoryFileError("the disk is full")
-        save(self, path)
-
-    monkeypatch.setattr(Memory, "save", fails_at_first)
-    text = done("chat", "new.mem", stdin="/write Bob Green lives in Paris.\n/save\n/write Ann Ray too.\n/quit\n")
-    assert text.count("the disk is full") == 2
-    assert Memory.load(tried[-1]).write_count == 2
