@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## make .venv with the tested versions
 
-demo: $(STAMP)  ## write a text file into a memory, forget the text, ask about it
+demo: $(STAMP)  ## tell a memory a text among unrelated paragraphs, and ask about it with and without memory
 	$(BIN)/remanence demo
 
 test: $(STAMP)  ## run the tests but for the slow ones, some minutes on two cores

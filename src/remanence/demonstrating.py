@@ -116,11 +116,11 @@ def _show_speed(
         made = first_token(model, replies, told, lambda done: moved(done, len(replies)))
     if made is None:
         return None
+    read = f"{made.tokens:g} tokens of {made.paragraphs:g} paragraph{'s' * (made.paragraphs != 1)}"
     text = (
         f"\nFirst token after {1e3 * made.memory:,.0f} ms from memory, finding what to read counted; "
         f"{1e3 * made.text:,.0f} ms where the same paragraphs are read again as text: "
-        f"{made.text / made.memory:.1f} times as long (medians of {made.questions} questions: {made.tokens:g} tokens of "
-        f"{made.paragraphs:g} paragraph{'s' * (made.paragraphs != 1)} read)."
+        f"{made.text / made.memory:.1f} times as long (medians of {made.questions} questions: {read})."
     )
     out.print(Text(text), width=_width(out))
     return made
