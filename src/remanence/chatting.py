@@ -112,8 +112,11 @@ def _answer(out: Console, talk: Conversation, question: str) -> None:
     if not answer.found:
         out.print("The memory was not told this.", style="dim")
     elif talk.read:
-        places = ", ".join(f"{one.get('source') or 'write'} [{one['id']}]" for one in talk.read)
-        out.print(f"from {places}", style="dim", markup=False, highlight=False)
+        places: dict[str, str] = {}
+        for one in talk.read:
+            source = one.get("source") or "write"
+            places[source] = f"{places.get(source, source)} [{one['id']}]"
+        out.print(f"from {', '.join(places.values())}", style="dim", markup=False, highlight=False)
 
 
 def _tell(out: Console, talk: Conversation, text: str) -> None:

@@ -9,6 +9,7 @@ from rich.control import strip_control_codes
 
 from remanence import Memory, MemoryModel
 from remanence.errors import CorruptMemoryError, MemoryFileError
+from remanence.model.read import Answer
 from tests.support.cli import a_memory, done
 
 
@@ -57,6 +58,14 @@ def test_chat_names_what_an_answer_was_read_from() -> None:
     assert "The memory was not told this." in why
     assert "nothing was read for it" in why
     assert "nothing new to save" in why
+
+
+def test_chat_names_each_source_once(text_slots: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_memory()
+    answer = Answer("In Oslo.", True, [(1, 0.9), (2, 0.8), (0, 0.7)])
+    monkeypatch.setattr(MemoryModel, "ask", lambda *_, **__: answer)
+    text = chat(path, "/tell Ann Ray lives in Rome.", "Who?")
+    assert "In Oslo.\nfrom notes.txt [1] [0], chat [2]\n" in text
 
 
 @pytest.mark.usefixtures("text_slots")
