@@ -109,9 +109,11 @@ def _answer(out: Console, talk: Conversation, question: str) -> None:
         out.print()
     if talk.memory.chunks is None:
         return  # a pool is read as a whole
-    if not answer.found:
+    if not talk.read:
+        out.print("Nothing in the memory was read for this: these are the model's own words.", style="dim")
+    elif not answer.found:
         out.print("The memory was not told this.", style="dim")
-    elif talk.read:
+    else:
         places: dict[str, str] = {}
         for one in talk.read:
             source = one.get("source") or "write"

@@ -39,7 +39,7 @@ class Conversation:
         """The answer to a question behind what was said before; `show` gets its words as they come.
 
         Raises:
-            RemanenceError: as `MemoryModel.ask`; the conversation is then as it was.
+            RemanenceError: as `MemoryModel.ask`; nothing is added to the conversation then.
         """
         said: Message = {"role": "user", "content": question}
         self._make_room(said)

@@ -55,9 +55,17 @@ def test_chat_names_what_an_answer_was_read_from() -> None:
     table, why = text.split("> [0] score ")
     assert "Alice Brown was born in Oslo." in table
     assert re.match(r"[01]\.\d\d, notes\.txt\nAlice Brown was born in Oslo\.\n", why)
-    assert "The memory was not told this." in why
+    assert "these are the model's own words" in why
     assert "nothing was read for it" in why
     assert "nothing new to save" in why
+
+
+def test_chat_says_that_what_was_read_does_not_answer(text_slots: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, answer = a_memory(), Answer("I was not told.", False, [(1, 0.3)])
+    monkeypatch.setattr(MemoryModel, "ask", lambda *_, **__: answer)
+    text = chat(path, "Who?", "/why")
+    assert "I was not told.\nThe memory was not told this.\n" in text
+    assert "[1] score 0.30, notes.txt\nShe works as a baker in Bergen.\n" in text
 
 
 def test_chat_names_each_source_once(text_slots: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +82,8 @@ def test_chat_explains_an_answer_as_it_was_read_then() -> None:
     text = chat(path, "Where was Alice Brown born?", "/forget 0", "/why", "Where was Alice Brown born?", "/why")
     before, after = text.split("forgotten: write 0")
     assert "from notes.txt [0]" in before
-    assert "Alice Brown was born in Oslo." in after.partition("not told")[0]
-    assert "[0] score" not in after.partition("not told")[2]
+    assert "Alice Brown was born in Oslo." in after.partition("own words")[0]
+    assert "[0] score" not in after.partition("own words")[2]
 
 
 @pytest.mark.usefixtures("text_slots")
