@@ -16,7 +16,7 @@ from remanence.model.inputs import Content
 from remanence.model.model import MemoryModel
 from remanence.texts import first_line, prompt_of
 
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 32
 _ROWS = 32  # questions that are asked in one batch
 
 
