@@ -18,7 +18,7 @@ class _Attention(torch.autograd.Function):
     """`softmax(q·k) v` behind a prefix that wants no gradient."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         query: Tensor,  # [B, H', R, D], scaled; R rows: T tokens of each query head that shares a key head
         key: Tensor,  # [B, H', S, D]
@@ -63,10 +63,10 @@ def _grouped(
     if attention_mask is not None:
         hidden = ~attention_mask if attention_mask.dtype == torch.bool else attention_mask < 0
     elif tokens > 1:
-        hidden = torch.ones(1, 1, tokens, key.shape[2], dtype=torch.bool, device=key.device).triu(
-            key.shape[2] - tokens + 1
-        )
-    mixed: Tensor = _Attention.apply(rows, key, value, hidden, key.shape[2] - tokens)
+        every = torch.ones(1, 1, tokens, key.shape[2], dtype=torch.bool, device=key.device)
+        hidden = every.triu(key.shape[2] - tokens + 1)
+    attend: Any = _Attention.apply
+    mixed: Tensor = attend(rows, key, value, hidden, key.shape[2] - tokens)
     return mixed.view(batch, heads, tokens, size).transpose(1, 2), None
 
 
