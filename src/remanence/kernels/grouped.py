@@ -37,7 +37,7 @@ class _Attention(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights, mixed = ctx.saved_tensors
         own = slice(ctx.prefix, None)
         inner = (grad.float() * mixed.float()).sum(-1, keepdim=True).to(weights.dtype)
