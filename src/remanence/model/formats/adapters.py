@@ -8,16 +8,18 @@ The base itself is found by its name (`remanence setup`), or given as a folder.
 
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from remanence.config import MemoryConfig
 from remanence.errors import CheckpointError, InvalidInputError
+from remanence.model.lora import without_twins
+from remanence.model.validation import Fingerprint
 
 PARTS = ("reader",)
 _DTYPE = torch.float16  # of parts on disk: an adapter's numbers are small, so its mantissa says more than bfloat16's
@@ -27,9 +29,20 @@ def file_of(part: str) -> str:
     return f"{part}.safetensors"
 
 
-def base_settings(name: str, fingerprint: str) -> dict[str, str]:
+def base_settings(name: str, hf: nn.Module) -> dict[str, str]:
     """What `remanence.json` says of the base."""
-    return {"name": name, "weights": fingerprint}
+    return {"name": name, "weights": digest(hf)}
+
+
+def digest(hf: nn.Module) -> str:
+    """Of a base's weights, whatever dtype they are loaded in; adapters of ours left out."""
+    return Fingerprint().of(hf, "base", _rounded)
+
+
+def _rounded(hf: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, parameter in without_twins(hf):
+        packed = hasattr(parameter, "__tensor_flatten__") or not parameter.is_floating_point()
+        yield name, parameter if packed else parameter.detach().bfloat16()
 
 
 def folder_of(base: Mapping[str, Any], given: str | os.PathLike[str] | None, path: Path) -> Path:
@@ -90,9 +103,9 @@ def save_parts(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(held, path / file_of("reader"))
 
 
-def warn_of_other_weights(base: Mapping[str, Any], fingerprint: str, folder: Path) -> None:
+def warn_of_other_weights(base: Mapping[str, Any], hf: nn.Module, folder: Path) -> None:
     """Warn where a base of the same shapes has other weights than the one that the parts were trained on."""
-    if base.get("weights") not in (None, fingerprint):
+    if base.get("weights") not in (None, digest(hf)):
         warnings.warn(
             f"the weights in {folder} are not those that the adapters were trained on (another version, or not "
             "quantised); answers may be worse",

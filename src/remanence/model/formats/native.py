@@ -17,9 +17,8 @@ from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import CheckpointError, InvalidInputError
 from remanence.model.formats import adapters, memoryllm
 from remanence.model.formats.parts import Checkpoint
-from remanence.model.lora import new_lora, without_twins
+from remanence.model.lora import new_lora
 from remanence.model.retriever import new_retriever
-from remanence.model.validation import Fingerprint
 
 SETTINGS = "remanence.json"
 PARAMETERS = "remanence.safetensors"
@@ -37,8 +36,6 @@ class Model(Protocol):
     config: MemoryConfig
 
     def state_dict(self) -> dict[str, Tensor]: ...
-
-    def fingerprint(self) -> str: ...
 
 
 def load(
@@ -107,7 +104,7 @@ def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None, ba
         if model.config.writer != "text":
             raise InvalidInputError("base= is for text memories; what a learned writer trains includes its decoder")
         adapters.save_parts(path, {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name})
-        settings["base"] = adapters.base_settings(base, model.fingerprint())
+        settings["base"] = adapters.base_settings(base, model.hf)
         (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         return
     decoder = {
@@ -164,7 +161,7 @@ def _load_own(
     except InvalidInputError as error:
         raise CheckpointError(f"{path / SETTINGS} does not fit: {error}") from error
     if held is not None:
-        adapters.warn_of_other_weights(held, Fingerprint().of(hf, "text", without_twins), folder)
+        adapters.warn_of_other_weights(held, hf, folder)
     longterm = config.longterm
     return Checkpoint(
         hf=hf,
