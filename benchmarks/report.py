@@ -31,6 +31,7 @@ from retention.table import retrieval
 from retention.table import table as retention
 from small.table import table as small
 from tables import Figures, grid, interval, made_by
+from writes.table import table as writes
 
 All = dict[str, Figures]  # by path in `benchmarks`
 Draw = Callable[[Figures, Path], None]
@@ -96,9 +97,10 @@ SECTIONS = (
     Section(
         "Speed and memory",
         "Against the plain path, which does what the published code does, with random weights.",
-        ("read_write/", "longterm/", "gpu/read_write", "gpu/longterm", "gpu/attention"),
+        ("read_write/", "writes/", "longterm/", "gpu/read_write", "gpu/longterm", "gpu/attention"),
         {
             "benchmarks/read_write/run.py": read_write,
+            "benchmarks/writes/run.py": writes,
             "benchmarks/longterm/run.py": longterm,
             "benchmarks/gpu/longterm_ttft.py": longterm,
             "benchmarks/gpu/attention.py": gpu.attention,

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 # What models keep between runs goes away with this one.
+os.environ.pop("REMANENCE_CACHE", None)
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 

@@ -7,7 +7,6 @@ CASES = {
     "other": "on two memories by turns",
     "after_write": "after a write",
     "again": "on the memory read last",
-    "unpacked": "on the memory read last, weights not packed",  # until kernels had to be asked for
 }
 
 

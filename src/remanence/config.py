@@ -103,7 +103,7 @@ class Settings:
 
 @_settings
 class LoraSettings(Settings):
-    """What the adapters for writing and reading have in common; as published, but for the dropout.
+    """How the adapters for reading and writing are made; as published, but for the dropout.
 
     Attributes:
         r, lora_alpha, lora_dropout: as in `peft.LoraConfig`.
@@ -155,16 +155,23 @@ class RetrievalConfig(Settings):
         slots: K0, most slots that a prompt reads; fewer where the model has fewer positions left.
         min_score: chunks that score below it are not read; None: chunks are read whatever they score. Scores lie in
             [0, 1] and mean the same in a memory of any size.
+        refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
+            None: it was not trained to.
+        refuse_above: the probability of beginning so from which nothing is read.
     """
 
     slots: Count = 1024
     min_score: float | None = 0.25
+    refusal: str | None = None
+    refuse_above: float = 0.5
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise InvalidInputError(f"retrieval needs slots > 0, got {self.slots}")
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InvalidInputError(f"min_score lies between 0 and 1, got {self.min_score}; None reads whatever scores")
+        if not 0 < self.refuse_above <= 1:
+            raise InvalidInputError(f"refuse_above is a probability above 0, got {self.refuse_above}")
 
 
 @_settings
@@ -209,7 +216,8 @@ class MemoryConfig(Settings):
         longterm: what a learned memory keeps of evicted slots; None: nothing.
         retrieval: which chunks a prompt reads (text).
         cache_bytes: bytes of encoded chunks that a model keeps for the text tier, the last used ones.
-        lora: give writing and reading an adapter each (learned); None: neither.
+        lora: give reading an adapter, which acts behind memory that is read (text), or writing and reading one each
+            (learned); None: no adapter.
     """
 
     writer: WriterName = "text"
@@ -249,7 +257,7 @@ class MemoryConfig(Settings):
         check_slots(n, k)
 
     def _check_text(self) -> None:
-        for name in ("slots_per_write", "longterm", "lora"):
+        for name in ("slots_per_write", "longterm"):
             if getattr(self, name) is not None:
                 raise InvalidInputError(f"{name}= belongs to a learned memory; set writer='learned', or leave it out")
         if self.slots is not None and self.slots < self.chunk_tokens:

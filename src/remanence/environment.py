@@ -1,6 +1,7 @@
-"""Where this runs: device, versions, the stamp of a run, and what other packages report of it. Imports no torch."""
+"""Where this runs: device, versions, the stamp of a run, the user's cache, and what other packages report. No torch."""
 
 import logging
+import os
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,13 @@ def run_stamp(command: str, device: "torch.device") -> dict[str, Any]:
     """What figures are published with: the command that takes them again, date and time, device and versions."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command, "date": date, "device": device_name(device), "versions": versions()}
+
+
+def cache_folder() -> Path:
+    """Where is kept what can be made or fetched again: `REMANENCE_CACHE`, else `remanence` in the user's cache."""
+    if own := os.environ.get("REMANENCE_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "remanence"
 
 
 # transformers and peft import torchao where it is installed. It reports each of its libraries that this machine cannot

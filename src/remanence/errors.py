@@ -31,3 +31,7 @@ class UnsupportedModelError(RemanenceError, ValueError):
 
 class CheckpointError(RemanenceError, ValueError):
     """A checkpoint directory lacks a file, a tensor, or holds a tensor of the wrong shape."""
+
+
+class SetupError(RemanenceError):
+    """A base model could not be fetched or put into its place; what was there before still is."""

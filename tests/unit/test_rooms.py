@@ -12,7 +12,7 @@ import remanence
 
 SOURCE = Path(remanence.__file__).parent
 ROOMS = [  # from the ground up; a room imports from those before it
-    {"errors", "config", "environment"},
+    {"errors", "config", "environment", "bases"},
     {"kernels", "memory", "optim"},
     {"model"},
     {"checkpoints", "data", "evaluation", "training", "texts"},

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import asking, demonstration, evaluations, memories, planning, training
+from remanence.cli import asking, demonstration, evaluations, memories, planning, setup, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def main(
 
 
 app.add_typer(demonstration.app)
+app.add_typer(setup.app)
 app.add_typer(memories.app)
 app.add_typer(asking.app)
 app.add_typer(training.app)

@@ -192,10 +192,17 @@ def interruptible(state: str) -> Iterator[None]:
 @contextmanager
 def progress_bar(what: str, *, in_bytes: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, moved by calls with (done, in all)."""
+    with stages_bar(in_bytes=in_bytes) as move:
+        yield lambda done, total: move(what, done, total)
+
+
+@contextmanager
+def stages_bar(*, in_bytes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, moved by calls with (what is done now, done, in all; 0: nobody knows)."""
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total or None)

@@ -16,6 +16,7 @@ from remanence.errors import UnsupportedModelError
 from remanence.memory.pool import Pool
 from remanence.model.backbone import Backbone
 from remanence.model.hooks import MemoryCache
+from remanence.model.lora import Gate
 from remanence.model.prefix_store import Buffers
 from remanence.model.retriever import Retrieval
 from remanence.model.rotation import rotate_rows
@@ -124,6 +125,8 @@ class PrefixCache(MemoryCache):
         retrieval: what is retrieved from long-term memory as the layers run; None where there is none.
         attention_mask: `[B, prefix + T]` bool of prefix and first text; None before `set_prompt`.
         fill: puts what stays of the prefix into the buffers; fill_retrieved: what a layer retrieved.
+        reads: `[B, 1]` bool, which rows read any memory.
+        gate: of the reading adapter, which acts for these rows only; None: there is no adapter.
     """
 
     def __init__(
@@ -142,6 +145,8 @@ class PrefixCache(MemoryCache):
         self.fill: Fill | None = None
         self.fill_retrieved: Callable[[int], None] | None = None
         self.attention_mask: Tensor | None = None
+        self.reads = torch.ones(1, 1, dtype=torch.bool)
+        self.gate: Gate | None = None
         self._prompt: Tensor | None = None  # [B, T] bool, which tokens of the first text are not padding
 
     def serves(self, decoder: Any) -> bool:
@@ -162,6 +167,9 @@ class PrefixCache(MemoryCache):
 
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         past = self.get_seq_length()
+        if self.gate is not None:
+            acting = self._acting(rows, past - self.prefix, past - self.prefix + tokens).to(device)
+            self.gate.open = None if bool(acting.all()) else acting
         keys = self._positions(rows, past + tokens, device)
         queries, own = self._asking(keys, past, rows)
         hidden = self.positions is not None and (tokens > 1 or bool((keys < 0).any()))
@@ -171,6 +179,10 @@ class PrefixCache(MemoryCache):
             masks = self.backbone.masks_of(lambda window: self._seen(keys, queries, own, window))
             arguments["attention_mask"] = masks
         return arguments
+
+    def _acting(self, rows: int, start: int, end: int) -> Tensor:  # [rows, end - start] bool
+        """For which tokens of the text the reading adapter acts."""
+        return self.reads.repeat_interleave(rows // len(self.reads), dim=0).expand(rows, end - start)
 
     @property
     def _exempts(self) -> bool:
@@ -298,6 +310,7 @@ def pool_prefix(
     cache = PrefixCache(
         backbone, made, prefix, positions if len(positions) > 1 else None, exempt=exempt, retrieval=retrieval
     )
+    cache.reads = torch.tensor(lengths)[:, None] > 0
     scratch = torch.empty(prefix, backbone.kv_heads, backbone.head_dim, dtype=backbone.dtype, device=device)
     fast = backbone.split_halves
     rotary = None

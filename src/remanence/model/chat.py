@@ -37,6 +37,7 @@ class Prompt:
         bare: `[t]`, what is read behind learned slots: without the token that begins a text.
         query: `[q]`, what it asks: the last user message, else its last 256 tokens.
         query_text: the same as text; None where there are ids only.
+        chat: whether it is a conversation, to which an assistant answers.
     """
 
     ids: Tensor
@@ -45,6 +46,7 @@ class Prompt:
     bare: Tensor
     query: Tensor
     query_text: str | None
+    chat: bool = False
 
     def behind(self, head: tuple[int, ...]) -> tuple[Tensor, int, int]:
         """The ids to read with chunks that were encoded behind `head`.
@@ -126,7 +128,8 @@ class Texts:
         tokens = self._ids(asked, allow_special, device)[-QUERY:]
         if query is None and len(tokens) == QUERY:
             asked = self.tokenizer.decode(tokens)
-        return Prompt(ids, front, rest, bare, tokens if len(tokens) else ids[-QUERY:], asked)
+        found = tokens if len(tokens) else ids[-QUERY:]
+        return Prompt(ids, front, rest, bare, found, asked, chat=is_messages(content))
 
     def ids(self, content: Any, device: torch.device, *, date: str, allow_special: bool = False) -> Tensor:  # [T]
         """What a learned writer reads: ids without what begins a text."""

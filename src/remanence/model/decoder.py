@@ -19,7 +19,7 @@ from remanence.model import hooks
 from remanence.model.backbone import Backbone
 from remanence.model.chat import Texts
 from remanence.model.inputs import padding_id
-from remanence.model.lora import Role, TwinLora, new_twin_lora, without_twins
+from remanence.model.lora import Role, TwinLora, new_lora, without_twins
 from remanence.model.prefix_store import PrefixStore
 from remanence.model.retriever import Retriever, new_retriever
 from remanence.model.validation import Fingerprint, listed, require_own
@@ -106,7 +106,7 @@ class MemoryDecoder(nn.Module):
         hf = Backbone(hf_model).hf
         longterm = config.longterm
         retriever = None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers)
-        adapters = None if config.lora is None else new_twin_lora(hf, config.lora)
+        adapters = None if config.lora is None else new_lora(hf, config.lora, writes=config.writer == "learned")
         model = cls(hf_model, tokenizer, config, adapters=adapters, retriever=retriever)
         if model.bos_embedding is not None:
             nn.init.normal_(model.bos_embedding, std=getattr(hf.config, "initializer_range", 0.02))
@@ -194,7 +194,7 @@ class MemoryDecoder(nn.Module):
             self.hf,
             self.tokenizer,
             config,
-            adapters=self.adapters if lora is None else new_twin_lora(self.hf, lora),
+            adapters=self.adapters if lora is None else new_lora(self.hf, lora, writes=True),
             retriever=new_retriever(self.hf, config.longterm.key_size, config.longterm.key_layers),
             name=self.name,
         )

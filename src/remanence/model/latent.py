@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from remanence.environment import cache_folder
 from remanence.memory.finite import all_finite
 from remanence.model.chat import TODAY
 from remanence.model.decoder import LATENT, MemoryDecoder
@@ -125,9 +126,8 @@ def sentences() -> dict[str, Sequence[str]]:
 
 
 def _cache_file(fingerprint: str, head: Head) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made_of = hashlib.blake2b(f"{LATENT} {fingerprint} {head} {sentences()}".encode(), digest_size=12).hexdigest()
-    return base / "remanence" / f"latent-{made_of}.safetensors"
+    return cache_folder() / f"latent-{made_of}.safetensors"
 
 
 def _kept(file: Path, size: int) -> dict[str, Tensor] | None:

@@ -1,4 +1,4 @@
-"""Twin LoRA: one adapter writes, one reads, and they never act together (M+, section 3.3)."""
+"""LoRA: one adapter writes, one reads, and they never act together (M+, section 3.3). Text slots need none to write."""
 
 import threading
 import warnings
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 Role = Literal["write", "read"]
 
 
+class Gate:
+    """Where an adapter acts, as a hook on its last products, which it multiplies by 0 or 1.
+
+    Attributes:
+        open: `[B, T]` bool, for which tokens of which rows it acts; None: for all.
+    """
+
+    def __init__(self) -> None:
+        self.open: Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if self.open is None:
+            return None
+        return output * self.open.reshape(*output.shape[:-1], 1)
+
+
 class TwinLora:
     """Switches the LoRA layers of a model between two adapters, or one and the same, and none in between.
 
@@ -25,22 +41,29 @@ class TwinLora:
 
     Attributes:
         settings: how the adapters were made; None where they came with a published checkpoint.
+        gate: where the reading adapter acts.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        write: str,
+        write: str | None,
         read: str,
         settings: LoraSettings | None = None,
         wanted: Iterable[tuple[nn.Parameter, bool]] = (),
     ) -> None:
-        """`wanted`: the parameters that were there before, and whether their gradients were wanted."""
+        """Adapters by name; `write` None: writing has none.
+
+        `wanted`: the parameters that were there before, and whether their gradients were wanted.
+        """
         from peft.tuners.lora import LoraLayer
 
         self.settings = settings
-        self.names: dict[Role, str] = {"write": write, "read": read}
+        self.names: dict[Role, str | None] = {"write": write, "read": read}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self.gate = Gate()
+        for layer in self._layers:
+            layer.lora_B[read].register_forward_hook(self.gate)
         self._wanted = list(wanted)
         self._lock = threading.RLock()
         self.role: Role | None = None  # of the call that runs
@@ -57,11 +80,12 @@ class TwinLora:
     def active(self, role: Role | None) -> Iterator[None]:
         with self._lock:
             outer, self.role = self.role, role
+            gate, self.gate.open = self.gate.open, None
             self.turn_to(role)
             try:
                 yield
             finally:
-                self.role = outer
+                self.role, self.gate.open = outer, gate
                 self.turn_to(outer)
 
     def unload(self, model: nn.Module) -> None:
@@ -85,14 +109,15 @@ class TwinLora:
         """What peft's `set_adapter` and `enable_adapters` do, but for `requires_grad`. They set it anew in every layer,
         which takes longer than a short prompt, and is the trainer's to decide."""
         self._on = role
+        name = None if role is None else self.names[role]
         for layer in self._layers:
-            layer._disable_adapters = role is None
-            if role is not None:
-                layer._active_adapter = [self.names[role]]
+            layer._disable_adapters = name is None
+            if name is not None:
+                layer._active_adapter = [name]
 
 
 def without_twins(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters by name, as they are without the adapters that `new_twin_lora` makes."""
+    """The parameters by name, as they are without the adapters that `new_lora` makes."""
     for name, parameter in model.named_parameters():
         if ".lora_" not in name or name.split(".")[-2] not in (WRITE, READ):
             yield name.replace(".base_layer.", "."), parameter
@@ -102,8 +127,9 @@ WRITE, READ = "writer", "reader"
 _NOT_ADAPTED = {"o_proj", "dense"}
 
 
-def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
-    """Give a decoder two fresh adapters, which change nothing until they are trained.
+def new_lora(model: nn.Module, settings: LoraSettings, *, writes: bool) -> TwinLora:
+    """Give a decoder fresh adapters, one for reading and one for writing if it `writes`. They change nothing until they
+    are trained.
 
     Raises:
         InvalidInputError: no linear layer has one of the names, or the decoder has adapters already.
@@ -126,8 +152,9 @@ def new_twin_lora(model: nn.Module, settings: LoraSettings) -> TwinLora:
         wrong = ", ".join(sorted(targets - linears))
         raise InvalidInputError(f"no linear layer is named {wrong}; there are {', '.join(sorted(linears))}")
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    _inject(model, LoraConfig(**{**asdict(settings), "target_modules": sorted(targets)}), [WRITE, READ])
-    return TwinLora(model, WRITE, READ, settings, wanted)
+    names = [WRITE, READ] if writes else [READ]
+    _inject(model, LoraConfig(**{**asdict(settings), "target_modules": sorted(targets)}), names)
+    return TwinLora(model, WRITE if writes else None, READ, settings, wanted)
 
 
 def _inject(model: nn.Module, config: "LoraConfig", names: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """MemoryModel: a function that writes and reads memories."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -42,17 +42,30 @@ class MemoryModel(MemoryDecoder):
         device: torch.device | str | None = None,
         attn_implementation: str | None = None,
         bfloat16_rotary: bool = False,
+        base: str | os.PathLike[str] | None = None,
+        parts: Collection[str] | None = None,
     ) -> "MemoryModel":
-        """Load a directory made by `save_pretrained`, a published checkpoint (detected), or one from the hub.
+        """Load a bundled model by its name, a directory made by `save_pretrained`, a published checkpoint (detected),
+        or one from the hub.
 
         Args:
+            dtype: of the weights; None: as they were saved. A bundled model of adapters: float32 on a CPU.
+            base: the folder of the decoder, for a checkpoint of adapters; None: where `remanence setup` put it.
+            parts: of a checkpoint of adapters, which to load, such as `["reader"]`; None: all, `[]`: none.
             bfloat16_rotary: round the rotary frequencies to bfloat16. The published usage casts the whole model, and
                 with it these; its answers at long prefixes come back only so, and are the worse for it.
 
         Raises:
             FileNotFoundError, CheckpointError: something is missing, and what.
         """
-        loaded = native.load(path_or_hub_id, keep_hidden, dtype=dtype, attn_implementation=attn_implementation)
+        loaded = native.load(
+            path_or_hub_id,
+            keep_hidden,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            base=base,
+            parts=parts,
+        )
         model = cls(
             loaded.hf,
             loaded.tokenizer,
@@ -69,14 +82,22 @@ class MemoryModel(MemoryDecoder):
         model.eval()
         return model if device is None else model.to(device)
 
-    def save_pretrained(self, path: str | os.PathLike[str], *, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        state_dict: Mapping[str, Tensor] | None = None,
+        base: str | None = None,
+    ) -> None:
         """Write the decoder, its tokenizer and the memory's parameters; `from_pretrained` reads them back.
 
-        `state_dict`: what to write in place of the model's own, of which a sharded model holds parts only.
+        Args:
+            state_dict: what to write in place of the model's own, of which a sharded model holds parts only.
+            base: the name of the decoder, such as "smollm2". Then only what was trained is written (text memories).
         """
         if isinstance(self.writer, LearnedWriter) and self.writer.shipped is not None:
             raise native.published_only()
-        native.save(self, Path(path), state_dict)
+        native.save(self, Path(path), state_dict, base)
 
     def new_memory(self, seed: int = 0, *, storage: StorageConfig | None = None, **options: Any) -> Memory:
         """A memory with nothing written, or with the pool that a checkpoint ships.

@@ -12,7 +12,7 @@ from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory, locked
 from remanence.model.cache import PrefixCache, pool_prefix
-from remanence.model.chat import Prompt
+from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import left_padded
@@ -165,6 +165,7 @@ def learned_reading(
                 retrieval=retrieval,
                 spare=spare,
             )
+            reading.cache.gate = None if model.adapters is None else model.adapters.gate
     return reading
 
 
@@ -180,8 +181,28 @@ def text_reading(
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
-    if not any(chosen):
+    made = _chosen_reading(model, writer, rows, prompts, chosen, room)
+    if made is not None and any(refused := _refused(model, made, prompts)):
+        chosen = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
+        sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
+        made = _chosen_reading(model, writer, rows, prompts, chosen, room)
+    if made is None:
         return Reading(stock, stock_mask, stock, sources=sources)
+    made.given, made.sources = stock, sources
+    return made
+
+
+def _chosen_reading(
+    model: MemoryDecoder,
+    writer: TextWriter,
+    rows: Sequence[Sequence[Memory]],
+    prompts: Sequence[Prompt],
+    chosen: Sequence[Sequence[tuple[Memory, Chunk]]],
+    room: int,
+) -> Reading | None:
+    """What rows read that read these chunks; None where no row reads any."""
+    if not any(chosen):
+        return None
     ids, heads, slots = [], [], []
     for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
         row, head, _ = prompt.behind(writer.head_of(memories[0])) if picked else (prompt.ids, 0, 0)
@@ -191,7 +212,21 @@ def text_reading(
         slots.append([part for memory, chunks in of_memory for part in writer.slots(memory, chunks)])
     padded, mask = left_padded(ids, model.pad)
     cache = text_prefix(model.backbone, slots, heads, mask, room=room)
-    return Reading(padded, mask, stock, cache, sources)
+    cache.gate = None if model.adapters is None else model.adapters.gate
+    return Reading(padded, mask, padded, cache)
+
+
+def _refused(model: MemoryDecoder, reading: Reading, prompts: Sequence[Prompt]) -> list[bool]:
+    """Whether the reader would say, for each row of a conversation, that it was not told."""
+    config, cache = model.config.retrieval, reading.cache
+    if config.refusal is None or cache is None or not any(prompt.chat for prompt in prompts):
+        return [False] * len(prompts)
+    first = int(model.texts.ids(config.refusal, model.device, date=TODAY)[0])
+    logits = forward(model, reading, {"logits_to_keep": 1}).logits[:, -1].float()
+    for layer in cache.layers:
+        layer.reset()
+    likely = (logits.softmax(-1)[:, first] >= config.refuse_above).tolist()
+    return [yes and prompt.chat for yes, prompt in zip(likely, prompts, strict=True)]
 
 
 def choose(

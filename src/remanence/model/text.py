@@ -118,6 +118,7 @@ class TextPrefixCache(PrefixCache):
     ) -> None:
         super().__init__(backbone, list[CacheLayerMixin](layers), prefix)
         self._heads, self._lengths = torch.tensor(heads)[:, None], torch.tensor(lengths)[:, None]
+        self.reads = self._lengths > 0
 
     def set_prompt(self, mask: Tensor) -> None:  # [B, T] bool
         self._prompt, tokens = mask, mask.shape[1]
@@ -147,6 +148,16 @@ class TextPrefixCache(PrefixCache):
         lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
         return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
 
+    def _acting(self, rows: int, start: int, end: int) -> Tensor:
+        """Behind the head, whose keys and values are the stock model's."""
+        acting = super()._acting(rows, start, end)
+        if self._prompt is None or start >= self._prompt.shape[1]:
+            return acting
+        prompt = self._prompt.cpu()
+        front = (~prompt).sum(1, keepdim=True) + self._heads
+        behind = (torch.arange(start, end)[None] >= front).repeat_interleave(rows // len(prompt), dim=0)
+        return acting & behind
+
     def _asking(self, keys: Tensor, past: int, rows: int) -> tuple[Tensor, Tensor | None]:
         start, end = past - self.prefix, keys.shape[1] - self.prefix
         if self._prompt is None or start >= self._prompt.shape[1]:
@@ -157,18 +168,25 @@ class TextPrefixCache(PrefixCache):
 
 
 def text_prefix(
-    backbone: Backbone, rows: Sequence[Sequence[Tensor]], heads: Sequence[int], mask: Tensor, *, room: int = 0
+    backbone: Backbone,
+    rows: Sequence[Sequence[Tensor]],
+    heads: Sequence[int],
+    mask: Tensor,
+    *,
+    room: int = 0,
+    kind: type[TextPrefixCache] = TextPrefixCache,
 ) -> TextPrefixCache:
     """The prefix of a read of text slots: per row its chunks `[2, L, n, H, D]`, one behind the other.
 
     Args:
         heads: tokens of each row's head, which is part of its prompt.
         mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
+        kind: of cache, which is told the mask.
     """
     lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
     prefix, tokens = max(lengths), mask.shape[1]
     layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
-    cache = TextPrefixCache(backbone, layers, prefix, list(heads), lengths)
+    cache = kind(backbone, layers, prefix, list(heads), lengths)
     cache.set_prompt(mask)
 
     def fill(longest: int) -> None:

@@ -17,12 +17,15 @@ Recipe = Callable[..., Any]
 
 
 def load_recipe(path: Path) -> Recipe:
-    """The `train` function of a recipe.
+    """The `train` function of a recipe: a file, or by its name one that comes with the package.
 
     Raises:
         FileNotFoundError: no such file; lists the recipes in `recipes/` and in the folder that was named.
         InvalidInputError: the file is no Python, or has no function `train`.
     """
+    packaged = Path(__file__).parent.parent / "recipes" / f"{path}.py"
+    if not path.exists() and packaged.is_file():
+        path = packaged
     if not path.is_file():
         found = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
         there = f"recipes here: {', '.join(found)}" if found else "there are none in recipes/ either"

@@ -20,6 +20,7 @@ from tests.support.cli import a_memory, done, refused, run
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 COMMANDS = [
+    ["setup"],
     ["demo"],
     ["write"],
     ["show"],

@@ -28,6 +28,9 @@ AT_ONCE = [
     ["show", "notes.mem", "--json", "--all"],
 ]
 REFUSED = [
+    ["setup", "none"],
+    ["setup", "--check"],
+    ["setup", "--from", "none"],
     ["show", "none.mem"],
     ["show", "."],
     ["show", "notes.txt"],

@@ -1,5 +1,6 @@
 """The recipes run, at sizes for a test: with another optimizer than their own, and in pieces."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import torch
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
+from remanence.errors import InvalidInputError
 from remanence.training.recall import RecallTask
 from remanence.training.recipes import load_module, load_recipe
 from remanence.training.text import TextTask
+from tests.support import tiny
+from tests.support.tiny import decoder
+from tests.unit.model.test_chat import TEMPLATE
 
 
 @pytest.mark.slow
@@ -29,6 +34,34 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     card = (final / "README.md").read_text()
     assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
     assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())
+
+
+def test_the_smollm2_recipe_trains_a_reader_of_any_base_and_goes_on_after_a_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    decoder(vocab_size=300).save_pretrained(base)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(base)
+    people = [("Alice", "Oslo"), ("Bob", "Lima"), ("Carol", "Rome"), *((f"Dan{n}", "Bern") for n in range(40))]
+    with (tmp_path / "data.jsonl").open("w") as file:
+        for name, town in people:
+            asked = {"question": f"Where was {name} born?", "answers": [town], "passages": [f"{name}: born in {town}."]}
+            print(json.dumps(asked), file=file)
+    settings: dict[str, Any] = {"data": str(tmp_path / "data.jsonl"), "base": str(base), "steps": 4, "groups": 2}
+    train = load_recipe(Path("smollm2"))
+    train(tmp_path / "run", minutes=0.0, save_steps=2, **settings)
+    said = capsys.readouterr().out
+    assert "parameters are trained" in said and "s a step" in said and "stopped at step 1 of 4" in said
+    final = train(tmp_path / "run", resume=True, save_steps=2, **settings)
+    model = MemoryModel.from_pretrained(final, base=base)
+    memory = model.new_memory()
+    model.write(memory, "Alice: born in Oslo.")
+    assert model.config.retrieval.refusal and model.ask(memory, "Where was Alice born?", max_new_tokens=3).text
+    assert json.loads((tmp_path / "run/curve.json").read_text())["steps"] == 4
+    with pytest.raises(InvalidInputError, match="data= names"):
+        train(tmp_path / "other", base=str(base))
 
 
 @pytest.mark.slow

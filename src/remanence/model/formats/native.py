@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from remanence.checkpoints import bundled, names
 from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import CheckpointError, InvalidInputError
-from remanence.model.formats import memoryllm
+from remanence.model.formats import adapters, memoryllm
 from remanence.model.formats.parts import Checkpoint
-from remanence.model.lora import new_twin_lora
+from remanence.model.lora import new_lora
 from remanence.model.retriever import new_retriever
 
 SETTINGS = "remanence.json"
@@ -43,8 +44,14 @@ def load(
     *,
     dtype: torch.dtype | None = None,
     attn_implementation: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    parts: Collection[str] | None = None,
 ) -> Checkpoint:
-    """Read our own directory or a published checkpoint, whichever it is.
+    """Read our own directory, a bundled one by its name, or a published checkpoint, whichever it is.
+
+    Args:
+        base: the folder of the base of a checkpoint that holds adapters only; None: where `remanence setup` put it.
+        parts: of such a checkpoint, which to load; None: all.
 
     Raises:
         FileNotFoundError: no such directory, and no such repository on the hub.
@@ -52,10 +59,13 @@ def load(
     """
     path = Path(path_or_hub_id)
     if not path.is_dir():
-        path = _download(str(path_or_hub_id))
+        name = str(path_or_hub_id)
+        path = bundled(name) if name in names() else _download(name)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if (path / SETTINGS).is_file():
-        return _load_own(path, keep_hidden, **options)
+        return _load_own(path, keep_hidden, base=base, parts=parts, **options)
+    if base is not None or parts is not None:
+        raise InvalidInputError(f"base= and parts= belong to checkpoints of adapters, which {path} is not")
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{path} holds neither {SETTINGS} nor config.json, so it is no checkpoint")
@@ -75,10 +85,12 @@ def published_only() -> CheckpointError:
     )
 
 
-def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None, base: str | None = None) -> None:
     """Write decoder, tokenizer, settings, and what memory adds: its parameters, the retriever, adapters.
 
-    `state`: what to write as the model's state, where its own is not whole.
+    Args:
+        state: what to write as the model's state, where its own is not whole.
+        base: the name of the decoder, in place of the decoder itself.
 
     Raises:
         CheckpointError: the model has parts that only the published format holds.
@@ -87,6 +99,14 @@ def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None) ->
     if any(LORA in name for name in state) and model.config.lora is None:
         raise published_only()
     path.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {"format": FORMAT, "memory": model.config.replace(keep_hidden=False).to_json()}
+    if base is not None:
+        if model.config.writer != "text":
+            raise InvalidInputError("base= is for text memories; what a learned writer trains includes its decoder")
+        adapters.save_parts(path, {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name})
+        settings["base"] = adapters.base_settings(base, model.hf)
+        (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        return
     decoder = {
         name.removeprefix(DECODER).replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
@@ -99,40 +119,56 @@ def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None) ->
     tensors = added | {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(held, path / PARAMETERS)
-    settings = {"format": FORMAT, "memory": model.config.replace(keep_hidden=False).to_json()}
     (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _load_own(
-    path: Path, keep_hidden: bool, *, dtype: torch.dtype | None, attn_implementation: str | None
+    path: Path,
+    keep_hidden: bool,
+    *,
+    dtype: torch.dtype | None,
+    attn_implementation: str | None,
+    base: str | os.PathLike[str] | None,
+    parts: Collection[str] | None,
 ) -> Checkpoint:
     settings = _json(path / SETTINGS)
     config = _config_of(settings, path / SETTINGS)
+    folder, held = path, settings.get("base")
+    if held is None and (base is not None or parts is not None):
+        raise InvalidInputError(f"{path} holds its decoder, so base= and parts= say nothing; leave them out")
+    if held is not None:
+        folder = adapters.folder_of(held, base, path)
+        parts = adapters.wanted(parts, path)
+        config = adapters.without(config, parts)
+        if dtype is None and not torch.cuda.is_available():
+            dtype = torch.float32  # for which there are kernels on every CPU
     try:
-        tensors = load_file(path / PARAMETERS)
+        tensors = load_file(path / PARAMETERS) if held is None else adapters.load_parts(path, parts or ())
         hf = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=AutoConfig.from_pretrained(path, local_files_only=True),
+            folder,
+            config=AutoConfig.from_pretrained(folder, local_files_only=True),
             dtype=dtype or "auto",
             attn_implementation=attn_implementation,
             local_files_only=True,
         )
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError, SafetensorError, LookupError, TypeError) as error:
         raise CheckpointError(f"{path} is not a complete checkpoint: {error}") from error
     if settings["format"] == _OLD_FORMAT:
         config = config.replace(bos="bos_embedding" in tensors)
     try:
-        adapters = None if config.lora is None else new_twin_lora(hf, config.lora)
+        lora = None if config.lora is None else new_lora(hf, config.lora, writes=config.writer == "learned")
     except InvalidInputError as error:
         raise CheckpointError(f"{path / SETTINGS} does not fit: {error}") from error
+    if held is not None:
+        adapters.warn_of_other_weights(held, hf, folder)
     longterm = config.longterm
     return Checkpoint(
         hf=hf,
         tokenizer=tokenizer,
         config=config.replace(keep_hidden=keep_hidden and config.writer == "learned"),
         tensors=tensors,
-        adapters=adapters,
+        adapters=lora,
         retriever=None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers),
     )
 

@@ -1,0 +1,132 @@
+"""The reader of SmolLM2-135M-Instruct, or of another decoder: an adapter that answers from text slots, or says that it
+was not told.
+
+    remanence train smollm2 -- data=path/to/questions held_out=path/to/dev.json
+    remanence train smollm2 -- base=path/to/decoder data=path/to/questions
+
+Questions come in the formats of `remanence.training.questions`. Those about passages of `held_out` are left out.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from remanence import MemoryModel
+from remanence.bases import find_base
+from remanence.config import LoraSettings, RetrievalConfig
+from remanence.errors import InvalidInputError
+from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
+from remanence.training.packing import Group, answer_loss
+from remanence.training.questions import QuestionSet, load_questions, passages_of
+from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare, write_curve
+from remanence.training.recipes import reporters
+from remanence.training.trainer import StopAfter, last_checkpoint
+
+NAME = "smollm2"
+_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_VALIDATION = 0.08  # of the passages
+_VALIDATED = 16  # steps whose loss is measured before and after
+
+
+def train(
+    output: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    data: str | None = None,
+    held_out: str | None = None,
+    base: str | None = None,
+    steps: int = 6000,
+    lr: float = 1e-3,
+    rank: int = 16,
+    groups: int = 8,
+    save_steps: int = 250,
+    log_to: str = "none",
+) -> Path:
+    """Train a reader; returns the folder of the finished checkpoint.
+
+    Args:
+        data: files or folders of questions, separated by commas.
+        held_out: files whose passages are never trained on, separated by commas.
+        base: the folder of another decoder; None: SmolLM2, where `remanence setup` put it.
+        rank: of the adapter; groups: sets of passages in a step.
+    """
+    out = Console(soft_wrap=True)
+    folder, report_to = Path(base) if base else find_base(NAME), reporters(log_to)
+    questions, validation = _questions(data, held_out)
+    model = _model(folder, rank)
+    prepare(model)
+    settings = LessonSettings(groups=groups)
+    lessons, checks = Lessons(model, questions, settings), Lessons(model, validation, settings, seed=1)
+    args = arguments(output, steps=steps, lr=lr, save_steps=save_steps, log_to=report_to)
+    _announce(out, model, questions, lessons, steps)
+    held = [checks.step(number) for number in range(_VALIDATED)]
+    before = _loss(model, held)
+    trainer = ReaderTrainer(
+        model, lessons, base or NAME, args, callbacks=[] if minutes is None else [StopAfter(minutes)]
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+    if trainer.state.global_step < steps:
+        out.print(f"stopped at step {trainer.state.global_step} of {steps}; go on with --resume")
+    after = _loss(model, held)
+    out.print(f"validation loss: {before:.3f} before, {after:.3f} now")
+    model.eval().save_pretrained(output / "final", base=base or NAME)
+    write_curve(trainer, output / "curve.json", validation={"before": before, "after": after}, steps=steps, lr=lr)
+    return output / "final"
+
+
+def _questions(data: str | None, held_out: str | None) -> tuple[QuestionSet, QuestionSet]:
+    if not data:
+        raise InvalidInputError("data= names files or folders of questions; see remanence.training.questions")
+    every = load_questions([Path(part) for part in data.split(",")])
+    kept = every.without(passages_of([Path(part) for part in held_out.split(",")] if held_out else []))
+    return kept.split(_VALIDATION)
+
+
+def _model(folder: Path, rank: int) -> MemoryModel:
+    """The decoder in bfloat16 where the machine multiplies in it, with a fresh adapter."""
+    dtype = torch.bfloat16 if _has_bfloat16() else torch.float32
+    hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    if torch.cuda.is_available():
+        hf = hf.to("cuda")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    there = {name.rsplit(".", 1)[-1] for name, _ in hf.named_modules()}
+    targets = tuple(name for name in _LINEAR if name in there) or None
+    lora = LoraSettings(r=rank, lora_alpha=2.0 * rank, target_modules=targets)
+    return MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL))
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    known: Any = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(known and known())
+
+
+def _announce(out: Console, model: MemoryModel, data: QuestionSet, lessons: Lessons, steps: int) -> None:
+    """What is trained on what, how much memory it takes, and how long."""
+    trained = sum(parameter.numel() for parameter in adapter(model).values())
+    every = sum(parameter.numel() for parameter in model.parameters())
+    passages = {passage for question in data.questions for passage in question.passages}
+    words = sum(len(data.passages[passage].split()) for passage in passages)
+    taken = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) + 12 * trained
+    out.print(
+        f"{len(data.questions):,} questions about {len(passages):,} passages ({words:,} words); "
+        f"{trained:,} of {every:,} parameters are trained; weights and moments take {taken / 2**20:,.0f} MiB"
+    )
+    group = lessons.step(0)
+    answer_loss(model, group).backward()  # warms up
+    start = time.monotonic()
+    answer_loss(model, lessons.step(1)).backward()
+    seconds = time.monotonic() - start
+    model.zero_grad()
+    out.print(f"about {seconds:.1f} s a step, {steps * seconds / 3600:.1f} hours for {steps:,} steps")
+
+
+@torch.no_grad()
+def _loss(model: MemoryModel, steps: list[list[Group]]) -> float:
+    return sum(float(answer_loss(model, groups)) for groups in steps) / len(steps)

@@ -1,0 +1,188 @@
+"""What a reader is trained on: questions behind the passages that they need, and others beside these.
+
+A step is drawn from its number and a seed alone, so a run that is resumed goes on as it would have.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from remanence.data.notes import conversation, general_prompt, note
+from remanence.memory.lexical import Postings, asked, words
+from remanence.model.chat import TODAY
+from remanence.model.model import MemoryModel
+from remanence.model.prefix_store import SlotCache
+from remanence.model.text import TextWriter, encode_texts
+from remanence.training.packing import Group, Row
+from remanence.training.questions import Question, QuestionSet
+
+REFUSAL = "I was not told."
+_AROUND = (0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 6, 8)  # how many passages stand beside those of a question, drawn evenly
+_LONGEST_PROMPT, _LONGEST_ANSWER = 96, 24  # tokens
+_NEAR = 8  # passages that resemble a question
+_CHARACTERS = 3  # of a token, at least on average
+
+
+@dataclass(frozen=True)
+class LessonSettings:
+    """What a step is made of.
+
+    Attributes:
+        groups: sets of passages; rows: questions at most about one set.
+        slots: at most of one set.
+        notes: share of sets that are synthetic notes, conversations: that are synthetic conversations.
+        refused: share of sets whose own passages are left out, so that nothing answers the question.
+        general: share of sets to which a prompt is added that no memory answers.
+    """
+
+    groups: int = 8
+    rows: int = 4
+    slots: int = 1400
+    notes: float = 0.15
+    conversations: float = 0.1
+    refused: float = 0.18
+    general: float = 0.2
+
+
+class Lessons:
+    """Draws steps for a model."""
+
+    def __init__(
+        self,
+        model: MemoryModel,
+        data: QuestionSet,
+        settings: LessonSettings,
+        *,
+        seed: int = 0,
+        cache_bytes: int = 2**32,
+    ) -> None:
+        """`cache_bytes`: of encoded passages that are kept, the last used ones."""
+        assert isinstance(model.writer, TextWriter)
+        self.model, self.data, self.settings, self.seed = model, data, settings, seed
+        self._by_passages: dict[tuple[int, ...], list[Question]] = {}
+        for question in data.questions:
+            self._by_passages.setdefault(question.passages, []).append(question)
+        self._sets = sorted(self._by_passages)
+        self._topics: dict[str, list[int]] = {}
+        self._postings = Postings()
+        for number, (text, topic) in enumerate(zip(data.passages, data.topics, strict=True)):
+            self._topics.setdefault(topic, []).append(number)
+            self._postings.add(number, words(text))
+        self._head = model.texts.head(TODAY)
+        self._kept = SlotCache(cache_bytes)
+        front = [((), torch.tensor(self._head))] if self._head else []
+        with torch.no_grad():
+            self._front = (
+                [one.slots for one in encode_texts(model.backbone, front, model.pad, layer=0)] if front else []
+            )
+
+    def step(self, number: int) -> list[Group]:
+        """The groups of a step."""
+        rng, drawn = random.Random(f"{self.seed}/{number}"), list[tuple[list[str], list[tuple[str, str | None]]]]()
+        while len(drawn) < self.settings.groups:
+            texts, questions = self._drawn(rng)
+            if rng.random() < self.settings.general:
+                questions.append((general_prompt(rng), None))
+            if texts and questions:
+                drawn.append((texts, questions))
+        rows = [[row for question in questions for row in self._row(rng, *question)] for _, questions in drawn]
+        slots = self._slots([texts for texts, _ in drawn])
+        return [Group(chunks, asking) for chunks, asking in zip(slots, rows, strict=True) if asking]
+
+    def _drawn(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
+        """Texts in the order in which they are read, and questions with their answers; None: not told."""
+        kind = rng.random()
+        if kind < self.settings.notes:
+            return self._notes(rng)
+        if kind < self.settings.notes + self.settings.conversations:
+            return self._conversations(rng)
+        own = rng.choice(self._sets)
+        questions = self._by_passages[own]
+        questions = rng.sample(questions, min(self.settings.rows, len(questions)))
+        refused, count = rng.random() < self.settings.refused, rng.choice(_AROUND)
+        beside = self._beside(rng, own, questions[0], max(count, int(refused)))
+        read = beside if refused else [*own, *beside]
+        texts = self._fitting([self.data.passages[passage] for passage in read], len(read) - len(beside))
+        rng.shuffle(texts)
+        if refused:
+            said = "\n".join(texts).lower()
+            questions = [q for q in questions if not any(answer.lower() in said for answer in q.answers)]
+        return texts, [(q.text, None if refused or not q.answers else q.answers[0]) for q in questions]
+
+    def _fitting(self, texts: Sequence[str], needed: int) -> list[str]:
+        """The texts that are needed, which come first, and as many of the others as there are slots for."""
+        left, kept = _CHARACTERS * self.settings.slots, list(texts[:needed])
+        for text in texts[needed:]:
+            left -= len(text)
+            if left > 0 or not kept:
+                kept.append(text)
+        return kept
+
+    def _beside(self, rng: random.Random, own: Sequence[int], question: Question, count: int) -> list[int]:
+        """Passages that a question does not need: such that resemble it, of the same topic, or any."""
+        scores = self._postings.scores(asked(question.text))
+        near = sorted((p for p in scores if p not in own), key=lambda p: (-scores[p], p))[:_NEAR]
+        topic, every = self._topics[self.data.topics[own[0]]], range(len(self.data.passages))
+        found: list[int] = []
+        for _ in range(4 * count):
+            drawn = rng.random()
+            source = near if drawn < 0.5 and near else topic if drawn < 0.7 else every
+            passage = rng.choice(source)
+            if passage not in own and passage not in found and len(found) < count:
+                found.append(passage)
+        return found
+
+    def _notes(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
+        made = [note(rng) for _ in range(1 + rng.choice(_AROUND))]
+        about, others = made[0], [one for one in made[1:] if one.template != made[0].template]
+        refused = bool(others) and rng.random() < self.settings.refused
+        texts = [one.text for one in others] + ([] if refused else [about.text])
+        rng.shuffle(texts)
+        questions = rng.sample(about.questions, min(self.settings.rows, len(about.questions)))
+        return texts, [(text, None if refused else answer) for text, answer in questions]
+
+    def _conversations(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
+        turns = [turn for _ in range(rng.randint(1, 3)) for turn in conversation(rng)]
+        questions = [question for turn in turns for question in turn.questions]
+        return [turn.text for turn in turns], rng.sample(questions, min(self.settings.rows, len(questions)))
+
+    def _row(self, rng: random.Random, question: str, answer: str | None) -> Iterator[Row]:
+        """A question as token ids; nothing where it is too long."""
+        model, device = self.model, torch.device("cpu")
+        spoken = f"{question} Answer with a few words only." if rng.random() < 0.15 else question
+        if model.texts.chats:
+            prompt = model.texts.prompt([{"role": "user", "content": spoken}], device, date=TODAY).rest
+            said = REFUSAL if answer is None else answer
+        else:
+            prompt = model.texts.prompt(f"Question: {spoken} Answer:", device, date=TODAY).rest
+            said = f" {REFUSAL if answer is None else answer}"
+        ids = [*model.texts.ids(said, device, date=TODAY).tolist(), model.tokenizer.eos_token_id]
+        if len(prompt) <= _LONGEST_PROMPT and len(ids) <= _LONGEST_ANSWER:
+            yield Row(prompt.tolist(), ids)
+
+    def _slots(self, sets: Sequence[Sequence[str]]) -> list[list[Tensor]]:
+        """The slots of the head and of each set's texts."""
+        model, longest = self.model, self.model.longest_chunk(len(self._head))
+        cut = {
+            text: [ids for ids, _ in model.texts.chunks(text, torch.device("cpu"), longest, date=TODAY)]
+            for texts in sets
+            for text in texts
+        }
+        found: dict[tuple[int, ...], Tensor] = {}
+        missing: list[Tensor] = []
+        for ids in (ids for chunks in cut.values() for ids in chunks):
+            held = self._kept.get(key := tuple(ids.tolist()))
+            if held is not None:
+                found[key] = held
+            elif key not in found:
+                missing.append(ids)
+        assert isinstance(model.writer, TextWriter)
+        with torch.no_grad():
+            encoded = model.writer.encode([(self._head, ids) for ids in missing]) if missing else []
+        for ids, one in zip(missing, encoded, strict=True):
+            found[key := tuple(ids.tolist())] = one.slots
+            self._kept.put(key, one.slots)
+        return [[*self._front, *(found[tuple(ids.tolist())] for t in texts for ids in cut[t])] for texts in sets]

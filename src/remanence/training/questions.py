@@ -1,0 +1,187 @@
+"""Questions about passages, from the formats that published sets come in.
+
+*.json     SQuAD 1.1 ({"data": [{"title", "paragraphs": [{"context", "qas"}]}]}), MuSiQue (a list of objects with
+           "paragraphs" and "question"), or edits with evidence as KnowledgeSpread has them ("src", "alt",
+           "fake_evidence")
+*.jsonl    NQ with the gold passage ("question", "answers", "ctxs"), or our own: {"question", "answers",
+           "passages": [...], "supporting": [0]}
+"""
+
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: as a person would ask it.
+        answers: accepted, the shortest first; none: no passage holds the answer, though one may look like it.
+        passages: numbers of the passages that it takes to answer.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    passages: tuple[int, ...]
+
+
+@dataclass
+class QuestionSet:
+    """Questions and the passages that they are about.
+
+    Attributes:
+        passages: their texts.
+        topics: of each passage; those of one topic are easily mistaken for each other.
+        questions: all of them.
+    """
+
+    passages: list[str] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    _known: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def add_passage(self, text: str, topic: str) -> int:
+        """The number of a passage, which stands in the set once."""
+        text = text.strip()
+        if text not in self._known:
+            self._known[text] = len(self.passages)
+            self.passages.append(text)
+            self.topics.append(topic)
+        return self._known[text]
+
+    def ask(self, text: str, answers: Iterable[str], passages: Iterable[int]) -> None:
+        accepted = dict.fromkeys(answer.strip() for answer in answers)
+        self.questions.append(Question(text.strip(), tuple(sorted(accepted, key=len)), tuple(passages)))
+
+    def without(self, texts: Iterable[str]) -> "QuestionSet":
+        """The questions about other passages than these, which are held out."""
+        held_out = {text.strip() for text in texts}
+        kept = QuestionSet(self.passages, self.topics)
+        kept.questions = [q for q in self.questions if not any(self.passages[p] in held_out for p in q.passages)]
+        return kept
+
+    def split(self, share: float, seed: int = 0) -> "tuple[QuestionSet, QuestionSet]":
+        """Questions to train on and to validate on, which share no passage: about `share` of the passages go to the
+        second, whole topics where these are small."""
+        rng, asked = random.Random(seed), sorted({p for q in self.questions for p in q.passages})
+        by_topic: dict[str, list[int]] = {}
+        for passage in asked:
+            topic = self.topics[passage]
+            by_topic.setdefault(topic, []).append(passage)
+        held: set[int] = set()
+        for topic in sorted(by_topic):
+            members = by_topic[topic]
+            if len(members) <= max(8, len(asked) // 20):
+                held |= set(members) if rng.random() < share else set()
+            else:
+                held |= {passage for passage in members if rng.random() < share}
+        parts = [QuestionSet(self.passages, self.topics), QuestionSet(self.passages, self.topics)]
+        for question in self.questions:
+            parts[any(passage in held for passage in question.passages)].questions.append(question)
+        return parts[0], parts[1]
+
+
+def load_questions(paths: Sequence[Path]) -> QuestionSet:
+    """The questions of some files, or of all files of a known format in some folders.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        InvalidInputError: a file is of no known format.
+    """
+    files = [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
+    if not files:
+        raise FileNotFoundError(f"there are no .json or .jsonl files in {', '.join(map(str, paths))}")
+    made = QuestionSet()
+    for file in files:
+        before = len(made.questions)
+        for record in _records(file):
+            _reader_of(record, file)(made, record, file.stem)
+        if len(made.questions) == before:
+            raise InvalidInputError(f"{file} holds no question with an answer")
+    return made
+
+
+def passages_of(paths: Sequence[Path]) -> list[str]:
+    """The passages of files that are held out: what is never trained on."""
+    return load_questions(paths).passages if paths else []
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(file for kind in ("*.json", "*.jsonl") for file in folder.rglob(kind))
+
+
+def _records(file: Path) -> Iterator[Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".jsonl":
+            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            return
+        content = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{file} is not JSON: {error}") from error
+    yield from content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else content
+
+
+Reader = Callable[[QuestionSet, dict[str, Any], str], None]
+
+
+def _reader_of(record: Any, file: Path) -> Reader:
+    if isinstance(record, dict):
+        for keys, reader in _FORMATS:
+            if keys <= record.keys():
+                return reader
+    raise InvalidInputError(f"{file} is of no known format; see remanence.training.questions for those there are")
+
+
+def _squad(made: QuestionSet, article: dict[str, Any], name: str) -> None:
+    for paragraph in article["paragraphs"]:
+        number = made.add_passage(paragraph["context"], f"{name}/{article['title']}")
+        for asked in paragraph["qas"]:
+            if asked["answers"]:
+                made.ask(asked["question"], (answer["text"] for answer in asked["answers"]), [number])
+
+
+def _natural_questions(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    gold = record["ctxs"][0]
+    number = made.add_passage(f"{gold['title']}\n{gold['text'].strip()}", name)
+    said = made.passages[number].lower()
+    if there := [answer for answer in record["answers"] if answer.lower() in said]:
+        made.ask(record["question"], there, [number])
+
+
+def _musique(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    matters = []
+    for paragraph in record["paragraphs"]:
+        number = made.add_passage(f"{paragraph['title']}\n{paragraph['paragraph_text']}", f"{name}/{record['id']}")
+        if paragraph["is_supporting"]:
+            matters.append(number)
+    made.ask(record["question"], [record["answer"], *record.get("answer_aliases", [])], matters)
+
+
+def _evidence(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    number = made.add_passage(record["fake_evidence"], name)
+    if record["alt"].lower() in made.passages[number].lower():
+        for wording in (record["src"], record["rephrase"]):
+            made.ask(wording, [record["alt"]], [number])
+
+
+def _own(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    numbers = [made.add_passage(text, record.get("topic", name)) for text in record["passages"]]
+    supporting = record.get("supporting", range(len(numbers)))
+    made.ask(record["question"], record["answers"], [numbers[place] for place in supporting])
+
+
+_FORMATS: list[tuple[set[str], Reader]] = [
+    ({"title", "paragraphs"}, _squad),
+    ({"question", "answers", "ctxs"}, _natural_questions),
+    ({"paragraphs", "question", "answer", "id"}, _musique),
+    ({"src", "rephrase", "alt", "fake_evidence"}, _evidence),
+    ({"question", "answers", "passages"}, _own),
+]

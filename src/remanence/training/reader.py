@@ -1,0 +1,117 @@
+"""Training the reading adapter of text slots, on `transformers.Trainer`: its loop, schedule, logs and resuming."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+
+from remanence.errors import InvalidInputError
+from remanence.kernels.grouped import GROUPED
+from remanence.model.model import MemoryModel
+from remanence.training.lessons import Lessons
+from remanence.training.packing import answer_loss
+
+EXACT = "reader-float32.safetensors"  # the adapter as it is trained; what is saved for use is rounded
+
+
+class _Step(nn.Module):
+    """What the Trainer calls: the loss of a step by its number."""
+
+    def __init__(self, model: MemoryModel, lessons: Lessons) -> None:
+        super().__init__()
+        self.model, self._lessons = model, lessons
+
+    def forward(self, number: int) -> dict[str, Tensor]:
+        return {"loss": answer_loss(self.model, self._lessons.step(number))}
+
+
+class ReaderTrainer(Trainer):
+    """Trains a reader. Each checkpoint directory can be loaded by `MemoryModel.from_pretrained`."""
+
+    def __init__(self, model: MemoryModel, lessons: Lessons, base: str, args: TrainingArguments, **kwargs: Any) -> None:
+        """`base`: the name of the decoder, which checkpoints leave out."""
+        require_reader(model)
+        self.memory_model, self._base = model, base
+        super().__init__(
+            _Step(model, lessons), args, train_dataset=range(args.max_steps), data_collator=_only, **kwargs
+        )
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        device = self.args.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.memory_model.backbone.dtype == torch.bfloat16):
+            out = model(**inputs)
+        return (out["loss"], out) if return_outputs else out["loss"]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        path = Path(output_dir or self.args.output_dir or ".")
+        self.memory_model.save_pretrained(path, base=self._base)
+        save_file({name: p.detach().cpu().contiguous() for name, p in adapter(self.memory_model).items()}, path / EXACT)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        held = load_file(Path(resume_from_checkpoint) / EXACT)
+        with torch.no_grad():
+            for name, parameter in adapter(self.memory_model).items():
+                parameter.copy_(held[name])
+
+
+def _only(items: list[int]) -> dict[str, int]:
+    (number,) = items
+    return {"number": number}
+
+
+def adapter(model: MemoryModel) -> dict[str, nn.Parameter]:
+    """The parameters of the reading adapter, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+def require_reader(model: MemoryModel) -> None:
+    """Raise where a model has no reader to train, or its memory is a learned one."""
+    if model.config.writer != "text" or model.adapters is None:
+        raise InvalidInputError("a reader is an adapter of text slots: attach the model with lora=LoraSettings(...)")
+
+
+def prepare(model: MemoryModel) -> None:
+    """Train the reader alone, in float32, by attention whose backward pass is fast on a CPU."""
+    require_reader(model)
+    model.requires_grad_(False)
+    for parameter in adapter(model).values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if model.device.type == "cpu":
+        model.hf.set_attn_implementation(GROUPED)
+    model.train()
+
+
+def arguments(output: Path, *, steps: int, lr: float, save_steps: int, log_to: str = "none") -> TrainingArguments:
+    """The Trainer's settings: a cosine that ends at 2 % of the learning rate."""
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        use_cpu=not torch.cuda.is_available(),
+        learning_rate=lr,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.02},
+        warmup_steps=min(50, math.ceil(steps / 10)),
+        logging_steps=25,
+        save_steps=save_steps,
+        save_total_limit=2,
+        report_to=log_to,
+        seed=0,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+    )
+
+
+def write_curve(trainer: Trainer, path: Path, **about: Any) -> None:
+    """How the run was made, and its losses, as JSON."""
+    path.write_text(json.dumps({**about, "log": trainer.state.log_history}, indent=1) + "\n")
