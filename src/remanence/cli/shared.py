@@ -55,7 +55,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="REMANENCE_MODEL",
-        help="Directory, hub id, or a bundled checkpoint: tiny, tiny_longterm (default).",
+        help="Directory, hub id, smollm2 (after: remanence setup smollm2), tiny, or tiny_longterm (default).",
     ),
 ]
 MemoryArgument = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory file.")]

@@ -45,8 +45,8 @@ class MemoryModel(MemoryDecoder):
         base: str | os.PathLike[str] | None = None,
         parts: Collection[str] | None = None,
     ) -> "MemoryModel":
-        """Load a bundled model by its name, a directory made by `save_pretrained`, a published checkpoint (detected),
-        or one from the hub.
+        """Load a model by its name ("smollm2", after `remanence setup smollm2`; "tiny"), a directory made by
+        `save_pretrained`, a published checkpoint (detected), or one from the hub.
 
         Args:
             dtype: of the weights; None: as they were saved. A bundled model of adapters: float32 on a CPU.

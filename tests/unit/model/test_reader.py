@@ -197,3 +197,16 @@ def test_text_that_is_no_conversation_is_not_refused() -> None:
     model, memory = chatting(refuse_above=1e-12)
     logits = model.read(memory, "Where was Alice born?").logits
     assert not torch.equal(logits, model.read(model.new_memory(), "Where was Alice born?").logits)
+
+
+def test_from_pretrained_takes_a_base_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder(vocab_size=300).to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="remanence setup smollm2"):
+        MemoryModel.from_pretrained("smollm2")
+    monkeypatch.setattr("remanence.model.formats.native.find_base", lambda name: tmp_path)
+    model = MemoryModel.from_pretrained("smollm2", dtype=torch.float32)
+    memory = model.new_memory()
+    model.write(memory, "Alice was born in Oslo.")
+    assert model.config.writer == "text" and model.adapters is None and model.backbone.dtype == torch.float32
+    assert model.ask(memory, "Where was Alice born?", max_new_tokens=2).text is not None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from remanence.bases import BASES, find_base
 from remanence.checkpoints import bundled, names
 from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import CheckpointError, InvalidInputError
@@ -47,7 +48,7 @@ def load(
     base: str | os.PathLike[str] | None = None,
     parts: Collection[str] | None = None,
 ) -> Checkpoint:
-    """Read our own directory, a bundled one by its name, or a published checkpoint, whichever it is.
+    """Read our own directory, a bundled one or a base by its name, or a published checkpoint, whichever it is.
 
     Args:
         base: the folder of the base of a checkpoint that holds adapters only; None: where `remanence setup` put it.
@@ -60,6 +61,8 @@ def load(
     path = Path(path_or_hub_id)
     if not path.is_dir():
         name = str(path_or_hub_id)
+        if name in BASES and name not in names():
+            return _load_base(find_base(name), dtype=dtype, attn_implementation=attn_implementation)
         path = bundled(name) if name in names() else _download(name)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if (path / SETTINGS).is_file():
@@ -76,6 +79,19 @@ def load(
         f"{path} is a {', '.join(architectures) or 'model'} without a memory; load it with transformers and give it "
         "one: MemoryModel.attach(AutoModelForCausalLM.from_pretrained(path), tokenizer)"
     )
+
+
+def _load_base(folder: Path, *, dtype: torch.dtype | None, attn_implementation: str | None) -> Checkpoint:
+    """A base as `remanence setup` put it there, with text slots, which nobody has to train."""
+    hf = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=_dtype_of(dtype), attn_implementation=attn_implementation, local_files_only=True
+    )
+    return Checkpoint(hf, load_tokenizer(folder), MemoryConfig(), {})
+
+
+def _dtype_of(dtype: torch.dtype | None) -> torch.dtype | str:
+    """Of a base's weights: float32 on a CPU, for which there are kernels on every one."""
+    return dtype or ("auto" if torch.cuda.is_available() else torch.float32)
 
 
 def published_only() -> CheckpointError:
@@ -140,14 +156,12 @@ def _load_own(
         folder = adapters.folder_of(held, base, path)
         parts = adapters.wanted(parts, path)
         config = adapters.without(config, parts)
-        if dtype is None and not torch.cuda.is_available():
-            dtype = torch.float32  # for which there are kernels on every CPU
     try:
         tensors = load_file(path / PARAMETERS) if held is None else adapters.load_parts(path, parts or ())
         hf = AutoModelForCausalLM.from_pretrained(
             folder,
             config=AutoConfig.from_pretrained(folder, local_files_only=True),
-            dtype=dtype or "auto",
+            dtype=(dtype or "auto") if held is None else _dtype_of(dtype),
             attn_implementation=attn_implementation,
             local_files_only=True,
         )
