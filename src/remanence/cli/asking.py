@@ -15,6 +15,7 @@ from remanence.cli.shared import (
     examples,
     load_memory,
     load_model,
+    note,
     out,
     require_model,
 )
@@ -54,6 +55,8 @@ def ask(
         typer.echo(json.dumps({"question": question, "answer": answer.text, "found": answer.found, "sources": found}))
         return
     typer.echo(answer.text)
+    if not answer.found:
+        note("the memory was not told this; these are the model's own words")
     if sources and found:
         out.print(writes_table(found))
     elif sources:

@@ -157,6 +157,7 @@ def test_ask_names_the_writes_that_it_read(text_checkpoint: str) -> None:
     assert "notes.txt" in text and "Alice Brown was born" in text
     assert "notes.txt" not in done("ask", path, "Where was Alice Brown born?", *model)
     assert "Nothing was read" in done("ask", path, "Zyx?", "--sources", *model)
+    assert "was not told this" in run("ask", path, "Zyx?", *model).stderr
     assert json.loads(done("ask", path, "Zyx?", "--json", *model))["found"] is False
 
 
