@@ -336,7 +336,7 @@ class MemoryModel(MemoryDecoder):
             else:
                 about |= {"slots": spec.slots, "slots_per_write": spec.slots_per_write}
             about |= {} if memory.longterm is None else {"longterm": memory.longterm.sizes()}
-            return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": spec == self.spec}
+            return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": not self.spec.differing(spec)}
 
     def _reading(
         self,
