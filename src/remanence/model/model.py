@@ -14,6 +14,7 @@ from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory
 from remanence.memory.transaction import Progress, WriteOptions, write
 from remanence.memory.writes import Receipt
+from remanence.model import late
 from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import Memories, MemoryDecoder
@@ -66,6 +67,8 @@ class MemoryModel(MemoryDecoder):
             model.writer.shipped = loaded.shipped
         if bfloat16_rotary:
             native.round_rotary(model.hf)
+        if (part := Path(path_or_hub_id) / late.FILE).is_file():
+            model.use_token_retriever(late.load_retriever(part))
         model.eval()
         return model if device is None else model.to(device)
 
@@ -77,6 +80,8 @@ class MemoryModel(MemoryDecoder):
         if isinstance(self.writer, LearnedWriter) and self.writer.shipped is not None:
             raise native.published_only()
         native.save(self, Path(path), state_dict)
+        if self.token_retriever is not None:
+            late.save_retriever(self.token_retriever, Path(path) / late.FILE)
 
     def new_memory(self, seed: int = 0, *, storage: StorageConfig | None = None, **options: Any) -> Memory:
         """A memory with nothing written, or with the pool that a checkpoint ships.

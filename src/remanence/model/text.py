@@ -16,7 +16,6 @@ from remanence.memory.lexical import asked
 from remanence.memory.memory import Memory
 from remanence.memory.storage import KeptSlots
 from remanence.memory.transaction import Evicted, Piece, Progress, Row
-from remanence.memory.undo import Undo
 from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt, questions
@@ -245,7 +244,7 @@ class TextWriter:
         for row in rows:
             if (chunks := chunks_of(row.memory)).head is None:
                 row.undo.set(chunks, head=self.model.texts.head(chunks.date))
-            self.make_keys(row.memory, row.undo)
+            self.make_keys(row.memory)
         done = 0
         for batch in _batches(places, [len(row.pieces[place][0]) for row, place in places]):
             keys = [(self.head_of(row.memory), row.pieces[place][0]) for row, place in batch]
@@ -312,18 +311,20 @@ class TextWriter:
                 found[chunk.key] = encoded.slots
         return [found[chunk.key] for chunk in chunks]
 
-    def make_keys(self, memory: Memory, undo: Undo) -> None:
-        """Make the retrieval keys of chunks that have none, and of all where another retriever made them."""
+    def make_keys(self, memory: Memory) -> None:
+        """Make the retrieval keys of chunks that have none, and of all where another retriever made them; or none."""
         retriever, spec, chunks = self.model.token_retriever, self.model.spec, chunks_of(memory)
         if retriever is None:
             return
         same = memory.spec.retrieval == spec.retrieval
         wanted = [chunk for chunk in chunks if chunk.keys is None or not same]
-        for batch in _batches(wanted, [chunk.tokens for chunk in wanted]):
-            slots = self.slots(memory, batch)
-            made = {chunk.key: retriever.keys(own) for chunk, own in zip(batch, slots, strict=True)}
-            chunks.replace_keys(made, undo)
-        if not same:
+        if same and not wanted:
+            return
+        with memory.changing() as undo:
+            for batch in _batches(wanted, [chunk.tokens for chunk in wanted]):
+                slots = self.slots(memory, batch)
+                made = {chunk.key: retriever.keys(own) for chunk, own in zip(batch, slots, strict=True)}
+                chunks.replace_keys(made, undo)
             undo.set(memory, spec=spec)
 
     def _key(self, head: Sequence[int], ids: Tensor) -> Any:

@@ -164,7 +164,7 @@ class _Run:
             group["lr"] = settings.learning_rate * rate * group["scale"]
         loss = self.heads.loss(self._batch(rng))
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.heads.parameters(), 5.0)
         self.optimizer.step()
         self.step += 1

@@ -213,6 +213,15 @@ def test_load_retriever_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert retriever_of(keyed(seed=3)).name != retriever.name
 
 
+def test_save_pretrained_keeps_the_retriever(tmp_path: Path) -> None:
+    model = keyed()
+    model.save_pretrained(tmp_path)
+    back = MemoryModel.from_pretrained(tmp_path)
+    assert retriever_of(back).name == retriever_of(model).name
+    assert back.search(told(model), QUESTION) == model.search(told(model), QUESTION)
+    assert [name for name, _ in back.named_parameters()] == [name for name, _ in model.named_parameters()]
+
+
 def test_load_retriever_names_a_file_that_is_none(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
     with pytest.raises(CheckpointError, match=r"r\.safetensors"):

@@ -80,7 +80,7 @@ def test_loss_falls_where_right_chunks_score_higher() -> None:
     for _ in range(30):
         optimizer.zero_grad()
         loss = heads.loss(made)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.7 * before
 
