@@ -91,8 +91,10 @@ def train_retriever(
     *,
     minutes: float | None = None,
     told: Told | None = None,
-) -> TokenRetriever:
+) -> TokenRetriever | None:
     """Train a retriever, or go on with what the folder holds; writes `retriever.safetensors` into it.
+
+    Returns None while there are steps left to take.
 
     Args:
         folder: features, the state of the run, and what comes out.
@@ -110,7 +112,7 @@ def train_retriever(
             if told is not None:
                 told("steps", run.step, settings.steps)
     run.save()
-    return run.retriever()
+    return run.retriever() if run.step == settings.steps else None
 
 
 class _Run:

@@ -11,7 +11,7 @@ from remanence.memory.late import Fusion
 from remanence.model.late import FILE, load_retriever
 from remanence.model.model import MemoryModel
 from remanence.training.late import Batch, Heads, Scale, Segments, _best, standardised
-from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, train_retriever
+from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, _Run, train_retriever
 from tests.support.tiny import decoder, tokenizer, with_memory, with_text
 
 SETTINGS = RetrieverSettings(layers=(0, 1), size=8, steps=6, asked=4, seed=1)
@@ -94,11 +94,17 @@ def test_scale_loses_little_within_four_spreads() -> None:
 
 def test_train_retriever_that_was_cut_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = train_retriever(model(), data(), tmp_path / "whole", SETTINGS)
-    parts = [train_retriever(model(), data(), tmp_path / "cut", SETTINGS, minutes=0) for _ in range(1)]
-    assert parts[0].name != whole.name
+    assert train_retriever(model(), data(), tmp_path / "cut", SETTINGS, minutes=0) is None
+    at_first = _Run(model(), data(), tmp_path / "cut", SETTINGS, None)
+    for _ in range(3):
+        at_first.train_step()
+    at_first.save()
     told: list[tuple[str, int, int]] = []
     end = train_retriever(model(), data(), tmp_path / "cut", SETTINGS, told=lambda *step: told.append(step))
+    assert whole is not None
+    assert end is not None
     assert end.name == whole.name
+    assert at_first.retriever().name != whole.name
     assert told[-1] == ("steps", 6, 6)
     assert load_retriever(tmp_path / "cut" / FILE).name == whole.name
 
