@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_AT_ONCE = 2**22  # products of tokens that are held at once
+_AT_ONCE = 2**16  # products of tokens that are made at once: with their keys they stay in a processor's cache
 _UNIT = 127  # what stands for 1
 
 
