@@ -1,7 +1,6 @@
 """What a memory's file says, its tensors unread: sizes, where they lie, and the table of writes. Imports no torch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,7 +134,7 @@ def bytes_by_tier(envelope: Envelope) -> dict[str, int]:
 def reading_details(spec: MemorySpec, model: "MemoryModel") -> dict[str, Any]:
     """Whether a model can read a memory of this kind; else in what they differ."""
     own = model.spec
-    differing = [each.name for each in fields(spec) if getattr(spec, each.name) != getattr(own, each.name)]
+    differing = own.differing(spec)
     about = {"asked": model.name, "trained": model.trained, "readable": not differing}
     return about | ({"differs": differing} if differing else {})
 

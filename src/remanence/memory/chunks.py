@@ -1,10 +1,11 @@
-"""The chunks of a text memory, and what they are found by: their words and a latent vector each."""
+"""The chunks of a text memory, and what they are found by: their words, a latent vector each, and keys of tokens."""
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from remanence.config import StorageConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.finite import all_finite
+from remanence.memory.late import LateQuery, late_scores
 from remanence.memory.latents import LatentTable
 from remanence.memory.lexical import Postings, words
 from remanence.memory.scoring import fused
@@ -32,6 +34,7 @@ class Chunk:
         text: what it says; None where it was given as ids and there is no tokenizer, or no text is kept.
         latent: `[S]`, float16, unit length: what the latent score compares.
         slots: None in the text tier, which encodes `ids` again.
+        keys: `[n, S]`, int8: what a trained retriever compares; None where there was none when they were to be made.
     """
 
     key: int
@@ -42,6 +45,7 @@ class Chunk:
     text: str | None
     latent: Tensor
     slots: KeptSlots | None
+    keys: Tensor | None = None
 
     @property
     def kept(self) -> KeptSlots:
@@ -58,17 +62,18 @@ class Chunk:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what stands for its slots in the text tier: ids, text and latent vector."""
-        ids = 0 if self.ids is None else self.ids.nbytes
+        """Bytes of what stands for its slots in the text tier: ids, text, latent vector and keys."""
+        ids = sum(part.nbytes for part in (self.ids, self.keys) if part is not None)
         return ids + self.latent.nbytes + (0 if self.text is None else len(self.text.encode()))
 
 
 @dataclass(frozen=True)
 class Query:
-    """What a prompt asks: its words and its latent vector `[S]`, float32."""
+    """What a prompt asks: its words, its latent vector `[S]`, float32, and what a trained retriever makes of it."""
 
     words: Sequence[Hashable]
     latent: Tensor
+    late: LateQuery | None = None
 
 
 class Chunks:
@@ -149,6 +154,16 @@ class Chunks:
             self._insert(chunk)
             self.tokens += chunk.tokens
 
+    def replace_keys(self, keys: Mapping[int, Tensor], undo: Undo) -> None:
+        """Give chunks, named by their numbers, other keys."""
+        for number, each in keys.items():
+            before = self._items[number]
+            undo.add(partial(self._exchange, before))
+            self._exchange(replace(before, keys=each))
+
+    def _exchange(self, chunk: Chunk) -> None:
+        self._items[chunk.key] = self._by_write[chunk.write][chunk.key] = chunk
+
     def remove(self, chunk: Chunk, undo: Undo) -> None:
         undo.set(self, tokens=self.tokens - chunk.tokens)
         undo.add(lambda: self._insert(chunk))
@@ -216,12 +231,14 @@ class Chunks:
 
     def scores(self, query: Query) -> dict[Chunk, float]:
         """The score of every chunk against a prompt, in [0, 1], oldest first."""
-        latent = self._latents.cosines(query.latent)
         lexical = self._postings.scores(query.words) if self.keep_text else None
-        return {
-            chunk: fused(None if lexical is None else lexical.get(key, 0.0), latent[key])
-            for key, chunk in self._items.items()
-        }
+        words = {key: None if lexical is None else lexical.get(key, 0.0) for key in self._items}
+        keys = [chunk.keys for chunk in self if chunk.keys is not None]
+        if query.late is not None and len(keys) == len(self):
+            late = late_scores(keys, query.late)
+            return {chunk: query.late.fused(words[chunk.key], one) for chunk, one in zip(self, late, strict=True)}
+        latent = self._latents.cosines(query.latent)
+        return {chunk: fused(words[key], latent[key]) for key, chunk in self._items.items()}
 
     def fork(self) -> "Chunks":
         """An independent copy; chunks are shared."""
@@ -244,13 +261,12 @@ class Chunks:
             return self
         moved = self.fork()
         for chunk in self:
-            other = replace(chunk, slots=chunk.kept.moved(device))
-            moved._items[chunk.key] = moved._by_write[chunk.write][chunk.key] = other
+            moved._exchange(replace(chunk, slots=chunk.kept.moved(device)))
         return moved
 
     @property
     def nbytes(self) -> dict[str, int]:
-        """Bytes by tier; ids, text and latent vectors count as "text"."""
+        """Bytes by tier; ids, text, latent vectors and keys count as "text"."""
         held = {"text": sum(chunk.nbytes for chunk in self)}
         if self.storage.tier != "text":
             held[self.storage.tier] = sum(chunk.kept.nbytes for chunk in self)

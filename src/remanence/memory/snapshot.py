@@ -160,6 +160,9 @@ def chunks_state(chunks: Chunks) -> tuple[ChunksHeader, dict[str, Tensor], dict[
         tensors["chunks.latents"] = torch.stack([chunk.latent for chunk in held])
         if chunks.keep_text:
             tensors["chunks.ids"] = torch.cat([chunk.ids for chunk in held if chunk.ids is not None])
+        keys = [chunk.keys for chunk in held if chunk.keys is not None]
+        if len(keys) == len(held):  # else they are made anew
+            tensors["chunks.keys"] = torch.cat(keys)
     for chunk in held if chunks.storage.tier != "text" else ():
         block = blocks.setdefault(header.block_name(chunk.write), FrozenBlock({}, chunk.kept.source))
         block[f"slots.{chunk.place}"] = chunk.kept.slots
@@ -192,18 +195,28 @@ def chunks_of(
     ids: list[Tensor | None] = [None] * count
     if header.keep_text and count:
         ids = list(tensors["chunks.ids"].split([about.tokens for about in header.items]))
-    keys = [about.key for about in header.items]
-    if keys != sorted(set(keys)) or (keys and keys[-1] >= header.next_key):
+    numbers = [about.key for about in header.items]
+    if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= header.next_key):
         raise ValueError("its chunks are not in order")
-    items = zip(header.items, latents, ids, strict=True)
+    items = zip(header.items, latents, ids, _keys(header, tensors), strict=True)
     for write, own in groupby(items, lambda item: item[0].write):
         block = None if storage.tier == "text" else blocks[header.block_name(write)]
         chunks.load(
-            Chunk(a.key, write, a.place, a.tokens, one, a.text, latent, _slots(a, spec, block, storage))
-            for a, latent, one in own
+            Chunk(a.key, write, a.place, a.tokens, one, a.text, latent, _slots(a, spec, block, storage), keys)
+            for a, latent, one, keys in own
         )
     chunks.next_key, chunks.dropped = header.next_key, header.dropped
     return chunks
+
+
+def _keys(header: ChunksHeader, tensors: Mapping[str, Tensor]) -> list[Tensor | None]:
+    """The keys of each chunk; None where none were saved."""
+    keys = tensors.get("chunks.keys")
+    if keys is None:
+        return [None] * len(header.items)
+    if keys.dtype != torch.int8 or keys.ndim != 2:
+        raise ValueError("its retrieval keys are not int8 rows")
+    return list(keys.split([about.tokens for about in header.items]))
 
 
 def _slots(

@@ -9,6 +9,7 @@ from remanence.errors import InvalidInputError, MemoryMismatchError
 if TYPE_CHECKING:
     import torch
 
+KEYS_BY = "; keys by "
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -27,7 +28,9 @@ class MemorySpec:
         model: fingerprint of the weights that made its slots.
         retrieval_size: of a slot's or chunk's retrieval key; 0 if there are none.
         writer: what made its slots: "learned" or "text".
-        retrieval: what made its retrieval keys; "" where that is part of `model`.
+        retrieval: what made its retrieval keys; "" where that is part of `model`. Of a text memory: how latent vectors
+            are made, and behind `KEYS_BY` what made the keys of tokens, if anything did. Those are made anew where it
+            was another, so memories may differ in it.
     """
 
     layers: int
@@ -57,13 +60,20 @@ class MemorySpec:
         assert isinstance(dtype, torch.dtype)
         return dtype
 
+    def differing(self, other: Self) -> list[str]:
+        """The names of the fields that keep a model of this spec from reading a memory of `other`."""
+        return [each.name for each in fields(self) if self._fixed(each.name) != other._fixed(each.name)]
+
+    def _fixed(self, name: str) -> Any:
+        value = getattr(self, name)
+        return value.partition(KEYS_BY)[0] if name == "retrieval" else value
+
     def require(self, other: Self) -> None:
         """Raise `MemoryMismatchError` that lists every field in which a memory (`other`) differs from this model's."""
         names = {"model": "model (weights fingerprint)"}
         differing = [
-            f"{names.get(f.name, f.name)}: the memory has {getattr(other, f.name)}, the model {getattr(self, f.name)}"
-            for f in fields(self)
-            if getattr(self, f.name) != getattr(other, f.name)
+            f"{names.get(name, name)}: the memory has {getattr(other, name)}, the model {getattr(self, name)}"
+            for name in self.differing(other)
         ]
         if differing:
             raise MemoryMismatchError(

@@ -80,7 +80,7 @@ class LongTermHeader:
 
 @validated(frozen=True, config=_STRICT)
 class ChunkHeader:
-    """One chunk of a text memory; its ids and latent vector are rows of `chunks.ids` and `chunks.latents`."""
+    """One chunk of a text memory; its ids, latent vector and keys are rows of `chunks.ids`, `.latents` and `.keys`."""
 
     key: Count
     write: Count

@@ -14,14 +14,14 @@ from remanence.config import LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.kernels.optimize import optimize_for_cpu, restore_stock
 from remanence.memory.memory import Memory
-from remanence.memory.spec import MemorySpec
+from remanence.memory.spec import KEYS_BY, MemorySpec
 from remanence.model import hooks
 from remanence.model.backbone import Backbone
 from remanence.model.chat import Texts
 from remanence.model.inputs import padding_id
 from remanence.model.lora import Role, TwinLora, new_lora, without_twins
 from remanence.model.prefix_store import PrefixStore
-from remanence.model.retriever import Retriever, new_retriever
+from remanence.model.retriever import Retriever, TokenRetriever, new_retriever
 from remanence.model.validation import Fingerprint, listed, require_own
 
 Memories = Memory | Sequence[Memory | Sequence[Memory]]  # of a call: one, or one or several for each row
@@ -38,6 +38,7 @@ class MemoryDecoder(nn.Module):
         bos_embedding: `[L, 1, d]` or None, a learned vector in front of every layer's prefix (learned).
         new_memory_positional_emb: `[1, 1, d]`, added to the last K inputs of every layer while writing (learned).
         retriever: finds what matters for a prompt in long-term memory; None for a model whose memory is a pool only.
+        token_retriever: finds chunks of text memories, beside their words; None where none was trained.
         name: what the model is called, for people to read.
     """
 
@@ -58,6 +59,7 @@ class MemoryDecoder(nn.Module):
         self.texts = Texts(tokenizer, getattr(self.hf.config, "bos_token_id", None), self.vocabulary)
         self.name = name or getattr(self.hf.config, "_name_or_path", "") or type(self.hf).__name__
         self.adapters, self.retriever = adapters, retriever
+        self.token_retriever: TokenRetriever | None = None
         if (self.config.longterm is None) != (retriever is None):
             raise InvalidInputError("long-term memory takes a config and a retriever; give both or neither")
         layers, size = len(self.backbone.layers), self.hf.config.hidden_size
@@ -287,6 +289,7 @@ class MemoryDecoder(nn.Module):
         """What a memory must agree on to be read by this model."""
         backbone, learned = self.backbone, self.config.writer == "learned"
         size = 0 if self.retriever is None else self.retriever.size
+        keys_by = "" if self.token_retriever is None else KEYS_BY + self.token_retriever.name
         return MemorySpec(
             layers=len(backbone.layers),
             slots=self.slots if learned else 0,
@@ -299,8 +302,21 @@ class MemoryDecoder(nn.Module):
             model=self.fingerprint(),
             retrieval_size=size if learned else int(backbone.config.hidden_size),
             writer=self.config.writer,
-            retrieval="" if learned else LATENT,
+            retrieval="" if learned else LATENT + keys_by,
         )
+
+    def use_token_retriever(self, retriever: TokenRetriever | None) -> None:
+        """Find chunks by this retriever from now on, or by none. Keys that another made are made anew when needed.
+
+        Raises:
+            InvalidInputError: it was trained for another decoder, or the memories are learned ones.
+        """
+        if retriever is not None:
+            if self.config.writer == "learned":
+                raise InvalidInputError("this retriever finds chunks of text memories; a learned memory has none")
+            retriever.require(len(self.backbone.layers), 2 * self.backbone.kv_heads * self.backbone.head_dim)
+            retriever = retriever.to(self.device)
+        self.token_retriever = retriever
 
     @property
     def latent_layer(self) -> int:

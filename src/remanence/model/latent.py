@@ -8,12 +8,12 @@ questions, and both are divided by the sentences' standard deviation, dimension 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -34,16 +34,33 @@ _AT_ONCE = 16
 
 
 class _HeadCache(MemoryCache):
-    """The head's own keys and values in front, and what one layer is given of the text behind it: `hidden`."""
+    """The head's own keys and values in front, and what is looked at of the text behind it.
 
-    def __init__(self, layers: list[DynamicLayer], layer: int) -> None:
+    Attributes:
+        hidden: `[B, T, d]`, what one layer is given.
+        normed: `[B, T, d]` of each layer passed so far, what its attention sees, if that is asked for.
+    """
+
+    def __init__(self, layers: list[DynamicLayer], layer: int, with_normed: bool = False) -> None:
         super().__init__(layers=list[CacheLayerMixin](layers))
-        self._layer, self.hidden = layer, torch.empty(0)
+        self._layer, self.hidden, self._with_normed = layer, torch.empty(0), with_normed
+        self.normed: list[Tensor] = []
 
     def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
         if layer == self._layer:
             self.hidden = hidden
         return hidden
+
+    def before_attention(self, layer: int, normed: Tensor) -> None:
+        if self._with_normed:
+            self.normed.append(normed)
+
+
+class Encoded(NamedTuple):
+    """A text behind a head: its mean hidden state `[d]`, float32, and its slots `[2, L, n, H, D]` if asked for."""
+
+    mean: Tensor
+    slots: Tensor | None
 
 
 class Latents:
@@ -59,10 +76,33 @@ class Latents:
         common = self._of_model(head)
         return normalize((mean.cpu() - common["statements"]) / common["std"], dim=0)
 
-    def of_questions(self, questions: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each
-        """Of questions, given as token ids."""
+    def of_question(self, mean: Tensor, head: Head) -> Tensor:  # [d] -> [d]
+        """Of a question's mean hidden state, encoded behind the head."""
         common = self._of_model(head)
-        return [normalize((mean - common["questions"]) / common["std"], dim=0) for mean in self._means(questions, head)]
+        return normalize((mean - common["questions"]) / common["std"], dim=0)
+
+    def encode(self, texts: Sequence[Tensor], head: Head, *, slots: bool = False) -> list[Encoded]:  # [n] each
+        """Encode short texts, such as questions, behind a head, whose own keys and values are kept."""
+        made: list[Encoded] = []
+        for start in range(0, len(texts), _AT_ONCE):
+            made += self._encode(texts[start : start + _AT_ONCE], head, slots)
+        return made
+
+    def _encode(self, texts: Sequence[Tensor], head: Head, slots: bool) -> Iterator[Encoded]:
+        model = self._model
+        front, rows = self._front(head), [ids.to(model.device) for ids in texts]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad)
+        layers = [DynamicLayer() for _ in model.backbone.layers]
+        for layer, (keys, values) in zip(layers, front, strict=False):
+            layer.update(*(part.expand(len(rows), -1, -1, -1) for part in (keys, values)))
+        cache = _HeadCache(layers, model.latent_layer, slots)
+        with model.role("write"):
+            model.backbone.decoder(input_ids=ids.long(), past_key_values=cache, use_cache=True)
+        pairs = [model.backbone.project_normed(layer, normed) for layer, normed in enumerate(cache.normed)]
+        made = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]) if pairs else None
+        for row, one in enumerate(rows):
+            mean = cache.hidden[row, : len(one)].float().mean(0).cpu()
+            yield Encoded(mean, None if made is None else made[:, :, row, : len(one)])
 
     def _of_model(self, head: Head) -> dict[str, Tensor]:
         """What texts have in common: made once for weights and head, and kept on disk, since it takes some seconds."""
@@ -90,20 +130,7 @@ class Latents:
         return [torch.randint(model.vocabulary, (12,), generator=generator) for _ in texts]
 
     def _means(self, texts: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each, float32
-        """Mean hidden states of texts behind a head, whose own keys and values are kept."""
-        model, made = self._model, []
-        front = self._front(head)
-        for start in range(0, len(texts), _AT_ONCE):
-            rows = [ids.to(model.device) for ids in texts[start : start + _AT_ONCE]]
-            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad)
-            layers = [DynamicLayer() for _ in model.backbone.layers]
-            for layer, (keys, values) in zip(layers, front, strict=False):
-                layer.update(*(part.expand(len(rows), -1, -1, -1) for part in (keys, values)))
-            cache = _HeadCache(layers, model.latent_layer)
-            with model.role("write"):
-                model.backbone.decoder(input_ids=ids.long(), past_key_values=cache, use_cache=True)
-            made += [cache.hidden[row, : len(one)].float().mean(0).cpu() for row, one in enumerate(rows)]
-        return made
+        return [encoded.mean for encoded in self.encode(texts, head)]
 
     def _front(self, head: Head) -> list[tuple[Tensor, Tensor]]:  # [1, H, h, D] each, for each layer
         key = self._model.last_stamp, head

@@ -79,6 +79,8 @@ class MemoryModel(MemoryDecoder):
             model.writer.shipped = loaded.shipped
         if bfloat16_rotary:
             native.round_rotary(model.hf)
+        if loaded.token_retriever is not None:
+            model.use_token_retriever(loaded.token_retriever)
         model.eval()
         return model if device is None else model.to(device)
 
@@ -357,7 +359,7 @@ class MemoryModel(MemoryDecoder):
             else:
                 about |= {"slots": spec.slots, "slots_per_write": spec.slots_per_write}
             about |= {} if memory.longterm is None else {"longterm": memory.longterm.sizes()}
-            return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": spec == self.spec}
+            return {**about, "bytes": memory.nbytes, "model": spec.model, "readable": not self.spec.differing(spec)}
 
     def _reading(
         self,

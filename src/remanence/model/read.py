@@ -269,6 +269,7 @@ def scores(
             queries = writer.queries(prompt, writer.head_of(memories[0]))
             for memory in memories:
                 with memory.lock:
+                    writer.make_keys(memory)
                     each = [chunks_of(memory).scores(query) for query in queries]
                 ranked += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
             ranked.sort(key=lambda item: (-item[0], -item[2].key))

@@ -1,6 +1,6 @@
 """The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -262,6 +262,7 @@ class TextWriter:
         for row in rows:
             if (chunks := chunks_of(row.memory)).head is None:
                 row.undo.set(chunks, head=self.model.texts.head(chunks.date))
+            self.make_keys(row.memory)
         done = 0
         for batch in _batches(places, [len(row.pieces[place][0]) for row, place in places]):
             keys = [(self.head_of(row.memory), row.pieces[place][0]) for row, place in batch]
@@ -293,6 +294,7 @@ class TextWriter:
             text=text if chunks.keep_text else None,
             latent=self.latents.of_chunk(encoded.mean, key[0]).half(),
             slots=kept,
+            keys=None if self.model.token_retriever is None else self.model.token_retriever.keys(slots),
         )
         chunks.add(chunk, row.undo)
 
@@ -327,6 +329,22 @@ class TextWriter:
                 found[chunk.key] = encoded.slots
         return [found[chunk.key] for chunk in chunks]
 
+    def make_keys(self, memory: Memory) -> None:
+        """Make the retrieval keys of chunks that have none, and of all where another retriever made them; or none."""
+        retriever, spec, chunks = self.model.token_retriever, self.model.spec, chunks_of(memory)
+        if retriever is None:
+            return
+        same = memory.spec.retrieval == spec.retrieval
+        wanted = [chunk for chunk in chunks if chunk.keys is None or not same]
+        if same and not wanted:
+            return
+        with memory.changing() as undo:
+            for batch in _batches(wanted, [chunk.tokens for chunk in wanted]):
+                slots = self.slots(memory, batch)
+                made = {chunk.key: retriever.keys(own) for chunk, own in zip(batch, slots, strict=True)}
+                chunks.replace_keys(made, undo)
+            undo.set(memory, spec=spec)
+
     def _key(self, head: Sequence[int], ids: Tensor) -> Any:
         return self.model.last_stamp, tuple(head), ids.to("cpu", torch.int32).numpy().tobytes()
 
@@ -336,12 +354,22 @@ class TextWriter:
         A greeting or an instruction around a question would drown it.
         """
         if prompt.query_text is None:
-            [latent] = self.latents.of_questions([prompt.query], head)
-            return [Query(prompt.query.tolist(), latent)]
+            return self._queries([prompt.query], [prompt.query.tolist()], head)
         model, parts = self.model, questions(prompt.query_text)
         ids = [model.texts.ids(part, model.device, date=TODAY) for part in parts]
-        latents = self.latents.of_questions(ids, head)
-        return [Query(asked(part), latent) for part, latent in zip(parts, latents, strict=True)]
+        return self._queries(ids, [asked(part) for part in parts], head)
+
+    def _queries(
+        self, ids: Sequence[Tensor], words: Sequence[Sequence[Hashable]], head: tuple[int, ...]
+    ) -> list[Query]:
+        retriever, latents, made = self.model.token_retriever, self.latents, []
+        encoded = latents.encode(ids, head, slots=retriever is not None)
+        for (mean, slots), own in zip(encoded, words, strict=True):
+            late = None
+            if retriever is not None and slots is not None:
+                late = retriever.asked(retriever.features(slots))
+            made.append(Query(own, latents.of_question(mean, head), late))
+        return made
 
 
 def chunks_of(memory: Memory) -> Chunks:

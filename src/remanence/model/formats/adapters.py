@@ -1,7 +1,8 @@
 """Checkpoints that hold what was trained, and name the base that it was trained on.
 
-    remanence.json        settings, and the base: its name and a digest of its weights
-    reader.safetensors    the adapter for reading
+    remanence.json          settings, and the base: its name and a digest of its weights
+    reader.safetensors      the adapter for reading
+    retriever.safetensors   what finds chunks beside their words
 
 The base itself is found by its name (`remanence setup`), or given as a folder.
 """
@@ -21,7 +22,7 @@ from remanence.errors import CheckpointError, InvalidInputError
 from remanence.model.lora import without_twins
 from remanence.model.validation import Fingerprint
 
-PARTS = ("reader",)
+PARTS = ("reader", "retriever")
 _DTYPE = torch.float16  # of parts on disk: an adapter's numbers are small, so its mantissa says more than bfloat16's
 
 
@@ -81,12 +82,9 @@ def wanted(parts: Collection[str] | None, path: Path) -> list[str]:
     return [part for part in there if part in parts]
 
 
-def load_parts(path: Path, parts: Collection[str]) -> dict[str, Tensor]:
-    """The tensors of some parts, by name."""
-    tensors: dict[str, Tensor] = {}
-    for part in parts:
-        tensors |= load_file(path / file_of(part))
-    return tensors
+def load_reader(path: Path, parts: Collection[str]) -> dict[str, Tensor]:
+    """The reader's tensors by name, if it is one of the parts."""
+    return load_file(path / file_of("reader")) if "reader" in parts else {}
 
 
 def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
@@ -96,8 +94,8 @@ def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
     return config
 
 
-def save_parts(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write the reader's tensors."""
+def save_reader(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the reader's tensors, if there are any."""
     held = {name: tensor.detach().cpu().to(_DTYPE).contiguous() for name, tensor in tensors.items()}
     if held:
         save_file(held, path / file_of("reader"))

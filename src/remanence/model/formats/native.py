@@ -19,7 +19,7 @@ from remanence.errors import CheckpointError, InvalidInputError
 from remanence.model.formats import adapters, memoryllm
 from remanence.model.formats.parts import Checkpoint
 from remanence.model.lora import new_lora
-from remanence.model.retriever import new_retriever
+from remanence.model.retriever import TokenRetriever, load_retriever, new_retriever, save_retriever
 
 SETTINGS = "remanence.json"
 PARAMETERS = "remanence.safetensors"
@@ -35,6 +35,7 @@ class Model(Protocol):
     hf: PreTrainedModel
     tokenizer: Any
     config: MemoryConfig
+    token_retriever: TokenRetriever | None
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -115,11 +116,13 @@ def save(model: Model, path: Path, state: Mapping[str, Tensor] | None = None, ba
     if any(LORA in name for name in state) and model.config.lora is None:
         raise published_only()
     path.mkdir(parents=True, exist_ok=True)
+    if model.token_retriever is not None:
+        save_retriever(model.token_retriever, path / adapters.file_of("retriever"))
     settings: dict[str, Any] = {"format": FORMAT, "memory": model.config.replace(keep_hidden=False).to_json()}
     if base is not None:
         if model.config.writer != "text":
             raise InvalidInputError("base= is for text memories; what a learned writer trains includes its decoder")
-        adapters.save_parts(path, {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name})
+        adapters.save_reader(path, {name.removeprefix(DECODER): t for name, t in state.items() if LORA in name})
         settings["base"] = adapters.base_settings(base, model.hf)
         (path / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         return
@@ -157,7 +160,7 @@ def _load_own(
         parts = adapters.wanted(parts, path)
         config = adapters.without(config, parts)
     try:
-        tensors = load_file(path / PARAMETERS) if held is None else adapters.load_parts(path, parts or ())
+        tensors = load_file(path / PARAMETERS) if held is None else adapters.load_reader(path, parts or ())
         hf = AutoModelForCausalLM.from_pretrained(
             folder,
             config=AutoConfig.from_pretrained(folder, local_files_only=True),
@@ -184,7 +187,13 @@ def _load_own(
         tensors=tensors,
         adapters=lora,
         retriever=None if longterm is None else new_retriever(hf, longterm.key_size, longterm.key_layers),
+        token_retriever=_token_retriever(path, parts),
     )
+
+
+def _token_retriever(path: Path, parts: Collection[str] | None) -> TokenRetriever | None:
+    file = path / adapters.file_of("retriever")
+    return load_retriever(file) if file.is_file() and (parts is None or "retriever" in parts) else None
 
 
 def _config_of(settings: Mapping[str, Any], path: Path) -> MemoryConfig:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from remanence.config import MemoryConfig
 from remanence.model.lora import TwinLora
-from remanence.model.retriever import Retriever
+from remanence.model.retriever import Retriever, TokenRetriever
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Checkpoint:
     Attributes:
         hf: the decoder, adapters in place.
         tensors: the other parameters by name, and `shipped_pool`.
+        token_retriever: finds chunks of text memories.
         shipped: makes the long-term memory that a published checkpoint comes with (`longterm(model, rules, layout)`).
     """
 
@@ -28,4 +29,5 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     adapters: TwinLora | None = None
     retriever: Retriever | None = None
+    token_retriever: TokenRetriever | None = None
     shipped: Any = None

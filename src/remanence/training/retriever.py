@@ -1,0 +1,326 @@
+"""Training the retriever of a text memory on questions and the texts that answer them, against frozen slots.
+
+Slots are encoded once. What is drawn at a step depends on the seed and the step alone, so a run that was cut goes on as
+if it had not been.
+"""
+
+import json
+import math
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import AdamW
+
+from remanence.errors import InvalidInputError
+from remanence.memory.lexical import Postings, asked, words
+from remanence.model.chat import TODAY
+from remanence.model.formats.adapters import file_of
+from remanence.model.model import MemoryModel
+from remanence.model.retriever import TokenRetriever, save_retriever
+from remanence.model.text import TextWriter
+from remanence.training.late import Batch, Heads, Scale, Segments, standardised
+
+Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+
+_SHARD = 500  # texts whose features are kept in one file
+_WARM_UP = 40  # steps
+_COMMON = 150  # tokens of questions that say nothing of what is asked
+_EVERY = 100  # steps between two saves
+
+
+class Asked(NamedTuple):
+    """A question, and the texts that answer it, by their places."""
+
+    question: str
+    texts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RetrieverData:
+    """What a retriever is trained on.
+
+    Attributes:
+        texts: of a chunk's length each.
+        conversations: of each text, the number of the conversation that it is a turn of; -1: of none.
+        questions: about them.
+    """
+
+    texts: Sequence[str]
+    conversations: Sequence[int]
+    questions: Sequence[Asked]
+
+
+@dataclass(frozen=True)
+class RetrieverSettings:
+    """How a retriever is trained.
+
+    Attributes:
+        layers: whose slots it reads; size: numbers of a key.
+        steps: in all; learning_rate falls from the first to the last as a cosine.
+        asked: questions of a batch to begin with, and near: texts beside each that its words would find.
+        conversations: every so many steps the batch is a conversation.
+        drop: share of features that are left out; silent: of questions whose words are not looked at.
+    """
+
+    layers: tuple[int, ...]
+    size: int = 64
+    steps: int = 1500
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    asked: int = 16
+    near: int = 2
+    conversations: int = 3
+    drop: float = 0.1
+    silent: float = 0.25
+    seed: int = 0
+
+
+def train_retriever(
+    model: MemoryModel,
+    data: RetrieverData,
+    folder: Path,
+    settings: RetrieverSettings,
+    *,
+    minutes: float | None = None,
+    told: Told | None = None,
+) -> TokenRetriever | None:
+    """Train a retriever, or go on with what the folder holds; writes `retriever.safetensors` into it.
+
+    Returns None while there are steps left to take.
+
+    Args:
+        folder: features, the state of the run, and what comes out.
+        minutes: stop after so many, with everything kept to go on later.
+
+    Raises:
+        InvalidInputError: nothing to train on, or the folder belongs to another run.
+    """
+    run = _Run(model, data, folder, settings, told)
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    while run.step < settings.steps and (end is None or time.monotonic() < end):
+        run.train_step()
+        if run.step % _EVERY == 0 or run.step == settings.steps:
+            run.save()
+            if told is not None:
+                told("steps", run.step, settings.steps)
+    run.save()
+    return run.retriever() if run.step == settings.steps else None
+
+
+class _Run:
+    """One run: features, weights, and how far it is."""
+
+    def __init__(
+        self, model: MemoryModel, data: RetrieverData, folder: Path, settings: RetrieverSettings, told: Told | None
+    ) -> None:
+        if not data.questions or len(data.texts) != len(data.conversations):
+            raise InvalidInputError("a retriever is trained on questions, and on texts with a conversation number each")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.data, self.settings, self.folder, self.step = data, settings, folder, 0
+        _require_same(folder / "run.json", _identity(model, data, settings))
+        self.questions = _Features(model, [q.question for q in data.questions], folder / "questions", settings, told)
+        self.texts = _Features(model, data.texts, folder / "texts", settings, told)
+        self.lexical, self.near = _words(data, told)
+        self._asked_of: dict[int, list[int]] = defaultdict(list)
+        for number, question in enumerate(data.questions):
+            for text in question.texts:
+                self._asked_of[text].append(number)
+        self._turns: dict[int, list[int]] = defaultdict(list)
+        for text, conversation in enumerate(data.conversations):
+            if conversation >= 0:
+                self._turns[conversation].append(text)
+        self._talks = [number for number, texts in self._turns.items() if any(map(self._asked_of.get, texts))]
+        self._plain = [n for n, q in enumerate(data.questions) if data.conversations[q.texts[0]] < 0]
+        counts = Counter(token for ids in self.questions.ids for token in ids)
+        self._common = {token for token, _ in counts.most_common(_COMMON)}
+        torch.manual_seed(settings.seed)
+        self.heads = Heads(self.texts.rows.shape[1], settings.size, settings.drop)
+        matrices = [p for p in self.heads.parameters() if p.ndim == 2]
+        vectors = [p for p in self.heads.parameters() if p.ndim < 2 and p is not self.heads.fusion]
+        self.optimizer = AdamW(
+            [
+                {"params": matrices, "weight_decay": settings.weight_decay, "scale": 1.0},
+                {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+                {"params": [self.heads.fusion], "weight_decay": 0.0, "scale": 5.0},
+            ],
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+        )
+        self._load()
+
+    def train_step(self) -> None:
+        settings = self.settings
+        rng = random.Random(f"{settings.seed} {self.step}")
+        torch.manual_seed(rng.randrange(2**63))
+        done = self.step / settings.steps
+        rate = min(1.0, (self.step + 1) / _WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate * group["scale"]
+        loss = self.heads.loss(self._batch(rng))
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.heads.parameters(), 5.0)
+        self.optimizer.step()
+        self.step += 1
+
+    def _batch(self, rng: random.Random) -> Batch:
+        talk = self._talks and (self.step % self.settings.conversations == self.settings.conversations - 1)
+        numbers, texts = self._conversation(rng) if talk or not self._plain else self._passages(rng)
+        place = {text: at for at, text in enumerate(texts)}
+        right = torch.zeros(len(numbers), len(texts), dtype=torch.bool)
+        for row, number in enumerate(numbers):
+            right[row, [place[text] for text in self.data.questions[number].texts]] = True
+        silent = torch.tensor([rng.random() < self.settings.silent for _ in numbers])
+        asked, held = self.questions.segments(numbers), self.texts.segments(texts)
+        kept = torch.ones(len(asked.rows), dtype=torch.bool)
+        for row in silent.nonzero()[:, 0].tolist():
+            own = slice(int(asked.starts[row]), int(asked.starts[row + 1]))
+            kept[own] = self._kept(rng, numbers[row])
+        lexical = self.lexical[torch.tensor(numbers)][:, torch.tensor(texts)].float()
+        return Batch(asked, held, kept, lexical, right, silent)
+
+    def _passages(self, rng: random.Random) -> tuple[list[int], list[int]]:
+        """Questions, the texts that answer them, texts that their words would find, and what is asked about those."""
+        texts: dict[int, None] = {}
+        for number in rng.sample(self._plain, min(self.settings.asked, len(self._plain))):
+            near = self.near[number]
+            texts |= dict.fromkeys(
+                [*self.data.questions[number].texts, *rng.sample(near, min(self.settings.near, len(near)))]
+            )
+        numbers: dict[int, None] = {}
+        for text in texts:
+            own = self._asked_of.get(text, [])
+            numbers |= dict.fromkeys(rng.sample(own, min(2, len(own))))
+        texts |= dict.fromkeys(text for number in numbers for text in self.data.questions[number].texts)
+        return list(numbers), self._filled(rng, list(texts))
+
+    def _conversation(self, rng: random.Random) -> tuple[list[int], list[int]]:
+        texts = self._turns[rng.choice(self._talks)]
+        numbers = [number for text in texts for number in self._asked_of.get(text, [])]
+        return rng.sample(numbers, min(70, len(numbers))), self._filled(rng, list(texts))
+
+    def _filled(self, rng: random.Random, texts: list[int]) -> list[int]:
+        """At least four wrong texts for every question."""
+        others = rng.sample(range(len(self.data.texts)), min(12, len(self.data.texts)))
+        return texts if len(texts) >= 12 else list(dict.fromkeys([*texts, *others]))
+
+    def _kept(self, rng: random.Random, number: int) -> Tensor:
+        """A question some of whose words that the answering text has are left out, unless little would be left."""
+        ids, texts = self.questions.ids[number], self.data.questions[number].texts
+        own = {token for text in texts for token in self.texts.ids[text]} - self._common
+        kept = torch.tensor([token not in own or rng.random() < 0.5 for token in ids])
+        return kept if int(kept.sum()) >= 3 else torch.ones_like(kept)
+
+    def retriever(self) -> TokenRetriever:
+        return self.heads.retriever(self.settings.layers, self.questions.scale, self.texts.scale)
+
+    def save(self) -> None:
+        state = {f"heads.{name}": part for name, part in self.heads.state_dict().items()}
+        for number, held in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{name}": torch.as_tensor(part) for name, part in held.items()}
+        state["step"] = torch.tensor(self.step)
+        partial = self.folder / "state.safetensors.partial"
+        save_file({name: part.clone() for name, part in state.items()}, partial)
+        partial.replace(self.folder / "state.safetensors")
+        save_retriever(self.retriever(), self.folder / file_of("retriever"))
+
+    def _load(self) -> None:
+        file = self.folder / "state.safetensors"
+        if not file.is_file():
+            return
+        state = load_file(file)
+        self.step = int(state.pop("step"))
+        self.heads.load_state_dict({n.removeprefix("heads."): p for n, p in state.items() if n.startswith("heads.")})
+        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, part in state.items():
+            if name.startswith("optimizer."):
+                _, number, kind = name.split(".")
+                moments[int(number)][kind] = part
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
+
+
+class _Features:
+    """Features of texts, encoded once and kept in a folder, standardised."""
+
+    def __init__(
+        self, model: MemoryModel, texts: Sequence[str], folder: Path, settings: RetrieverSettings, told: Told | None
+    ) -> None:
+        folder.mkdir(exist_ok=True)
+        self.ids: list[list[int]] = [model.texts.ids(t, torch.device("cpu"), date=TODAY).tolist() for t in texts]
+        shards = []
+        for start in range(0, len(texts), _SHARD):
+            file = folder / f"{start:08d}.safetensors"
+            if not file.is_file():
+                rows = torch.cat(list(_encoded(model, self.ids[start : start + _SHARD], settings.layers)))
+                save_file({"rows": rows.half()}, file.with_suffix(".partial"))
+                file.with_suffix(".partial").replace(file)
+            if told is not None:
+                told(folder.name, min(start + _SHARD, len(texts)), len(texts))
+            shards.append(file)
+        sample = [load_file(file)["rows"] for file in shards[:: max(1, len(shards) // 8)]]
+        self.scale = Scale.of(torch.cat(sample))
+        self.rows = torch.cat([self.scale.reduced(load_file(file)["rows"]) for file in shards])
+        self._starts = torch.tensor([0, *map(len, self.ids)]).cumsum(0)
+
+    def segments(self, numbers: Sequence[int]) -> Segments:
+        lengths = torch.tensor([0, *(len(self.ids[number]) for number in numbers)])
+        rows = torch.cat([self.rows[self._starts[number] : self._starts[number + 1]] for number in numbers])
+        return Segments(standardised(rows), lengths.cumsum(0))
+
+
+@torch.no_grad()
+def _encoded(model: MemoryModel, texts: Sequence[Sequence[int]], layers: tuple[int, ...]) -> Iterator[Tensor]:
+    """Of each text `[n, F]`, encoded behind the head of a new memory."""
+    if not isinstance(model.writer, TextWriter):
+        raise InvalidInputError("a retriever is trained for a text memory; attach the model without slots_per_write")
+    head = model.texts.head(TODAY)
+    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
+    made: dict[int, Tensor] = {}
+    for start in range(0, len(order), 16):
+        batch = order[start : start + 16]
+        for at, encoded in zip(
+            batch, model.writer.encode([(head, torch.tensor(texts[at])) for at in batch]), strict=True
+        ):
+            picked = encoded.slots[:, list(layers)].permute(2, 1, 0, 3, 4)
+            made[at] = picked.flatten(1).float().cpu()
+    yield from (made[at] for at in range(len(texts)))
+
+
+def _words(data: RetrieverData, told: Told | None) -> tuple[Tensor, list[list[int]]]:
+    """Lexical scores `[Q, C]`, in float16, and for each question the texts that its words would find wrongly."""
+    postings = Postings()
+    for number, text in enumerate(data.texts):
+        postings.add(number, words(text))
+    scores, near = torch.zeros(len(data.questions), len(data.texts), dtype=torch.float16), []
+    for number, question in enumerate(data.questions):
+        found = postings.scores(asked(question.question))
+        scores[number, list(found)] = torch.tensor(list(found.values()), dtype=torch.float16)
+        ranked = sorted(found, key=lambda text: (-found[text], text))[: 8 + len(question.texts)]
+        near.append([text for text in ranked if text not in question.texts and data.conversations[text] < 0])
+        if told is not None and number % 1000 == 999:
+            told("words", number + 1, len(data.questions))
+    return scores, near
+
+
+def _identity(model: MemoryModel, data: RetrieverData, settings: RetrieverSettings) -> str:
+    digest = blake2b(digest_size=16)
+    for part in (*data.texts, *map(str, data.conversations), *map(str, data.questions)):
+        digest.update(part.encode() + b"\0")
+    made_of = {"model": model.fingerprint(), "data": digest.hexdigest(), "settings": asdict(settings)}
+    return json.dumps(made_of, indent=2)
+
+
+def _require_same(file: Path, identity: str) -> None:
+    if not file.is_file():
+        file.write_text(identity)
+    elif file.read_text() != identity:
+        raise InvalidInputError(f"{file.parent} holds a run on other data, or with other settings; name another folder")
