@@ -1,0 +1,103 @@
+"""What was told, in every form in which a model may be given it: a memory, texts, an index of words."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from remanence.memory import Memory
+from remanence.model.model import MemoryModel
+
+Written = tuple[Memory, list[int]]  # a memory, and by passage the id of its write
+
+
+class Told:
+    """Passages that were told in this order. Nothing is written or indexed before it is needed.
+
+    Attributes:
+        passages: texts, oldest first.
+    """
+
+    def __init__(
+        self, model: MemoryModel, passages: Sequence[str], written: Callable[[], Written] | None = None
+    ) -> None:
+        """`written`: makes the memory; None: a new one is told every passage."""
+        self._model, self.passages = model, list(passages)
+        self._written_by = written
+
+    def then(self, passages: Sequence[str]) -> "Told":
+        """The same and more; its memory is a fork of this one's, which stays as it is."""
+
+        def written() -> Written:
+            memory = self.memory.fork()
+            return memory, self.writes + [self._model.write(memory, passage).id for passage in passages]
+
+        return Told(self._model, [*self.passages, *passages], written)
+
+    def without(self, passage: int) -> "Told":
+        """The same but for a passage, which a fork of the memory forgets."""
+
+        def written() -> Written:
+            memory = self.memory.fork()
+            self._model.forget(memory, self.writes[passage])
+            return memory, [write for place, write in enumerate(self.writes) if place != passage]
+
+        return Told(self._model, [text for place, text in enumerate(self.passages) if place != passage], written)
+
+    @cached_property
+    def _written(self) -> Written:
+        if self._written_by is not None:
+            return self._written_by()
+        memory = self._model.new_memory()
+        return memory, [self._model.write(memory, passage).id for passage in self.passages]
+
+    @property
+    def memory(self) -> Memory:
+        return self._written[0]
+
+    @property
+    def writes(self) -> list[int]:
+        """By passage, the id of its write."""
+        return self._written[1]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each passage."""
+        encoded = self._model.tokenizer(self.passages, add_special_tokens=False)["input_ids"]
+        return [len(ids) for ids in encoded]
+
+    @cached_property
+    def _ranking(self) -> Any:
+        import bm25s
+
+        ranking = bm25s.BM25()
+        ranking.index(_words(self.passages), show_progress=False)
+        return ranking
+
+    def index(self) -> None:
+        """Make BM25's index, if that was not done yet."""
+        _ = self._ranking
+
+    def ranked(self, question: str) -> list[int]:
+        """Passages by BM25, best first; of those that share no word with the question the oldest first."""
+        [words] = _words([question])
+        if not words:
+            return list(range(len(self.passages)))
+        scores = self._ranking.get_scores(words)
+        return [int(place) for place in (-scores).argsort(kind="stable")]
+
+    def newest(self, room: int) -> list[int]:
+        """As many of the newest passages as have at most so many tokens, oldest first."""
+        places: list[int] = []
+        for place in range(len(self.passages) - 1, -1, -1):
+            room -= self.lengths[place] + 2  # the blank line behind it
+            if room < 0:
+                break
+            places.insert(0, place)
+        return places
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    words: Any = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    return list(words)
