@@ -24,11 +24,18 @@ def score(
 ) -> list[tuple[float, bool]]:
     """Log-probability of each continuation after its context, and whether it is what greedy decoding gives; one batch.
 
-    What is retrieved from long-term memory hangs on the context alone, as when the model goes on by itself.
+    What is retrieved hangs on the context alone, as when the model goes on by itself.
 
     Args:
         pairs: ids of context and continuation, neither empty.
     """
+    return score_read(model, memory, pairs)[0]
+
+
+def score_read(
+    model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> tuple[list[tuple[float, bool]], bool]:
+    """The same, and whether any of the rows read anything of the memory."""
     contexts = [torch.tensor(context, device=model.device) for context, _ in pairs]
     out = model.read([memory] * len(pairs), contexts, logits_to_keep=1)
     rows = [torch.tensor(continuation, device=model.device) for _, continuation in pairs]
@@ -44,7 +51,8 @@ def score(
         logits = torch.cat([logits, rest], dim=1)
     each = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
     greedy = logits.argmax(dim=-1) == ids
-    return [(float(each[row, : len(r)].sum()), bool(greedy[row, : len(r)].all())) for row, r in enumerate(rows)]
+    found = [(float(each[row, : len(r)].sum()), bool(greedy[row, : len(r)].all())) for row, r in enumerate(rows)]
+    return found, isinstance(out.past_key_values, MemoryCache)
 
 
 def complete(

@@ -1,0 +1,161 @@
+"""Long conversations that are told turn by turn, and questions about them: what memories of assistants are judged by.
+
+Each turn is a write, in the order of time, with its date and speaker in its text. A question has turns that hold its
+answer, the evidence; or it was never told, and the right answer is to say so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import zip_longest
+from typing import Any
+
+from remanence.evaluation.columns import ANSWERED, RANKED, Asking, Column, Said, record_of
+from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Record
+from remanence.evaluation.told import Told
+from remanence.model.model import MemoryModel
+
+RECALLS = (1, 5, 10)  # of the best turns
+METRICS = (
+    *(Metric(f"recall_{count}", "mean", compared=False) for count in RECALLS),
+    Metric("sessions_10", "mean"),
+    Metric("f1", "mean", compared=True),
+    *(metric for metric in ANSWERED if metric.name not in ("f1", "exact_match", "first", "among_4")),
+)
+_REFUSALS = ("not told", "no information available", "not mentioned")  # the last two as LoCoMo has them
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`text`: as it is told."""
+
+    text: str
+    session: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """
+    Attributes:
+        key: of the question, in its conversation.
+        kind: of question, as the report groups them.
+        truth: the answer; of a question that is not answerable what would be wrong.
+        evidence: numbers of the turns that hold the answer, as far as they are known.
+        sessions: that hold it.
+    """
+
+    key: str
+    text: str
+    kind: str
+    truth: str
+    evidence: tuple[int, ...] = ()
+    sessions: tuple[str, ...] = ()
+    answerable: bool = True
+
+
+@dataclass(frozen=True)
+class Conversation:
+    name: str
+    turns: tuple[Turn, ...]
+    asked: tuple[Asked, ...]
+
+
+Score = Callable[[str, Asked], float]  # of an answer: its F1, as the set counts it
+
+
+def told_as(date: str, speaker: str, text: str) -> str:
+    """A turn with what a question may ask of it: when it was said, and by whom."""
+    return f'({date}) {speaker} said, "{text.strip()}"'
+
+
+def evaluation(
+    model: MemoryModel,
+    name: str,
+    settings: Mapping[str, Any],
+    conversations: Sequence[Conversation],
+    columns: Sequence[Column],
+    score: Score,
+    *,
+    tokens: int,
+    count: int | None = None,
+) -> Evaluation:
+    """What is measured of conversations.
+
+    Args:
+        name, settings: of the evaluation; settings say which data.
+        score: F1 of an answer.
+        tokens: most of an answer.
+        count: questions at most, as many of each conversation; None: all.
+    """
+    asking = Asking(model, tokens)
+
+    @cache
+    def told(place: int) -> Told:
+        return Told(model, [turn.text for turn in conversations[place].turns])
+
+    items = [
+        Item(
+            f"{conversations[place].name}/{asked.key}",
+            ("answerable", asked.kind) if asked.answerable else ("never told",),
+            content=(place, asked),
+        )
+        for place, asked in _chosen(conversations, count)
+    ]
+
+    def measured(column: Column) -> Measure:
+        def measure(those: Sequence[Item]) -> list[Record]:
+            return [_measured(asking, column, conversations[p], told(p), asked, score) for p, asked in _of(those)]
+
+        return measure
+
+    return Evaluation(
+        name,
+        {**settings, "answer_tokens": tokens},
+        items,
+        {column.name: measured(column) for column in columns},
+        METRICS,
+        base="bm25_4" if any(column.name == "bm25_4" for column in columns) else None,
+    )
+
+
+def _of(items: Sequence[Item]) -> list[tuple[int, Asked]]:
+    return [item.content for item in items]
+
+
+def _chosen(conversations: Sequence[Conversation], count: int | None) -> list[tuple[int, Asked]]:
+    """Conversation by conversation; with a count, the first questions of each, as many of one as of another."""
+    turns = zip_longest(*([(place, asked) for asked in one.asked] for place, one in enumerate(conversations)))
+    dealt = [pair for turn in turns for pair in turn if pair is not None]
+    return sorted(dealt[:count], key=lambda pair: pair[0])
+
+
+def _measured(
+    asking: Asking, column: Column, conversation: Conversation, told: Told, asked: Asked, score: Score
+) -> Record:
+    said = asking(column, told, asked.text, asked.evidence)
+    record = record_of(said, column, told, [asked.truth], asked.evidence, answerable=asked.answerable)
+    if not asked.answerable:
+        return {**record, "not_told": said.found is False or _refuses(said.text)}
+    return {**record, "f1": round(score(said.text, asked), 4), **_recall(said, conversation, asked)}
+
+
+def _refuses(answer: str) -> bool:
+    return any(refusal in answer.lower() for refusal in _REFUSALS)
+
+
+def _recall(said: Said, conversation: Conversation, asked: Asked) -> Record:
+    """Shares of the evidence among the best turns, and of its sessions among those of the ten best turns."""
+    if said.ranked is None:
+        return {}
+    found: Record = {}
+    if asked.evidence:
+        for count in RECALLS:
+            found[f"recall_{count}"] = _share(asked.evidence, said.ranked[:count])
+    if asked.sessions:
+        ranked = [conversation.turns[place].session for place in said.ranked[:RANKED]]
+        found["sessions_10"] = _share(asked.sessions, ranked)
+    return found
+
+
+def _share(wanted: Sequence[Any], there: Sequence[Any]) -> float:
+    return round(len(set(wanted) & set(there)) / len(set(wanted)), 4)
