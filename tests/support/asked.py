@@ -107,6 +107,44 @@ def longmemeval_file(folder: Path) -> Path:
     return _written(folder / "longmemeval.json", [first, record("a2_abs", "What did my aunt sell?", "not told", [])])
 
 
+def hotpot_file(folder: Path) -> Path:
+    """Two questions that share a paragraph; the first takes two."""
+    paragraphs = [["Ada", ["Ada was born in Oslo.", " She keeps bees."]], ["Oslo", ["Oslo lies in Norway."]]]
+    other = ["Rome", ["Rome lies in Italy."]]
+    first = {
+        "_id": "a",
+        "type": "bridge",
+        "question": "In which country was Ada born?",
+        "answer": "Norway",
+        "supporting_facts": [["Ada", 0], ["Oslo", 0], ["Oslo", 1]],
+        "context": [*paragraphs, other],
+    }
+    second = {**first, "_id": "b", "type": "comparison", "question": "Where does Rome lie?", "answer": "Italy"}
+    second |= {"supporting_facts": [["Rome", 0]], "context": [other, paragraphs[0]]}
+    return _written(folder / "hotpot.json", [first, second])
+
+
+def musique_file(folder: Path) -> Path:
+    paragraphs = [
+        {"idx": 0, "title": "Ada", "paragraph_text": "Ada was born in Oslo.", "is_supporting": True},
+        {"idx": 1, "title": "Rome", "paragraph_text": "Rome lies in Italy.", "is_supporting": False},
+    ]
+    question = {"id": "2hop__1_2", "paragraphs": paragraphs, "question": "Where was Ada born?", "answer": "Oslo"}
+    never = {**question, "id": "3hop1__1_2_3", "answerable": False}
+    return _written(
+        folder / "musique.json", [{**question, "answer_aliases": ["Kristiania"], "answerable": True}, never]
+    )
+
+
+def babi_file(folder: Path) -> Path:
+    lines = ["1 John went to the hall.", "2 Mary went to the bath.", "3 Where is John? \thall\t1"]
+    lines += ["4 John went to the attic.", "5 Where is John? \tattic\t4"]
+    lines += ["1 Sandra took the milk.", "2 Where is Sandra? \tkitchen\t1"]
+    file = folder / "qa1.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
 def _written(file: Path, content: Any) -> Path:
     file.write_text(json.dumps(content), encoding="utf-8")
     return file

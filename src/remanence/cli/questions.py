@@ -1,4 +1,4 @@
-"""Evaluations of text slots on real questions: `remanence eval squad`, `locomo`, `longmemeval`, `harm`."""
+"""Evaluations of text slots on real questions: `remanence eval squad`, `locomo` and others."""
 
 import json
 import shlex
@@ -216,4 +216,68 @@ def harm(
         resume,
         words,
         lambda engine, asked: evaluation(engine, text, asked, told=passages, unrelated=unrelated, count=count),
+    )
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval multihop --data hotpot_dev_distractor_v1.json --count 100",
+        "remanence eval multihop --data musique.json --columns bm25_4,slots --resume runs/musique --json musique.json",
+    )
+)
+def multihop(
+    data: Annotated[Path, typer.Option(help="A file of HotpotQA or MuSiQue, a JSON list.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Questions, the first ones. Default: every one.")] = None,
+    columns: ColumnsOption = _TEXTS,
+    model: ModelOption = None,
+    resume: ResumeOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Questions whose answer takes several paragraphs, which stand among those of all other questions of the file.
+
+    recall 5 is the share of these paragraphs among the five best.
+    """
+    require_input(data)
+    from remanence.evaluation.multihop import of_path
+
+    words = ["multihop", "--data", str(data), *([] if count is None else ["--count", str(count)])]
+    measure(model, columns, json_file, resume, words, lambda engine, asked: of_path(engine, data, asked, count=count))
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval babi --data qa1_single-supporting-fact_test.txt --lengths 4k,16k",
+        "remanence eval babi --data qa1_test.txt --novels novels --lengths 4k,128k --resume runs/babi --json babi.json",
+    )
+)
+def babi(
+    data: Annotated[Path, typer.Option(help="A bAbI file.")],
+    novels: Annotated[
+        Path | None, typer.Option(help="A text, or a folder of .txt files, to tell the facts among. Default: bundled.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Of what is told before the facts, in tokens.")] = "4k,16k",
+    count: Annotated[int, typer.Option(min=1, help="Stories, the same at each length.")] = 100,
+    columns: ColumnsOption = _TEXTS,
+    model: ModelOption = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other stories and paragraphs.")] = 0,
+    resume: ResumeOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """bAbI's facts among paragraphs of novels: the same questions in memories of some thousand tokens and of many."""
+    require_input(data)
+    if novels is not None and not novels.exists():
+        raise FileNotFoundError(f"there is nothing at {novels}")
+    from remanence.evaluation.babi import evaluation
+    from remanence.evaluation.documents import parse_lengths
+
+    tokens = parse_lengths(lengths)
+    words = ["babi", "--data", str(data), *([] if novels is None else ["--novels", str(novels)]), "--lengths", lengths]
+    words += ["--count", str(count), "--seed", str(seed)]
+    measure(
+        model,
+        columns,
+        json_file,
+        resume,
+        words,
+        lambda engine, asked: evaluation(engine, data, asked, lengths=tokens, novels=novels, count=count, seed=seed),
     )

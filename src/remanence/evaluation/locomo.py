@@ -17,7 +17,7 @@ from typing import Any
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.conversations import Asked, Conversation, Turn, evaluation, told_as
+from remanence.evaluation.evidence import Asked, Corpus, Part, evaluation, told_as
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.stemming import stem
 from remanence.model.model import MemoryModel
@@ -28,7 +28,7 @@ KINDS = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "a
 _PUNCTUATION = str.maketrans("", "", punctuation)
 
 
-def read_conversations(path: Path, seed: int = 0) -> list[Conversation]:
+def read_conversations(path: Path, seed: int = 0) -> list[Corpus]:
     """Of a file, or of all .json files of a folder; the seed sets the order of questions.
 
     A file holds one conversation (`session_1`, `session_1_date_time`, …, `qa`), or a list of them as published (with
@@ -54,13 +54,13 @@ def read_conversations(path: Path, seed: int = 0) -> list[Conversation]:
     return found
 
 
-def _conversation(name: str, content: dict[str, Any], seed: int) -> Conversation:
-    turns: list[Turn] = []
+def _conversation(name: str, content: dict[str, Any], seed: int) -> Corpus:
+    turns: list[Part] = []
     numbers: dict[tuple[int, int], int] = {}
     for session, date, turn in _turns(content):
         text = turn["text"] + (f" [shares {turn['blip_caption']}]" if turn.get("blip_caption") else "")
         numbers[_place(turn["dia_id"])[0]] = len(turns)
-        turns.append(Turn(told_as(date, turn["speaker"], text), session))
+        turns.append(Part(told_as(date, turn["speaker"], text), session))
     asked = []
     for number, one in enumerate(content["qa"]):
         answerable = one["category"] != 5
@@ -69,11 +69,11 @@ def _conversation(name: str, content: dict[str, Any], seed: int) -> Conversation
             truth = truth.split(";")[0].strip()
         places = [place for text in one["evidence"] for place in _place(text)]
         evidence = tuple(dict.fromkeys(numbers[place] for place in places if place in numbers))
-        sessions = tuple(dict.fromkeys(turns[place].session for place in evidence))
+        sessions = tuple(dict.fromkeys(turns[place].section for place in evidence))
         kind = KINDS[one["category"]]
         asked.append(Asked(str(number), one["question"], kind, truth, evidence, sessions, answerable))
     random.Random(f"{seed}/{name}").shuffle(asked)
-    return Conversation(name, tuple(turns), tuple(asked))
+    return Corpus(name, tuple(turns), tuple(asked))
 
 
 def _turns(content: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -104,7 +104,7 @@ def of_path(
         FileNotFoundError, InvalidInputError: as `read_conversations`.
     """
     conversations = read_conversations(path, seed)
-    told = "\n".join(turn.text for one in conversations for turn in one.turns)
+    told = "\n".join(turn.text for one in conversations for turn in one.parts)
     settings = {
         "data": [one.name for one in conversations],
         "digest": hashlib.sha256(told.encode()).hexdigest()[:16],

@@ -12,7 +12,7 @@ from typing import Any
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.conversations import Asked, Conversation, Turn, evaluation, told_as
+from remanence.evaluation.evidence import Asked, Corpus, Part, evaluation, told_as
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.scores import f1
 from remanence.model.model import MemoryModel
@@ -21,7 +21,7 @@ from remanence.texts import read_text
 ANSWER_TOKENS = 32
 
 
-def read_histories(path: Path) -> list[Conversation]:
+def read_histories(path: Path) -> list[Corpus]:
     """The questions of a published file (`longmemeval_s.json`, `…_m.json`, `…_oracle.json`), each with its history.
 
     Sessions are put in the order of time. A question whose id ends in `_abs` was never told.
@@ -39,16 +39,16 @@ def read_histories(path: Path) -> list[Conversation]:
         ) from error
 
 
-def _history(record: dict[str, Any]) -> Conversation:
+def _history(record: dict[str, Any]) -> Corpus:
     names, dates, contents = (record[f"haystack_{part}"] for part in ("session_ids", "dates", "sessions"))
-    turns: list[Turn] = []
+    turns: list[Part] = []
     evidence: list[int] = []
     for date, session, content in sorted(zip(dates, names, contents, strict=True), key=lambda one: str(one[0])):
         for turn in content:
             if turn["content"].strip():
                 if turn.get("has_answer"):
                     evidence.append(len(turns))
-                turns.append(Turn(told_as(date, turn["role"], turn["content"]), session))
+                turns.append(Part(told_as(date, turn["role"], turn["content"]), session))
     asked = Asked(
         "0",
         f"Current date: {record['question_date']}. {record['question']}",
@@ -58,7 +58,7 @@ def _history(record: dict[str, Any]) -> Conversation:
         tuple(record["answer_session_ids"]),
         answerable=not record["question_id"].endswith("_abs"),
     )
-    return Conversation(record["question_id"], tuple(turns), (asked,))
+    return Corpus(record["question_id"], tuple(turns), (asked,))
 
 
 def of_path(model: MemoryModel, path: Path, columns: Sequence[Column], *, count: int | None = None) -> Evaluation:

@@ -18,11 +18,19 @@ class Told:
     """
 
     def __init__(
-        self, model: MemoryModel, passages: Sequence[str], written: Callable[[], Written] | None = None
+        self,
+        model: MemoryModel,
+        passages: Sequence[str],
+        written: Callable[[], Written] | None = None,
+        counted: Callable[[], list[int]] | None = None,
     ) -> None:
-        """`written`: makes the memory; None: a new one is told every passage."""
+        """
+        Args:
+            written: makes the memory; None: a new one is told every passage.
+            counted: the tokens of each passage; None: they are counted.
+        """
         self._model, self.passages = model, list(passages)
-        self._written_by = written
+        self._written_by, self._counted_by = written, counted
 
     def then(self, passages: Sequence[str]) -> "Told":
         """The same and more; its memory is a fork of this one's, which stays as it is."""
@@ -31,7 +39,10 @@ class Told:
             memory = self.memory.fork()
             return memory, self.writes + [self._model.write(memory, passage).id for passage in passages]
 
-        return Told(self._model, [*self.passages, *passages], written)
+        def counted() -> list[int]:
+            return [*self.lengths, *self._count(passages)]
+
+        return Told(self._model, [*self.passages, *passages], written, counted)
 
     def without(self, passage: int) -> "Told":
         """The same but for a passage, which a fork of the memory forgets."""
@@ -39,9 +50,9 @@ class Told:
         def written() -> Written:
             memory = self.memory.fork()
             self._model.forget(memory, self.writes[passage])
-            return memory, [write for place, write in enumerate(self.writes) if place != passage]
+            return memory, _without(self.writes, passage)
 
-        return Told(self._model, [text for place, text in enumerate(self.passages) if place != passage], written)
+        return Told(self._model, _without(self.passages, passage), written, lambda: _without(self.lengths, passage))
 
     @cached_property
     def _written(self) -> Written:
@@ -62,8 +73,10 @@ class Told:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each passage."""
-        encoded = self._model.tokenizer(self.passages, add_special_tokens=False)["input_ids"]
-        return [len(ids) for ids in encoded]
+        return self._count(self.passages) if self._counted_by is None else self._counted_by()
+
+    def _count(self, passages: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._model.tokenizer(list(passages), add_special_tokens=False)["input_ids"]]
 
     @cached_property
     def _ranking(self) -> Any:
@@ -94,6 +107,10 @@ class Told:
                 break
             places.insert(0, place)
         return places
+
+
+def _without(items: Sequence[Any], place: int) -> list[Any]:
+    return [*items[:place], *items[place + 1 :]]
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:

@@ -16,8 +16,16 @@ WORDS = {
     "squad": ["--memories", "1,untold", "--count", "2", "--columns", "oracle,slots"],
     "locomo": ["--count", "2", "--columns", "bm25_4,slots"],
     "longmemeval": ["--count", "1", "--columns", "slots"],
+    "multihop": ["--count", "1", "--columns", "slots"],
+    "babi": ["--count", "1", "--columns", "slots", "--lengths", "200"],
 }
-FILES = {"squad": asked.squad_file, "locomo": asked.locomo_file, "longmemeval": asked.longmemeval_file}
+FILES = {
+    "squad": asked.squad_file,
+    "locomo": asked.locomo_file,
+    "longmemeval": asked.longmemeval_file,
+    "multihop": asked.hotpot_file,
+    "babi": asked.babi_file,
+}
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ def test_then_tells_more_and_leaves_the_first_as_it_was() -> None:
     both = first.then([asked.passage(1)])
     assert texts(both) == both.passages == [asked.passage(0), asked.passage(1)]
     assert texts(first) == first.passages == [asked.passage(0)]
+    assert both.lengths == Told(asked.model(), both.passages).lengths
 
 
 def test_without_forgets_one_passage_and_leaves_the_first_as_it_was() -> None:
@@ -20,6 +21,7 @@ def test_without_forgets_one_passage_and_leaves_the_first_as_it_was() -> None:
     left = whole.without(1)
     assert texts(left) == left.passages == [asked.passage(0), asked.passage(2)]
     assert left.writes == [whole.writes[0], whole.writes[2]] and len(texts(whole)) == 3
+    assert left.lengths == Told(asked.model(), left.passages).lengths
 
 
 def test_nothing_is_written_before_the_memory_is_asked_for() -> None:

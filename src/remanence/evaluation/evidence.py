@@ -1,7 +1,6 @@
-"""Long conversations that are told turn by turn, and questions about them: what memories of assistants are judged by.
+"""Questions whose evidence is known: which of the parts of what was told hold the answer.
 
-Each turn is a write, in the order of time, with its date and speaker in its text. A question has turns that hold its
-answer, the evidence; or it was never told, and the right answer is to say so.
+Each part is a write, in the order in which the parts stand. Where the answer was never told, it is right to say so.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,33 +14,33 @@ from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Reco
 from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
 
-RECALLS = (1, 5, 10)  # of the best turns
+RECALLS = (1, 5, 10)  # of the best parts
 METRICS = (
-    *(Metric(f"recall_{count}", "mean", compared=False) for count in RECALLS),
-    Metric("sessions_10", "mean"),
+    *(Metric(f"recall_{count}", "mean") for count in RECALLS),
+    Metric("sections_10", "mean"),
     Metric("f1", "mean", compared=True),
-    *(metric for metric in ANSWERED if metric.name not in ("f1", "exact_match", "first", "among_4")),
+    *(metric for metric in ANSWERED if metric.name not in ("f1", "first", "among_4")),
 )
 _REFUSALS = ("not told", "no information available", "not mentioned")  # the last two as LoCoMo has them
 
 
 @dataclass(frozen=True)
-class Turn:
-    """`text`: as it is told."""
+class Part:
+    """What is told at once, such as a turn of a conversation; `section`: what it stands in, such as a session."""
 
     text: str
-    session: str
+    section: str = ""
 
 
 @dataclass(frozen=True)
 class Asked:
     """
     Attributes:
-        key: of the question, in its conversation.
+        key: of the question, in its corpus.
         kind: of question, as the report groups them.
-        truth: the answer; of a question that is not answerable what would be wrong.
-        evidence: numbers of the turns that hold the answer, as far as they are known.
-        sessions: that hold it.
+        truth: the answer; of a question that is not answerable what would be wrong. also: other right ones.
+        evidence: numbers of the parts that hold the answer, as far as they are known.
+        sections: that hold it.
     """
 
     key: str
@@ -49,14 +48,17 @@ class Asked:
     kind: str
     truth: str
     evidence: tuple[int, ...] = ()
-    sessions: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
     answerable: bool = True
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Conversation:
+class Corpus:
+    """Parts that are told one after another into one memory, and what is asked about them."""
+
     name: str
-    turns: tuple[Turn, ...]
+    parts: tuple[Part, ...]
     asked: tuple[Asked, ...]
 
 
@@ -72,39 +74,39 @@ def evaluation(
     model: MemoryModel,
     name: str,
     settings: Mapping[str, Any],
-    conversations: Sequence[Conversation],
+    corpora: Sequence[Corpus],
     columns: Sequence[Column],
     score: Score,
     *,
     tokens: int,
     count: int | None = None,
 ) -> Evaluation:
-    """What is measured of conversations.
+    """What is measured of some corpora.
 
     Args:
         name, settings: of the evaluation; settings say which data.
         score: F1 of an answer.
         tokens: most of an answer.
-        count: questions at most, as many of each conversation; None: all.
+        count: questions at most, as many of each corpus; None: all.
     """
     asking = Asking(model, tokens)
 
     @cache
     def told(place: int) -> Told:
-        return Told(model, [turn.text for turn in conversations[place].turns])
+        return Told(model, [part.text for part in corpora[place].parts])
 
     items = [
         Item(
-            f"{conversations[place].name}/{asked.key}",
+            f"{corpora[place].name}/{asked.key}",
             ("answerable", asked.kind) if asked.answerable else ("never told",),
             content=(place, asked),
         )
-        for place, asked in _chosen(conversations, count)
+        for place, asked in _chosen(corpora, count)
     ]
 
     def measured(column: Column) -> Measure:
         def measure(those: Sequence[Item]) -> list[Record]:
-            return [_measured(asking, column, conversations[p], told(p), asked, score) for p, asked in _of(those)]
+            return [_measured(asking, column, corpora[p], told(p), asked, score) for p, asked in _of(those)]
 
         return measure
 
@@ -122,38 +124,36 @@ def _of(items: Sequence[Item]) -> list[tuple[int, Asked]]:
     return [item.content for item in items]
 
 
-def _chosen(conversations: Sequence[Conversation], count: int | None) -> list[tuple[int, Asked]]:
-    """Conversation by conversation; with a count, the first questions of each, as many of one as of another."""
-    turns = zip_longest(*([(place, asked) for asked in one.asked] for place, one in enumerate(conversations)))
-    dealt = [pair for turn in turns for pair in turn if pair is not None]
+def _chosen(corpora: Sequence[Corpus], count: int | None) -> list[tuple[int, Asked]]:
+    """Corpus by corpus; with a count, the first questions of each, as many of one as of another."""
+    rounds = zip_longest(*([(place, asked) for asked in one.asked] for place, one in enumerate(corpora)))
+    dealt = [pair for one in rounds for pair in one if pair is not None]
     return sorted(dealt[:count], key=lambda pair: pair[0])
 
 
-def _measured(
-    asking: Asking, column: Column, conversation: Conversation, told: Told, asked: Asked, score: Score
-) -> Record:
+def _measured(asking: Asking, column: Column, corpus: Corpus, told: Told, asked: Asked, score: Score) -> Record:
     said = asking(column, told, asked.text, asked.evidence)
-    record = record_of(said, column, told, [asked.truth], asked.evidence, answerable=asked.answerable)
+    record = record_of(said, column, told, [asked.truth, *asked.also], asked.evidence, answerable=asked.answerable)
     if not asked.answerable:
         return {**record, "not_told": said.found is False or _refuses(said.text)}
-    return {**record, "f1": round(score(said.text, asked), 4), **_recall(said, conversation, asked)}
+    return {**record, "f1": round(score(said.text, asked), 4), **_recall(said, corpus, asked)}
 
 
 def _refuses(answer: str) -> bool:
     return any(refusal in answer.lower() for refusal in _REFUSALS)
 
 
-def _recall(said: Said, conversation: Conversation, asked: Asked) -> Record:
-    """Shares of the evidence among the best turns, and of its sessions among those of the ten best turns."""
+def _recall(said: Said, corpus: Corpus, asked: Asked) -> Record:
+    """Shares of the evidence among the best parts, and of its sections among those of the ten best parts."""
     if said.ranked is None:
         return {}
     found: Record = {}
     if asked.evidence:
         for count in RECALLS:
             found[f"recall_{count}"] = _share(asked.evidence, said.ranked[:count])
-    if asked.sessions:
-        ranked = [conversation.turns[place].session for place in said.ranked[:RANKED]]
-        found["sessions_10"] = _share(asked.sessions, ranked)
+    if asked.sections:
+        ranked = [corpus.parts[place].section for place in said.ranked[:RANKED]]
+        found["sections_10"] = _share(asked.sections, ranked)
     return found
 
 
