@@ -145,6 +145,35 @@ def babi_file(folder: Path) -> Path:
     return file
 
 
+def counterfact_file(folder: Path) -> Path:
+    records = [
+        {
+            "prompt": f"{name} was born in",
+            "target_new": TOWNS[number - 1],
+            "ground_truth": TOWNS[number],
+            "rephrase_prompt": f"The home town of {name} is",
+            "locality_prompt": f"The sister of {name} was born in",
+            "locality_ground_truth": TOWNS[number],
+        }
+        for number, name in enumerate(NAMES)
+    ]
+    return _written(folder / "counterfact.json", records)
+
+
+def zsre_file(folder: Path) -> Path:
+    records = [
+        {
+            "prompt": f"Where was {name} born?",
+            "target_new": TOWNS[number - 1],
+            "ground_truth": [TOWNS[number]],
+            "rephrase_prompt": f"What is the home town of {name}?",
+            "locality": {"Relation_Specificity": [{"prompt": f"The trade of {name} is", "ground_truth": ["baker"]}]},
+        }
+        for number, name in enumerate(NAMES)
+    ]
+    return _written(folder / "zsre.json", records)
+
+
 def _written(file: Path, content: Any) -> Path:
     file.write_text(json.dumps(content), encoding="utf-8")
     return file

@@ -11,6 +11,7 @@ import typer
 from remanence.cli.places import require_input, require_output_folder, require_writable
 from remanence.cli.shared import ModelOption, OneLineErrors, examples, interruptible, load_model, out, progress_bar
 from remanence.environment import run_stamp
+from remanence.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from remanence.evaluation.columns import Column
@@ -45,8 +46,12 @@ def measure(
     resume: Path | None,
     words: list[str],
     made: "Callable[[MemoryModel, list[Column]], Evaluation]",
+    parse: "Callable[[MemoryModel, str], list[Column]] | None" = None,
 ) -> None:
-    """Run an evaluation, show its table, and keep its figures if a file was named; `words`: the command."""
+    """Run an evaluation, show its table, and keep its figures if a file was named.
+
+    `words`: the command; `parse`: what reads the names of columns, if others than usual are among them.
+    """
     if json_file is not None:
         require_writable(json_file)
     if resume is not None:
@@ -55,7 +60,7 @@ def measure(
     from remanence.evaluation.harness import Report, Run, about
 
     engine = load_model(model)
-    run = Run(made(engine, columns_of(engine, columns)), about(engine), resume)
+    run = Run(made(engine, (parse or columns_of)(engine, columns)), about(engine), resume)
     left = (
         "nothing was kept" if run.file is None else f"what is measured is kept in {run.file}; the same command goes on"
     )
@@ -280,4 +285,47 @@ def babi(
         resume,
         words,
         lambda engine, asked: evaluation(engine, data, asked, lengths=tokens, novels=novels, count=count, seed=seed),
+    )
+
+
+@app.command(
+    epilog=examples(
+        "remanence eval edits --data counterfact.json --counts 1,10,100",
+        "remanence eval edits --data zsre.json --columns nothing,fits,slots,ft --resume runs/zsre --json zsre.json",
+    )
+)
+def edits(
+    data: Annotated[Path, typer.Option(help="CounterFact or zsRE edits, JSON.")],
+    counts: Annotated[str, typer.Option(help="Edits to make one after another before asking.")] = "1,10,100",
+    count: Annotated[int, typer.Option(min=1, help="Edits asked about, for each such number.")] = 100,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="How edits are made: nothing (not), fits (as text, all that fit), bm25_4 (the best as text), "
+            "slots (told), ft, ft_all, ft_l (fine-tuning)."
+        ),
+    ] = "nothing,fits,bm25_4,slots",
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = 5e-4,
+    bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = 1e-4,
+    model: ModelOption = None,
+    resume: ResumeOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Facts that change, told one after another: efficacy, paraphrase, specificity, and the harmonic mean of these."""
+    require_input(data)
+    if not all(number.strip().isdecimal() for number in counts.split(",")):
+        raise InvalidInputError(f"--counts takes numbers with commas between, such as 1,10,100; got {counts}")
+    from remanence.evaluation.edits import evaluation, methods_of
+
+    numbers = [int(number) for number in counts.split(",")]
+    words = ["edits", "--data", str(data), "--counts", counts, "--count", str(count)]
+    words += ["--rate", str(rate), "--bound", str(bound)]
+    measure(
+        model,
+        columns,
+        json_file,
+        resume,
+        words,
+        lambda engine, asked: evaluation(engine, data, asked, counts=numbers, asked=count, rate=rate, bound=bound),
+        methods_of,
     )

@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from statistics import fmean
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
 from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Record
-from remanence.evaluation.scoring import score_read
+from remanence.evaluation.scoring import score_tokens
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
@@ -104,8 +105,8 @@ class _Measuring:
 
     def _window(self, memory: Memory, ids: list[int]) -> Record:
         asked, rest = ids[:ASKED_WITH], ids[ASKED_WITH:]
-        [(likelihood, _)], read = score_read(self._model, memory, [(asked, rest)])
-        return {"perplexity": -likelihood / len(rest), "read": read}
+        [scored], read = score_tokens(self._model, memory, [(asked, rest)])
+        return {"perplexity": -fmean(scored.likelihoods), "read": read}
 
     def _prompt(self, memory: Memory, prompt: str) -> Record:
         answer = self._answer(memory, prompt)

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from remanence.model.model import MemoryModel
 
 Record = dict[str, Any]  # JSON
 Progress = Callable[[int, int], None]  # called with (done, in all)
-Kind = Literal["rate", "mean", "median", "perplexity"]
+Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Metric:
 
     Attributes:
         name: in the records; those that lack it do not count.
-        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss.
+        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
+            the harmonic mean of the means of what a record lists under the name.
         digits: after the point, where it is shown.
         compared: shown beside its difference to the column that all are compared with.
     """
@@ -41,25 +43,37 @@ class Metric:
     digits: int = 3
     compared: bool = False
 
-    def figure(self, values: Sequence[float]) -> dict[str, float]:
-        """`value`, `low`, `high` (95 %) and `n`."""
+    def figure(self, values: Sequence[Any]) -> dict[str, float]:
+        """`value`, `low`, `high` (95 %) and `n`, of what some records say."""
         held = np.asarray(values, dtype=np.float64)
         if self.kind == "rate":
             low, high = wilson(float(held.sum()), len(held))
         else:
-            low, high = bootstrap(values, self._of)
+            low, high = bootstrap(held, self._of)
         return {"value": float(self._of(held[None])[0]), "low": low, "high": high, "n": len(held)}
 
-    def difference(self, values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-        """Of the same items under another column, pair by pair: the mean difference, of perplexities the ratio."""
-        pairs = np.asarray(values, dtype=np.float64) - np.asarray(base, dtype=np.float64)
-        of = _perplexity if self.kind == "perplexity" else _mean
-        low, high = bootstrap(pairs.tolist(), of)
+    def difference(self, values: Sequence[Any], base: Sequence[Any]) -> dict[str, float]:
+        """Of the same items under another column, drawn together: the difference, of perplexities the ratio.
+
+        Of medians it is the median of the differences.
+        """
+        ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
+        of = self._of
+        if self.kind == "harmonic":  # is no mean of what the items got, so both sides are drawn
+            pairs = np.stack([ours, theirs], axis=1)  # [n, 2, parts]
+            of = self._apart
+        else:
+            pairs = ours - theirs
+        low, high = bootstrap(pairs, of)
         return {"value": float(of(pairs[None])[0]), "low": low, "high": high, "n": len(pairs)}
+
+    def _apart(self, pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
+        return self._of(pairs[:, :, 0]) - self._of(pairs[:, :, 1])
 
     @property
     def _of(self) -> Callable[[Floats], Floats]:
-        return {"median": _median, "perplexity": _perplexity}.get(self.kind, _mean)
+        others = {"median": _median, "perplexity": _perplexity, "harmonic": _harmonic}
+        return others.get(self.kind, _mean)
 
 
 def _mean(samples: Floats) -> Floats:  # [r, n] -> [r]
@@ -74,6 +88,12 @@ def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
     return np.asarray(np.exp(samples.mean(axis=1)))
 
 
+def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
+    means = samples.mean(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(means.shape[1] / (1 / means).sum(axis=1))
+
+
 @dataclass(frozen=True)
 class Item:
     """What is measured under each column.
@@ -83,12 +103,14 @@ class Item:
         groups: rows of the report that it counts in, such as all items and those of its kind.
         columns: it is measured under; None: all.
         content: what a column needs of it.
+        together: items that follow each other and have this in common are measured at once; "": each by itself.
     """
 
     key: str
     groups: tuple[str, ...]
     columns: tuple[str, ...] | None = None
     content: Any = None
+    together: str = ""
 
 
 Measure = Callable[[Sequence[Item]], Sequence[Record]]  # a record of each item, in their order
@@ -106,7 +128,6 @@ class Evaluation:
         columns: by name, how items are measured.
         metrics: what the report makes of the records.
         base: the column that the others are compared with, item by item.
-        batch: items that are measured at once.
     """
 
     name: str
@@ -115,7 +136,6 @@ class Evaluation:
     columns: Mapping[str, Measure]
     metrics: Sequence[Metric]
     base: str | None = None
-    batch: int = 1
 
     def __post_init__(self) -> None:
         if not self.items or not self.columns:
@@ -126,10 +146,10 @@ class Evaluation:
 
     def batches(self) -> Iterable[tuple[str, list[Item]]]:
         """What is measured at once: a column and its items, all columns of some items before the next items."""
-        for start in range(0, len(self.items), self.batch):
-            part = self.items[start : start + self.batch]
+        for _, part in groupby(self.items, lambda item: item.together or item.key):
+            held = list(part)
             for column in self.columns:
-                if those := [item for item in part if item.columns is None or column in item.columns]:
+                if those := [item for item in held if item.columns is None or column in item.columns]:
                     yield column, those
 
 
@@ -245,7 +265,7 @@ class Report:
             those, base = held[group, column], held.get((group, evaluation.base or ""), [])
             row: dict[str, Any] = {"group": group, "column": column, "samples": len(those), "metrics": {}, "versus": {}}
             for metric in evaluation.metrics:
-                if found := [float(record[metric.name]) for record in those if metric.name in record]:
+                if found := [record[metric.name] for record in those if metric.name in record]:
                     row["metrics"][metric.name] = metric.figure(found)
                 if column != evaluation.base and (pairs := _pairs(those, base, metric.name)):
                     row["versus"][metric.name] = metric.difference(*zip(*pairs, strict=True))
@@ -308,12 +328,10 @@ class Report:
         return metric.compared and any(metric.name in row["versus"] for row in self.rows)
 
 
-def _pairs(those: Sequence[Record], base: Sequence[Record], metric: str) -> list[tuple[float, float]]:
+def _pairs(those: Sequence[Record], base: Sequence[Record], metric: str) -> list[tuple[Any, Any]]:
     others = {record["item"]: record[metric] for record in base if metric in record}
     return [
-        (float(record[metric]), float(others[record["item"]]))
-        for record in those
-        if metric in record and record["item"] in others
+        (record[metric], others[record["item"]]) for record in those if metric in record and record["item"] in others
     ]
 
 

@@ -1,6 +1,6 @@
 """Intervals of 95 %: Wilson's of rates, and bootstrap intervals of anything else that is computed from a sample."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import sqrt
 
 import numpy as np
@@ -27,14 +27,13 @@ def wilson(hits: float, samples: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap(values: Sequence[float], statistic: Callable[[Floats], Floats]) -> Interval:
+def bootstrap(values: Floats, statistic: Callable[[Floats], Floats]) -> Interval:
     """The percentile interval of a statistic, always of the same resamples.
 
     Args:
-        values: `[n]`; pairs are given as their differences, which keeps them together.
-        statistic: of samples `[r, n]`, one of each row: `[r]`.
+        values: `[n, ...]`; pairs are given as one value, which keeps them together.
+        statistic: of samples `[r, n, ...]`, one of each row: `[r]`.
     """
-    held = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(held), size=(_RESAMPLES, len(held)))
-    low, high = np.percentile(statistic(held[drawn]), [2.5, 97.5])
+    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(statistic(values[drawn]), [2.5, 97.5])
     return float(low), float(high)

@@ -18,6 +18,7 @@ WORDS = {
     "longmemeval": ["--count", "1", "--columns", "slots"],
     "multihop": ["--count", "1", "--columns", "slots"],
     "babi": ["--count", "1", "--columns", "slots", "--lengths", "200"],
+    "edits": ["--count", "1", "--counts", "1,2", "--columns", "nothing,fits,slots"],
 }
 FILES = {
     "squad": asked.squad_file,
@@ -25,6 +26,7 @@ FILES = {
     "longmemeval": asked.longmemeval_file,
     "multihop": asked.hotpot_file,
     "babi": asked.babi_file,
+    "edits": asked.counterfact_file,
 }
 
 
@@ -63,6 +65,7 @@ def test_eval_goes_on_from_its_folder(name: str, workplace: Path, monkeypatch: p
         raise AssertionError("asked again")
 
     monkeypatch.setattr(MemoryModel, "ask", fail)
+    monkeypatch.setattr(MemoryModel, "read", fail)
     assert done(*words) == first
 
 

@@ -34,10 +34,10 @@ class Measured:
         return measure
 
 
-def evaluation(measured: Measured, count: int = 4, seed: int = 0, **more: Any) -> Evaluation:
+def evaluation(measured: Measured, count: int = 4, seed: int = 0) -> Evaluation:
     items = [Item(str(n), ("all", "odd" if n % 2 else "even"), content=n) for n in range(count)]
     columns = {name: measured.column(name) for name in RIGHT}
-    return Evaluation("trial", {"seed": seed}, items, columns, METRICS, base="plain", **more)
+    return Evaluation("trial", {"seed": seed}, items, columns, METRICS, base="plain")
 
 
 def test_run_measures_all_columns_of_an_item_before_the_next() -> None:
@@ -49,11 +49,12 @@ def test_run_measures_all_columns_of_an_item_before_the_next() -> None:
     assert records[3] == {"item": "1", "groups": ["all", "odd"], "column": "memory", "right": True, "seconds": 1.0}
 
 
-def test_run_measures_items_in_batches_and_only_under_their_columns() -> None:
+def test_run_measures_items_together_and_only_under_their_columns() -> None:
     measured = Measured()
-    whole = evaluation(measured, batch=3)
-    items = [*whole.items[:2], Item("2", ("all",), ("memory",), 2), whole.items[3]]
-    Run(Evaluation("trial", {}, items, whole.columns, METRICS, batch=3), MODEL)()
+    items = [Item(str(n), ("all",), content=n, together="" if n == 3 else "first") for n in range(4)]
+    items[2] = Item("2", ("all",), ("memory",), 2, "first")
+    columns = {name: measured.column(name) for name in RIGHT}
+    Run(Evaluation("trial", {}, items, columns, METRICS), MODEL)()
     assert measured.asked == [
         *[("0", "plain"), ("1", "plain")],
         *[("0", "memory"), ("1", "memory"), ("2", "memory")],
@@ -176,6 +177,21 @@ def test_report_gives_perplexity_and_its_ratio() -> None:
     assert memory["versus"]["loss"]["low"] == pytest.approx(np.exp(0.1))
 
 
+def test_report_gives_harmonic_means_of_means() -> None:
+    scores = {"plain": ([1.0, 0.0], [1.0, 1.0]), "memory": ([1.0, 1.0], [1.0, 1.0])}
+
+    def column(name: str) -> Any:
+        return lambda items: [{"score": scores[name][item.content]} for item in items]
+
+    items = [Item(str(n), ("all",), content=n) for n in range(2)]
+    metrics = (Metric("score", "harmonic", compared=True),)
+    trial = Evaluation("trial", {}, items, {name: column(name) for name in scores}, metrics, base="plain")
+    plain, memory = Report.of(trial, Run(trial, MODEL)(), MODEL).rows
+    assert plain["metrics"]["score"]["value"] == pytest.approx(2 / (1 / 1.0 + 1 / 0.5))
+    assert memory["versus"]["score"]["value"] == pytest.approx(1 - 2 / 3)
+    assert (plain["metrics"]["score"]["low"], plain["metrics"]["score"]["high"]) == (0.0, 1.0)
+
+
 def test_report_goes_to_json_and_back() -> None:
     made = report()
     content = json.loads(json.dumps(made.to_json()))
@@ -203,7 +219,7 @@ def test_wilson_gives_published_intervals(hits: int, samples: int, low: float, h
 
 def test_bootstrap_of_a_mean_is_about_two_standard_errors_wide() -> None:
     values = np.random.default_rng(1).normal(5.0, 2.0, 400)
-    low, high = bootstrap(values.tolist(), lambda samples: samples.mean(axis=1))
+    low, high = bootstrap(values, lambda samples: samples.mean(axis=1))
     error = values.std() / 20
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
