@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,7 +32,7 @@ ResumeOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Folder for what is measured, a line each; the same command then goes on after a cut, and one with more "
+        help="Folder for what is told and measured; the same command then goes on after a cut, and one with more "
         "questions or columns measures only these.",
     ),
 ]
@@ -45,12 +46,15 @@ def measure(
     json_file: Path | None,
     resume: Path | None,
     words: list[str],
-    made: "Callable[[MemoryModel, list[Column]], Evaluation]",
+    made: "Callable[..., Evaluation]",
     parse: "Callable[[MemoryModel, str], list[Column]] | None" = None,
 ) -> None:
     """Run an evaluation, show its table, and keep its figures if a file was named.
 
-    `words`: the command; `parse`: what reads the names of columns, if others than usual are among them.
+    Args:
+        words: the command.
+        made: makes the evaluation of a model and columns.
+        parse: reads the names of columns; None: as usual.
     """
     if json_file is not None:
         require_writable(json_file)
@@ -60,7 +64,7 @@ def measure(
     from remanence.evaluation.harness import Report, Run, about
 
     engine = load_model(model)
-    run = Run(made(engine, (parse or columns_of)(engine, columns)), about(engine), resume)
+    run = Run(made(engine, columns=(parse or columns_of)(engine, columns)), about(engine), resume)
     left = (
         "nothing was kept" if run.file is None else f"what is measured is kept in {run.file}; the same command goes on"
     )
@@ -113,7 +117,7 @@ def squad(
         json_file,
         resume,
         words,
-        lambda engine, asked: evaluation(engine, data, asked, memories=memories, count=count, seed=seed),
+        partial(evaluation, path=data, memories=memories, count=count, seed=seed, folder=resume),
     )
 
 
@@ -148,7 +152,7 @@ def locomo(
         json_file,
         resume,
         words,
-        lambda engine, asked: of_path(engine, data, asked, count=count, seed=seed),
+        partial(of_path, path=data, count=count, seed=seed, folder=resume),
     )
 
 
@@ -174,7 +178,7 @@ def longmemeval(
     from remanence.evaluation.longmemeval import of_path
 
     words = ["longmemeval", "--data", str(data), *([] if count is None else ["--count", str(count)])]
-    measure(model, columns, json_file, resume, words, lambda engine, asked: of_path(engine, data, asked, count=count))
+    measure(model, columns, json_file, resume, words, partial(of_path, path=data, count=count))
 
 
 @app.command(
@@ -220,7 +224,7 @@ def harm(
         json_file,
         resume,
         words,
-        lambda engine, asked: evaluation(engine, text, asked, told=passages, unrelated=unrelated, count=count),
+        partial(evaluation, text=text, told=passages, unrelated=unrelated, count=count, folder=resume),
     )
 
 
@@ -246,7 +250,14 @@ def multihop(
     from remanence.evaluation.multihop import of_path
 
     words = ["multihop", "--data", str(data), *([] if count is None else ["--count", str(count)])]
-    measure(model, columns, json_file, resume, words, lambda engine, asked: of_path(engine, data, asked, count=count))
+    measure(
+        model,
+        columns,
+        json_file,
+        resume,
+        words,
+        partial(of_path, path=data, count=count, folder=resume),
+    )
 
 
 @app.command(
@@ -284,7 +295,7 @@ def babi(
         json_file,
         resume,
         words,
-        lambda engine, asked: evaluation(engine, data, asked, lengths=tokens, novels=novels, count=count, seed=seed),
+        partial(evaluation, path=data, lengths=tokens, novels=novels, count=count, seed=seed, folder=resume),
     )
 
 
@@ -326,6 +337,6 @@ def edits(
         json_file,
         resume,
         words,
-        lambda engine, asked: evaluation(engine, data, asked, counts=numbers, asked=count, rate=rate, bound=bound),
+        partial(evaluation, path=data, counts=numbers, asked=count, rate=rate, bound=bound),
         methods_of,
     )

@@ -82,6 +82,7 @@ def evaluation(
     novels: Path | None = None,
     count: int = 100,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> Evaluation:
     """What is measured of a bAbI file.
 
@@ -90,6 +91,7 @@ def evaluation(
         lengths: tokens of the paragraphs, ascending.
         novels: a file or folder to take them from.
         count: stories, at most; the first of a larger count are those of a smaller one.
+        folder: in which what is told once is kept, so that the next run need not write it again.
 
     Raises:
         FileNotFoundError, InvalidInputError: as `read_stories` and `read_novels`; too few paragraphs for a length.
@@ -97,7 +99,7 @@ def evaluation(
     if any(column.shows == "fits" for column in columns):
         raise InvalidInputError("facts are told last, so the newest text always has them; leave the column fits out")
     stories = random.Random(seed).sample(all_of := read_stories(path), len(all_of))[:count]
-    background = _Background(model, novels, lengths, seed)
+    background = _Background(model, novels, lengths, seed, folder)
     asking = Asking(model)
     items = [
         Item(f"{length}/{number}", (f"{length:,} tokens",), content=(length, story))
@@ -143,7 +145,9 @@ class _Background:
         lengths: in tokens, ascending, each once.
     """
 
-    def __init__(self, model: MemoryModel, novels: Path | None, lengths: Sequence[int], seed: int) -> None:
+    def __init__(
+        self, model: MemoryModel, novels: Path | None, lengths: Sequence[int], seed: int, folder: Path | None = None
+    ) -> None:
         self.paragraphs = list(read_novels(novels))
         random.Random(seed).shuffle(self.paragraphs)
         self.lengths = sorted(set(lengths))
@@ -151,7 +155,7 @@ class _Background:
         if len(self._counts) < len(self.lengths):
             longest = self.lengths[len(self._counts)]
             raise InvalidInputError(f"the paragraphs have fewer than {longest:,} tokens; name more novels, or fewer")
-        self._model = model
+        self._model, self._folder = model, folder
         self._told: dict[int, Told] = {}
 
     def _cut(self, model: MemoryModel) -> Iterator[int]:
@@ -167,10 +171,8 @@ class _Background:
 
     def told(self, length: int) -> Told:
         if length not in self._told:
-            shorter = max((known for known in self._told if known < length), default=None)
-            end = self._counts[length]
-            if shorter is None:
-                self._told[length] = Told(self._model, self.paragraphs[:end])
-            else:
-                self._told[length] = self._told[shorter].then(self.paragraphs[self._counts[shorter] : end])
+            shorter = max((known for known in self._told if known < length), default=0)
+            before = self._told.get(shorter, Told(self._model, []))
+            passages = self.paragraphs[self._counts.get(shorter, 0) : self._counts[length]]
+            self._told[length] = before.then(passages, self._folder)
         return self._told[length]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 from remanence.evaluation.columns import ANSWERED, RANKED, Asking, Column, Said, record_of
@@ -80,6 +81,7 @@ def evaluation(
     *,
     tokens: int,
     count: int | None = None,
+    folder: Path | None = None,
 ) -> Evaluation:
     """What is measured of some corpora.
 
@@ -88,12 +90,13 @@ def evaluation(
         score: F1 of an answer.
         tokens: most of an answer.
         count: questions at most, as many of each corpus; None: all.
+        folder: in which what is told once is kept, so that the next run need not write it again.
     """
     asking = Asking(model, tokens)
 
     @cache
     def told(place: int) -> Told:
-        return Told(model, [part.text for part in corpora[place].parts])
+        return Told(model, [part.text for part in corpora[place].parts], folder=folder)
 
     items = [
         Item(

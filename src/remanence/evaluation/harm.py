@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from statistics import fmean
 
 from remanence.data.prose import paragraphs
@@ -42,6 +43,7 @@ def evaluation(
     unrelated: int = 200,
     count: int = 100,
     window: int = WINDOW,
+    folder: Path | None = None,
 ) -> Evaluation:
     """What is measured with a text.
 
@@ -50,6 +52,7 @@ def evaluation(
         told: passages to tell; None: paragraphs of the bundled novels. The first `unrelated` are taken.
         count: windows, spread evenly over the text, and prompts, at most.
         window: tokens of each.
+        folder: in which what is told once is kept, so that the next run need not write it again.
 
     Raises:
         InvalidInputError: a column shows text; too few passages; the text is shorter than a window.
@@ -69,7 +72,7 @@ def evaluation(
     places = [number * len(windows) // share for number in range(share)]
     items = [Item(f"window/{place}", ("windows",), content=windows[place]) for place in places]
     items += [Item(f"prompt/{number}", ("prompts",), content=one) for number, one in enumerate(prompts()[:count])]
-    measuring = _Measuring(model, Told(model, passages))
+    measuring = _Measuring(model, Told(model, passages, folder=folder))
 
     return Evaluation(
         "harm",

@@ -96,9 +96,15 @@ def _place(text: str) -> list[tuple[int, int]]:
 
 
 def of_path(
-    model: MemoryModel, path: Path, columns: Sequence[Column], *, count: int | None = None, seed: int = 0
+    model: MemoryModel,
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> Evaluation:
-    """What is measured of a file or folder of LoCoMo.
+    """What is measured of a file or folder of LoCoMo; `count` and `folder` as for other questions with evidence.
 
     Raises:
         FileNotFoundError, InvalidInputError: as `read_conversations`.
@@ -110,7 +116,9 @@ def of_path(
         "digest": hashlib.sha256(told.encode()).hexdigest()[:16],
         "seed": seed,
     }
-    return evaluation(model, "locomo", settings, conversations, columns, score, tokens=ANSWER_TOKENS, count=count)
+    return evaluation(
+        model, "locomo", settings, conversations, columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
+    )
 
 
 def score(said: str, asked: Asked) -> float:

@@ -69,7 +69,14 @@ def _paragraphs(record: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"{title}: {''.join(sentences).strip()}", title in holding
 
 
-def of_path(model: MemoryModel, path: Path, columns: Sequence[Column], *, count: int | None = None) -> Evaluation:
+def of_path(
+    model: MemoryModel,
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    count: int | None = None,
+    folder: Path | None = None,
+) -> Evaluation:
     """What is measured of a file; `count`: of its first questions, with the paragraphs of all.
 
     Raises:
@@ -77,7 +84,9 @@ def of_path(model: MemoryModel, path: Path, columns: Sequence[Column], *, count:
     """
     corpus = read_corpus(path)
     settings = {"data": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    return evaluation(model, "multihop", settings, [corpus], columns, score, tokens=ANSWER_TOKENS, count=count)
+    return evaluation(
+        model, "multihop", settings, [corpus], columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
+    )
 
 
 def score(said: str, asked: Asked) -> float:

@@ -97,18 +97,20 @@ def evaluation(
     memories: str = MEMORIES,
     count: int = 100,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> Evaluation:
     """What is measured of a file.
 
     Args:
         memories: with commas between, from the table above.
         count: questions, at most; the first of a larger count are those of a smaller one.
+        folder: in which what is told once is kept, so that the next run need not write it again.
 
     Raises:
         FileNotFoundError, InvalidInputError: as `read_questions`; no such memory, or no column for any.
     """
     questions = read_questions(path, model.tokenizer, seed)
-    held, asking = _Held(model, questions), Asking(model)
+    held, asking = _Held(model, questions, folder), Asking(model)
     items = []
     for name in dict.fromkeys(name.strip() for name in memories.split(",")):
         scene = held.scene(name)
@@ -176,8 +178,8 @@ class _Held:
         first: passages that are asked about.
     """
 
-    def __init__(self, model: MemoryModel, questions: Questions) -> None:
-        self.model, self._questions = model, questions
+    def __init__(self, model: MemoryModel, questions: Questions, folder: Path | None = None) -> None:
+        self.model, self._questions, self._folder = model, questions, folder
         self.first = min(ASKED_ABOUT, len(questions.passages))
         self._shared: dict[int, Told] = {}
         self._own: tuple[tuple[Scene, Asked], tuple[Told, list[int]]] | None = None
@@ -218,7 +220,8 @@ class _Held:
         if length not in self._shared:
             shorter = max((known for known in self._shared if known < length), default=0)
             passages = self._questions.passages[shorter:length]
-            self._shared[length] = self._shared[shorter].then(passages) if shorter else Told(self.model, passages)
+            before = self._shared.get(shorter, Told(self.model, []))
+            self._shared[length] = before.then(passages, self._folder)
         return self._shared[length]
 
     def _among_others(self, asked: Asked, number: int) -> tuple[Told, list[int]]:

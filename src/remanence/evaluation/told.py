@@ -1,7 +1,9 @@
 """What was told, in every form in which a model may be given it: a memory, texts, an index of words."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from remanence.memory import Memory
@@ -23,16 +25,18 @@ class Told:
         passages: Sequence[str],
         written: Callable[[], Written] | None = None,
         counted: Callable[[], list[int]] | None = None,
+        folder: Path | None = None,
     ) -> None:
         """
         Args:
             written: makes the memory; None: a new one is told every passage.
             counted: the tokens of each passage; None: they are counted.
+            folder: in which the memory is kept, so that the next run need not write it again; None: in none.
         """
-        self._model, self.passages = model, list(passages)
+        self._model, self.passages, self._folder = model, list(passages), folder
         self._written_by, self._counted_by = written, counted
 
-    def then(self, passages: Sequence[str]) -> "Told":
+    def then(self, passages: Sequence[str], folder: Path | None = None) -> "Told":
         """The same and more; its memory is a fork of this one's, which stays as it is."""
 
         def written() -> Written:
@@ -42,7 +46,7 @@ class Told:
         def counted() -> list[int]:
             return [*self.lengths, *self._count(passages)]
 
-        return Told(self._model, [*self.passages, *passages], written, counted)
+        return Told(self._model, [*self.passages, *passages], written, counted, folder)
 
     def without(self, passage: int) -> "Told":
         """The same but for a passage, which a fork of the memory forgets."""
@@ -56,10 +60,24 @@ class Told:
 
     @cached_property
     def _written(self) -> Written:
-        if self._written_by is not None:
-            return self._written_by()
+        file = None if self._folder is None else self._folder / f"told-{self._digest()}.mem"
+        if file is not None and file.is_file():
+            memory = Memory.load(file)
+            return memory, [record.id for record in memory.writes]
+        made = self._write() if self._written_by is None else self._written_by()
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            made[0].save(file)
+        return made
+
+    def _write(self) -> Written:
         memory = self._model.new_memory()
         return memory, [self._model.write(memory, passage).id for passage in self.passages]
+
+    def _digest(self) -> str:
+        """Of all that makes the memory: the passages, the model, and how it cuts and scores chunks."""
+        made_of = [repr(self._model.spec), repr(self._model.config.chunk_tokens), *self.passages]
+        return hashlib.blake2b("\0".join(made_of).encode(), digest_size=8).hexdigest()
 
     @property
     def memory(self) -> Memory:
@@ -76,7 +94,8 @@ class Told:
         return self._count(self.passages) if self._counted_by is None else self._counted_by()
 
     def _count(self, passages: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self._model.tokenizer(list(passages), add_special_tokens=False)["input_ids"]]
+        encode = self._model.tokenizer
+        return [len(ids) for ids in encode(list(passages), add_special_tokens=False)["input_ids"]] if passages else []
 
     @cached_property
     def _ranking(self) -> Any:

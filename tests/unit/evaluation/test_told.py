@@ -1,5 +1,11 @@
 """What was told is the same in a memory, as text and as words."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remanence import MemoryModel
 from remanence.evaluation.told import Told
 from tests.support import asked
 
@@ -42,3 +48,27 @@ def test_newest_takes_as_many_as_fit_oldest_first() -> None:
     told = Told(asked.model(), [asked.passage(number) for number in range(3)])
     room = told.lengths[1] + told.lengths[2] + 4
     assert told.newest(room) == [1, 2] and told.newest(room - 1) == [2] and told.newest(3) == []
+
+
+def test_a_memory_that_is_kept_in_a_folder_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passages = [asked.passage(number) for number in range(3)]
+    model, written = asked.model(), []
+    first = Told(model, passages[:2], folder=tmp_path).then(passages[2:], tmp_path)
+    found = model.search(first.memory, "Where was Cleo born?")
+    write = MemoryModel.write
+
+    def noting(self: Any, memory: Any, text: str) -> Any:
+        written.append(text)
+        return write(self, memory, text)
+
+    monkeypatch.setattr(MemoryModel, "write", noting)
+    again = Told(model, passages, folder=tmp_path)
+    assert model.search(again.memory, "Where was Cleo born?") == found and again.writes == first.writes
+    assert not written
+    other = asked.model()
+    other.config = other.config.replace(chunk=16)
+    for told in (Told(model, passages[1:], folder=tmp_path), Told(other, passages, folder=tmp_path)):
+        assert told.writes == list(range(len(told.passages)))
+    assert written == [*passages[1:], *passages]
