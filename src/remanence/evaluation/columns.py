@@ -190,7 +190,10 @@ def _room(model: MemoryModel, question: str, tokens: int) -> int:
 
 
 def _bytes_per_token(column: Column, told: Told) -> float:
-    """What is kept between questions, of each token that was told: a memory, or the text."""
+    """What is kept between questions, of each token that was told: a memory, or the text.
+
+    The LRU cache of encoded chunks, whose size is a setting of the model, comes on top.
+    """
     if column.shows == "nothing":
         return 0.0
     if column.shows == "slots":

@@ -23,6 +23,9 @@ from remanence.model.model import MemoryModel
 
 Record = dict[str, Any]  # JSON
 Progress = Callable[[int, int], None]  # called with (done, in all)
+_NAMES = 3  # columns of a table that name the row: group, column, samples
+_WIDEST = 120  # characters of a table in text
+
 Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
 
 
@@ -348,10 +351,23 @@ def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _text(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Names to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(titles, *lines, strict=True)]
-    sides = [str.rjust if title else str.ljust for title in titles]
-    return "\n".join(
-        "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)).rstrip()
-        for line in (titles, *lines)
-    )
+    """Names to the left, figures to the right; below each other, with the names again, what is too wide."""
+    columns = list(zip(titles, *lines, strict=True))
+    names, blocks = columns[:_NAMES], [columns[:_NAMES]]
+    for column in columns[_NAMES:]:
+        if blocks[-1] != names and _width([*blocks[-1], column]) > _WIDEST:
+            blocks.append(names)
+        blocks[-1] = [*blocks[-1], column]
+    return "\n\n".join(map(_block, blocks))
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in columns) - 2
+
+
+def _block(columns: Sequence[Sequence[str]]) -> str:
+    padded = []
+    for title, *cells in columns:
+        width = max(map(len, (title, *cells)))
+        padded.append([cell.rjust(width) if title else cell.ljust(width) for cell in (title, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))

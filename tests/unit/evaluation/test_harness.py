@@ -210,6 +210,19 @@ def test_report_is_a_table_in_text_and_in_markdown() -> None:
     assert markdown[2].startswith("| all | plain | 4 | 0.250 (0.046 to 0.699) |  | 1.5 (")
 
 
+def test_report_puts_what_is_too_wide_below_with_the_names_again() -> None:
+    wide = [Metric(f"metric_number_{number}", "rate") for number in range(7)]
+    items = [Item("0", ("all",))]
+    columns = {"slots": lambda items: [{metric.name: True for metric in wide} for _ in items]}
+    trial = Evaluation("trial", {}, items, columns, wide)
+    made = Report.of(trial, Run(trial, MODEL)(), MODEL)
+    first, second = made.table().split("\n\n")
+    assert all(len(line) <= 120 for line in made.table().splitlines())
+    assert [line.split()[:3] for line in (first.splitlines()[1], second.splitlines()[1])] == [["all", "slots", "1"]] * 2
+    assert "metric number 0" in first and "metric number 6" in second
+    assert len(made.table("markdown").splitlines()) == 3
+
+
 @pytest.mark.parametrize(
     ("hits", "samples", "low", "high"), [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)]
 )
