@@ -107,6 +107,7 @@ class Said:
     Attributes:
         text: the answer; found: whether anything was read for it; None where a column cannot say.
         ranked: passages, best first, as far as they are known; None where nothing ranks them.
+        score: of the best, where the memory scores them.
         first_token_ms: from the question to the first token, retrieval counted; again_ms: asked once more, when the
             chunks that it reads are encoded. None where that makes no difference.
     """
@@ -116,6 +117,7 @@ class Said:
     ranked: list[int] | None
     first_token_ms: float
     again_ms: float | None = None
+    score: float | None = None
 
 
 class _FirstToken(BaseStreamer):
@@ -169,8 +171,9 @@ class Asking:
         answer, first = _timed(model, memory, question, self._tokens)
         _, again = _timed(model, memory, question, 1)
         places = {write: place for place, write in enumerate(told.writes)}
-        ranked = [places[write] for write, _ in model.search(memory, question, k=RANKED)]
-        return Said(answer.text, answer.found, ranked, first, again)
+        best = model.search(memory, question, k=RANKED)
+        ranked, score = [places[write] for write, _ in best], best[0][1] if best else 0.0
+        return Said(answer.text, answer.found, ranked, first, again, score)
 
 
 def _timed(model: MemoryModel, memory: Memory, question: str, tokens: int) -> tuple[Answer, float]:
@@ -218,6 +221,8 @@ def record_of(
     }
     if said.again_ms is not None:
         record["again_ms"] = round(said.again_ms, 2)
+    if said.score is not None:
+        record["score"] = round(said.score, 4)
     if not answerable:
         return record if said.found is None else {**record, "not_told": not said.found}
     answer = first_line(said.text)

@@ -68,8 +68,8 @@ def test_slots_asks_the_memory_and_ranks_by_its_scores() -> None:
     told = Told(model, [asked.passage(number) for number in range(3)])
     said = Asking(model, tokens=5)(Column.of("slots"), told, QUESTION, [2])
     assert noting.prompts == [(3, QUESTION, 5), (3, QUESTION, 1)]
-    best = [write for write, _ in model.search(told.memory, QUESTION)]
-    assert said.ranked == [told.writes.index(write) for write in best]
+    best = model.search(told.memory, QUESTION)
+    assert said.ranked == [told.writes.index(write) for write, _ in best] and said.score == best[0][1]
     assert said.found is bool(model.ask(told.memory, QUESTION, max_new_tokens=1).sources) and said.again_ms is not None
 
 
@@ -129,14 +129,14 @@ def test_record_of_says_what_was_found_and_where_it_ranked() -> None:
     model = asked.model()
     told = Told(model, [asked.passage(number) for number in range(3)])
     slots, text = Column.of("slots"), Column.of("oracle")
-    said = Said("Rome\nand more", True, [1, 2, 0], 10.0, 4.0)
+    said = Said("Rome\nand more", True, [1, 2, 0], 10.0, 4.0, 0.75)
     record = record_of(said, slots, told, ["Rome"], [2])
     assert record["hit"] and record["exact_match"] and record["f1"] == 1.0 and record["found"]
     assert (record["first"], record["among_4"]) == (False, True)
-    assert (record["first_token_ms"], record["again_ms"]) == (10.0, 4.0)
+    assert (record["first_token_ms"], record["again_ms"], record["score"]) == (10.0, 4.0, 0.75)
     assert record["bytes_per_token"] == round(sum(told.memory.nbytes.values()) / sum(told.lengths), 2)
     shown = record_of(Said("Lima", None, None, 10.0), text, told, ["Rome"], [2])
-    assert not shown["hit"] and not {"found", "first", "again_ms"} & set(shown)
+    assert not shown["hit"] and not {"found", "first", "again_ms", "score"} & set(shown)
     assert shown["bytes_per_token"] == round(sum(map(len, told.passages)) / sum(told.lengths), 2)
 
 
