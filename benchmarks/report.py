@@ -26,6 +26,7 @@ from longterm.table import table as longterm
 from perplexity.table import table as perplexity
 from read_write.table import table as read_write
 from remanence.evaluation import plots
+from remanence.evaluation.harness import Report
 from research.table import table as research
 from retention.table import retrieval
 from retention.table import table as retention
@@ -47,7 +48,22 @@ class Section:
     theirs: str | None = None
 
 
+REAL = ("squad", "locomo", "longmemeval", "multihop", "babi", "edits", "harm")  # evaluations on the harness
+
+
+def real(figures: Figures) -> str:
+    return f"{Report.from_json(figures).table('markdown')}\n\nBetween brackets: the interval that holds 95 %."
+
+
 SECTIONS = (
+    Section(
+        "Real questions",
+        "What a text memory of a real model answers, beside the same model with nothing, with the passage as text, and "
+        "with the passages that BM25 finds. *slots*: text slots that the memory itself retrieves; *fits*: the newest "
+        "text; *oracle*: the passages that hold the answer.",
+        ("real/",),
+        {f"eval {name}": real for name in REAL},
+    ),
     Section(
         "What is recalled, and for how long",
         "A text is written, then others, then a question about the first is asked. The curves: through the pool, with "
@@ -164,15 +180,17 @@ def page(figures: All) -> str:
     ]
     names = sorted(figures, key=lambda name: (list(COMMANDS).index(name) if name in COMMANDS else len(COMMANDS), name))
     for section in SECTIONS:
-        parts += [f"## {section.title}", section.about]
-        for name in names:
-            one = figures[name]
-            if kind_of(one) in section.kinds:
-                parts.append(f"### {subject(name, one)}")
-                if kind_of(one) in PICTURES:
-                    parts.append(f"![{section.title}: {subject(name, one)}]({picture(name).relative_to('docs')})")
-                parts += [section.kinds[kind_of(one)](one), made_by(one)]
+        made = [name for name in names if kind_of(figures[name]) in section.kinds]
         missing = [name for name in COMMANDS if name.startswith(section.folders) and name not in figures]
+        if not made and not missing and section.theirs is None:
+            continue
+        parts += [f"## {section.title}", section.about]
+        for name in made:
+            one = figures[name]
+            parts.append(f"### {subject(name, one)}")
+            if kind_of(one) in PICTURES:
+                parts.append(f"![{section.title}: {subject(name, one)}]({picture(name).relative_to('docs')})")
+            parts += [section.kinds[kind_of(one)](one), made_by(one)]
         if missing:
             parts.append("Not measured:\n\n" + "\n".join(f"- `{name}`: `{shown(name)}`" for name in missing))
         if section.theirs is not None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import asking, demonstration, evaluations, memories, planning, setup, training
+from remanence.cli import asking, demonstration, evaluations, memories, planning, questions, setup, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -48,4 +48,5 @@ app.add_typer(memories.app)
 app.add_typer(asking.app)
 app.add_typer(training.app)
 app.add_typer(planning.app)
+evaluations.app.add_typer(questions.app)
 app.add_typer(evaluations.app, name="eval", help="Measure what a memory is worth.")

@@ -1,6 +1,7 @@
 """What a model makes of text behind one memory: how likely a continuation is, and how it goes on by itself."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,16 +20,36 @@ def room(model: MemoryModel, *, written: bool) -> int:
     return positions - (1 + retrieved + model.slots if written else 0)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Of each token of a continuation, behind those before it.
+
+    Attributes:
+        likelihoods: its log-probability.
+        greedy: whether it is the most probable.
+    """
+
+    likelihoods: list[float]
+    greedy: list[bool]
+
+
 def score(
     model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> list[tuple[float, bool]]:
     """Log-probability of each continuation after its context, and whether it is what greedy decoding gives; one batch.
 
-    What is retrieved from long-term memory hangs on the context alone, as when the model goes on by itself.
+    What is retrieved hangs on the context alone, as when the model goes on by itself.
 
     Args:
         pairs: ids of context and continuation, neither empty.
     """
+    return [(sum(one.likelihoods), all(one.greedy)) for one in score_tokens(model, memory, pairs)[0]]
+
+
+def score_tokens(
+    model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> tuple[list[Scored], bool]:
+    """The same token by token, and whether any of the rows read anything of the memory."""
     contexts = [torch.tensor(context, device=model.device) for context, _ in pairs]
     out = model.read([memory] * len(pairs), contexts, logits_to_keep=1)
     rows = [torch.tensor(continuation, device=model.device) for _, continuation in pairs]
@@ -44,7 +65,8 @@ def score(
         logits = torch.cat([logits, rest], dim=1)
     each = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
     greedy = logits.argmax(dim=-1) == ids
-    return [(float(each[row, : len(r)].sum()), bool(greedy[row, : len(r)].all())) for row, r in enumerate(rows)]
+    found = [Scored(each[row, : len(one)].tolist(), greedy[row, : len(one)].tolist()) for row, one in enumerate(rows)]
+    return found, isinstance(out.past_key_values, MemoryCache)
 
 
 def complete(

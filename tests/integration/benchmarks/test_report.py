@@ -14,6 +14,7 @@ import commands
 import report
 from editing.table import score_stderr
 from remanence.cli import app
+from remanence.evaluation.harness import Metric, Report
 from remanence.evaluation.plots import digest
 
 FIGURES = report.read(report.ROOT / "benchmarks")
@@ -89,6 +90,18 @@ def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
     assert "| longer | pool | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in page
     report.PICTURES["eval longcontext"](new, tmp_path / "picture.svg")
     assert "length of the document" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+
+
+def test_figures_of_the_harness_get_their_table() -> None:
+    assert "## Real questions" not in report.page(FIGURES)
+    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    row = {"group": "1 passage", "column": "slots", "samples": 8, "metrics": {"hit": figure}, "versus": {}}
+    held = Report("squad", {}, {}, (Metric("hit", "rate"),), [row]).to_json()
+    about = {name: integrity(7)[name] for name in ("date", "device", "versions")}
+    page = report.page({"real/squad.json": {**held, **about, "command": "remanence eval squad --model smollm2"}})
+    assert "### smollm2, `real/squad.json`" in page
+    assert "| 1 passage | slots | 8 | 0.500 (0.250 to 0.750) |" in page
+    assert "Made by `remanence eval squad --model smollm2`, 2026-01-02" in page
 
 
 def test_figures_without_a_table_are_named() -> None:

@@ -7,8 +7,8 @@ import torch
 
 from remanence import Memory, MemoryModel
 from remanence.config import LongTermConfig
-from remanence.evaluation.scoring import complete, room, score
-from tests.support.tiny import decoder, tokenizer, with_memory
+from remanence.evaluation.scoring import complete, room, score, score_tokens
+from tests.support.tiny import decoder, tokenizer, with_memory, with_text
 
 TEXTS = ["Alice Brown was born in Oslo, and works", "Bob Green lives in Paris", "Carol"]
 CONTINUATIONS = [" as a baker", " and", " Smith was born in Bergen, and lives in Oslo"]
@@ -40,6 +40,20 @@ def test_a_score_is_the_sum_of_log_softmax_over_one_pass(remembers: bool) -> Non
         each = logits[0, len(context) - 1 : -1].log_softmax(dim=-1)
         plain = sum(float(each[place, token]) for place, token in enumerate(continuation))
         assert total == pytest.approx(plain, abs=1e-3)
+
+
+def test_a_score_behind_text_slots_is_that_of_one_pass() -> None:
+    model = with_text(decoder(vocab_size=300, num_hidden_layers=2), tokenizer())
+    memory = written(model)
+    pairs = list(zip(ids_of(model, TEXTS), ids_of(model, CONTINUATIONS), strict=True))
+    found, read = score_tokens(model, memory, pairs)
+    assert read and not score_tokens(model, model.new_memory(), pairs)[1]
+    for one, (context, continuation) in zip(found, pairs, strict=True):
+        logits = model.read(memory, context + continuation).logits[0, len(context) - 1 : -1]
+        each = logits.log_softmax(dim=-1)
+        plain = [float(each[place, token]) for place, token in enumerate(continuation)]
+        assert one.likelihoods == pytest.approx(plain, abs=1e-3)
+        assert one.greedy == (logits.argmax(-1) == torch.tensor(continuation)).tolist()
 
 
 def test_what_greedy_decoding_gives_is_greedy_and_nothing_else_is() -> None:

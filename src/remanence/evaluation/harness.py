@@ -1,0 +1,373 @@
+"""Every evaluation's loop: items are measured under columns, records are kept at once, and a report is made of them.
+
+- An `Evaluation` says what is measured: a name, the settings that its figures hang on, items and columns.
+- A `Run` measures each item under each column once, which gives a record: a JSON object. With a folder, a record is
+  appended to a file of JSON lines at once, and what stands there is not measured again.
+- A `Report` says what came out, for each group of items and each column, with intervals.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from remanence.errors import InvalidInputError
+from remanence.evaluation.intervals import Floats, bootstrap, wilson
+from remanence.model.model import MemoryModel
+
+Record = dict[str, Any]  # JSON
+Progress = Callable[[int, int], None]  # called with (done, in all)
+_NAMES = 3  # columns of a table that name the row: group, column, samples
+_WIDEST = 120  # characters of a table in text
+
+Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a record says under one name, and what is made of it.
+
+    Attributes:
+        name: in the records; those that lack it do not count.
+        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
+            the harmonic mean of the means of what a record lists under the name.
+        digits: after the point, where it is shown.
+        compared: shown beside its difference to the column that all are compared with.
+    """
+
+    name: str
+    kind: Kind
+    digits: int = 3
+    compared: bool = False
+
+    def figure(self, values: Sequence[Any]) -> dict[str, float]:
+        """`value`, `low`, `high` (95 %) and `n`, of what some records say."""
+        held = np.asarray(values, dtype=np.float64)
+        if self.kind == "rate":
+            low, high = wilson(float(held.sum()), len(held))
+        else:
+            low, high = bootstrap(held, self._of)
+        return {"value": float(self._of(held[None])[0]), "low": low, "high": high, "n": len(held)}
+
+    def difference(self, values: Sequence[Any], base: Sequence[Any]) -> dict[str, float]:
+        """Of the same items under another column, drawn together: the difference, of perplexities the ratio.
+
+        Of medians it is the median of the differences.
+        """
+        ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
+        of = self._of
+        if self.kind == "harmonic":  # is no mean of what the items got, so both sides are drawn
+            pairs = np.stack([ours, theirs], axis=1)  # [n, 2, parts]
+            of = self._apart
+        else:
+            pairs = ours - theirs
+        low, high = bootstrap(pairs, of)
+        return {"value": float(of(pairs[None])[0]), "low": low, "high": high, "n": len(pairs)}
+
+    def _apart(self, pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
+        return self._of(pairs[:, :, 0]) - self._of(pairs[:, :, 1])
+
+    @property
+    def _of(self) -> Callable[[Floats], Floats]:
+        others = {"median": _median, "perplexity": _perplexity, "harmonic": _harmonic}
+        return others.get(self.kind, _mean)
+
+
+def _mean(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(samples.mean(axis=1))
+
+
+def _median(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(np.median(samples, axis=1))
+
+
+def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(np.exp(samples.mean(axis=1)))
+
+
+def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
+    means = samples.mean(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(means.shape[1] / (1 / means).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is measured under each column.
+
+    Attributes:
+        key: its name, which no other item has, and which is the same whenever the evaluation is made.
+        groups: rows of the report that it counts in, such as all items and those of its kind.
+        columns: it is measured under; None: all.
+        content: what a column needs of it.
+        together: items that follow each other and have this in common are measured at once; "": each by itself.
+    """
+
+    key: str
+    groups: tuple[str, ...]
+    columns: tuple[str, ...] | None = None
+    content: Any = None
+    together: str = ""
+
+
+Measure = Callable[[Sequence[Item]], Sequence[Record]]  # a record of each item, in their order
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured.
+
+    Attributes:
+        name: of the evaluation, and of its file of records.
+        settings: JSON; all that the figures hang on but the model, the items and the columns. Other settings, other
+            records.
+        items: in the order in which they are measured.
+        columns: by name, how items are measured.
+        metrics: what the report makes of the records.
+        base: the column that the others are compared with, item by item.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    items: Sequence[Item]
+    columns: Mapping[str, Measure]
+    metrics: Sequence[Metric]
+    base: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.items or not self.columns:
+            raise InvalidInputError(f"{self.name} has nothing to measure; it needs an item and a column")
+        keys = [item.key for item in self.items]
+        if len(set(keys)) < len(keys):
+            raise InvalidInputError(f"two items of {self.name} have the same key")
+
+    def batches(self) -> Iterable[tuple[str, list[Item]]]:
+        """What is measured at once: a column and its items, all columns of some items before the next items."""
+        for _, part in groupby(self.items, lambda item: item.together or item.key):
+            held = list(part)
+            for column in self.columns:
+                if those := [item for item in held if item.columns is None or column in item.columns]:
+                    yield column, those
+
+
+def about(model: MemoryModel) -> dict[str, Any]:
+    """What of a model its figures hang on: a fingerprint of its weights, their type, and how it reads and writes."""
+    return {
+        "fingerprint": model.fingerprint(),
+        "dtype": str(model.backbone.dtype).removeprefix("torch."),
+        "config": model.config.to_json(),
+    }
+
+
+class Run:
+    """One pass over an evaluation.
+
+    Args:
+        model: what `about` says of it.
+        folder: for the file of records, which is named after the evaluation and a digest of settings and model: a
+            changed setting or model starts anew, and the records of before stay. None: nothing is kept.
+    """
+
+    def __init__(self, evaluation: Evaluation, model: Mapping[str, Any], folder: Path | None = None) -> None:
+        self.evaluation = evaluation
+        self._begun = {"evaluation": evaluation.name, "settings": dict(evaluation.settings), "model": dict(model)}
+        digest = hashlib.blake2b(json.dumps(self._begun, sort_keys=True).encode(), digest_size=6).hexdigest()
+        self.file = None if folder is None else folder / f"{evaluation.name}-{digest}.jsonl"
+        self._records: dict[tuple[str, str], Record] = {}
+        if self.file is not None:
+            self._open(self.file)
+
+    def __call__(self, progress: Progress | None = None) -> list[Record]:
+        """Measure what is not measured yet.
+
+        Returns:
+            the records of all items under all columns, in the order of the items. Each has what the column gave, and
+            `item`, `groups` and `column`.
+        """
+        wanted, done = list(self.evaluation.batches()), 0
+        total = sum(len(items) for _, items in wanted)
+        for column, items in wanted:
+            left = [item for item in items if (item.key, column) not in self._records]
+            if left:
+                self._keep(column, left, self.evaluation.columns[column](left))
+            done += len(items)
+            if progress is not None:
+                progress(done, total)
+        return [self._records[item.key, column] for column, items in wanted for item in items]
+
+    def _keep(self, column: str, items: Sequence[Item], found: Sequence[Record]) -> None:
+        made = [
+            {"item": item.key, "groups": list(item.groups), "column": column, **record}
+            for item, record in zip(items, found, strict=True)
+        ]
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in made)
+        self._records |= {(record["item"], column): record for record in made}
+
+    def _open(self, file: Path) -> None:
+        """Take in the records that are there; of a line that was cut nothing is left."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+        if lines and not lines[-1].endswith(b"\n"):
+            os.truncate(file, sum(map(len, lines[:-1])))
+            lines.pop()
+        if not lines:
+            file.write_text(json.dumps(self._begun) + "\n", encoding="utf-8")
+        try:
+            for record in map(json.loads, lines[1:]):
+                self._records[record["item"], record["column"]] = record
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise InvalidInputError(f"{file} is damaged; delete it, or name another folder") from error
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        name, settings, model: as they were given to the run.
+        metrics: those that any record has.
+        rows: for each group and column, groups in the order of the items: `group`, `column`, `samples`, `metrics` (by
+            name: `value`, `low`, `high`, `n`), and `versus` (the same, of the differences to the base).
+        base: the column that others are compared with.
+        stamp: command, date, device and versions, as `run_stamp` gives them.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    metrics: tuple[Metric, ...]
+    rows: list[dict[str, Any]]
+    base: str | None = None
+    stamp: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        evaluation: Evaluation,
+        records: Sequence[Record],
+        model: Mapping[str, Any],
+        stamp: Mapping[str, Any] | None = None,
+    ) -> "Report":
+        """Of the records that a run of the evaluation gave, what `about` says of its model, and a stamp."""
+        held: dict[tuple[str, str], list[Record]] = {}
+        for record in records:
+            for group in record["groups"]:
+                held.setdefault((group, record["column"]), []).append(record)
+        order = {column: place for place, column in enumerate(evaluation.columns)}
+        groups = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in held))}
+        rows = []
+        for group, column in sorted(held, key=lambda one: (groups[one[0]], order[one[1]])):
+            those, base = held[group, column], held.get((group, evaluation.base or ""), [])
+            row: dict[str, Any] = {"group": group, "column": column, "samples": len(those), "metrics": {}, "versus": {}}
+            for metric in evaluation.metrics:
+                if found := [record[metric.name] for record in those if metric.name in record]:
+                    row["metrics"][metric.name] = metric.figure(found)
+                if column != evaluation.base and (pairs := _pairs(those, base, metric.name)):
+                    row["versus"][metric.name] = metric.difference(*zip(*pairs, strict=True))
+            rows.append(row)
+        said = {name for row in rows for name in row["metrics"]}
+        return cls(
+            evaluation.name,
+            dict(evaluation.settings),
+            dict(model),
+            tuple(metric for metric in evaluation.metrics if metric.name in said),
+            rows,
+            evaluation.base,
+            dict(stamp or {}),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "evaluation": self.name,
+            "settings": self.settings,
+            "model": self.model,
+            "base": self.base,
+            "metrics": [vars(metric) for metric in self.metrics],
+            "rows": self.rows,
+            **self.stamp,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Report":
+        """What `to_json` made."""
+        own = ("evaluation", "settings", "model", "metrics", "rows", "base")
+        name, settings, model, metrics, rows, base = (content[part] for part in own)
+        stamp = {part: value for part, value in content.items() if part not in own}
+        return cls(name, settings, model, tuple(Metric(**metric) for metric in metrics), rows, base, stamp)
+
+    def table(self, style: Literal["text", "markdown"] = "text") -> str:
+        """A line for each group and column: figures, and between brackets the interval that holds 95 %."""
+        titles = ["", "", "n", *(title for metric in self.metrics for title in self._titles(metric))]
+        lines, before = [], None
+        for row in self.rows:
+            group = "" if row["group"] == before else row["group"]
+            before = row["group"]
+            cells = [cell for metric in self.metrics for cell in self._cells(row, metric)]
+            lines.append([group, row["column"], str(row["samples"]), *cells])
+        return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
+
+    def _titles(self, metric: Metric) -> list[str]:
+        title = metric.name.replace("_", " ")
+        if not self._compares(metric):
+            return [title]
+        return [title, f"against {self.base}" if metric.kind == "perplexity" else f"more than {self.base}"]
+
+    def _cells(self, row: Mapping[str, Any], metric: Metric) -> list[str]:
+        cells = [_cell(row["metrics"].get(metric.name), metric.digits)]
+        if self._compares(metric):
+            ratio = metric.kind == "perplexity"
+            cells.append(_cell(row["versus"].get(metric.name), 4 if ratio else metric.digits, sign=not ratio))
+        return cells
+
+    def _compares(self, metric: Metric) -> bool:
+        return metric.compared and any(metric.name in row["versus"] for row in self.rows)
+
+
+def _pairs(those: Sequence[Record], base: Sequence[Record], metric: str) -> list[tuple[Any, Any]]:
+    others = {record["item"]: record[metric] for record in base if metric in record}
+    return [
+        (record[metric], others[record["item"]]) for record in those if metric in record and record["item"] in others
+    ]
+
+
+def _cell(figure: Mapping[str, float] | None, digits: int, *, sign: bool = False) -> str:
+    if figure is None:
+        return ""
+    form = f"{'+' if sign else ''},.{digits}f"
+    return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
+
+
+def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = "|".join("---" if not title else "---:" for title in titles)
+    return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _text(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Names to the left, figures to the right; below each other, with the names again, what is too wide."""
+    columns = list(zip(titles, *lines, strict=True))
+    names, blocks = columns[:_NAMES], [columns[:_NAMES]]
+    for column in columns[_NAMES:]:
+        if blocks[-1] != names and _width([*blocks[-1], column]) > _WIDEST:
+            blocks.append(names)
+        blocks[-1] = [*blocks[-1], column]
+    return "\n\n".join(map(_block, blocks))
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + 2 for column in columns) - 2
+
+
+def _block(columns: Sequence[Sequence[str]]) -> str:
+    padded = []
+    for title, *cells in columns:
+        width = max(map(len, (title, *cells)))
+        padded.append([cell.rjust(width) if title else cell.ljust(width) for cell in (title, *cells)])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))

@@ -1,0 +1,236 @@
+"""Questions about passages of SQuAD and Natural Questions that were told: one alone, among others, or not at all.
+
+| memory | what it holds |
+|---|---|
+| 1 | the passage |
+| 4 (up to 16) | the passage and three others, read together |
+| +0 | the passages that are asked about, 200 of them |
+| +1000 | the same and, written after them, 1,000 others |
+| all | all passages of the file |
+| untold | as +0, without the passage: the right answer is that it was not told |
+
+The questions are the same in each. They are those whose shortest answer has at most 4 tokens. Memories of up to 16
+passages are read whole, others as the model would read them. Of Natural Questions only the second half of the file is
+used, so that the first is free to be trained on.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from remanence.errors import InvalidInputError
+from remanence.evaluation.columns import ANSWER_TOKENS, ANSWERED, Asking, Column, reading_all, record_of
+from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.passages import ANSWER_LIMIT, read_passages
+from remanence.evaluation.scores import normalised
+from remanence.evaluation.told import Told
+from remanence.model.model import MemoryModel
+from remanence.texts import read_text
+
+MEMORIES = "1,4,+0,all,untold"
+ASKED_ABOUT = 200  # passages
+LONGEST = 1024  # tokens of a passage; of SQuAD none is longer, of Natural Questions some tables are
+_WHOLE = 16  # passages at most that are read together
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, its answers, and the passage that holds them, by its number."""
+
+    text: str
+    truths: tuple[str, ...]
+    passage: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The passages of a file in the order in which they are told, and the questions about the first of them."""
+
+    passages: list[str]
+    articles: list[str]
+    asked: list[Asked]
+
+
+def read_questions(path: Path, tokenizer: Any, seed: int = 0) -> Questions:
+    """Of a SQuAD v1.1 file, or of the second half of a Natural Questions file; the seed sets the order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format, or no question with a short answer.
+    """
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    held = read_passages(path)
+    if _is_natural(path):
+        held = held[len(held) // 2 :]
+    held = [passage for passage in held if tokens(passage.text) <= LONGEST]
+    rng = random.Random(seed)
+    rng.shuffle(held)
+    asked = []
+    for number, passage in enumerate(held[:ASKED_ABOUT]):
+        for question in passage.questions:
+            truths = tuple(truth for truth in question.truths if normalised(truth))
+            if truths and min(map(tokens, truths)) <= ANSWER_LIMIT:
+                text = question.text.removeprefix("Question: ").removesuffix(" Answer:")
+                asked.append(Asked(text, truths, number))
+    if not asked:
+        raise InvalidInputError(f"{path} has no question whose answer has at most {ANSWER_LIMIT} tokens")
+    rng.shuffle(asked)
+    return Questions([passage.text for passage in held], [passage.article for passage in held], asked)
+
+
+def _is_natural(path: Path) -> bool:
+    return "nq_annotated_gold" in read_text(path).partition("\n")[0]
+
+
+def evaluation(
+    model: MemoryModel,
+    path: Path,
+    columns: Sequence[Column],
+    *,
+    memories: str = MEMORIES,
+    count: int = 100,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> Evaluation:
+    """What is measured of a file.
+
+    Args:
+        memories: with commas between, from the table above.
+        count: questions, at most; the first of a larger count are those of a smaller one.
+        folder: in which what is told once is kept, so that the next run need not write it again.
+
+    Raises:
+        FileNotFoundError, InvalidInputError: as `read_questions`; no such memory, or no column for any.
+    """
+    questions = read_questions(path, model.tokenizer, seed)
+    held, asking = _Held(model, questions, folder), Asking(model)
+    items = []
+    for name in dict.fromkeys(name.strip() for name in memories.split(",")):
+        scene = held.scene(name)
+        if those := tuple(column.name for column in columns if scene.has(column)):
+            asked = enumerate(questions.asked[:count])
+            items += [Item(f"{name}/{number}", (scene.title,), those, (scene, one)) for number, one in asked]
+
+    def measured(column: Column) -> Measure:
+        return lambda those: [_measured(asking, column, held, *item.content) for item in those]
+
+    return Evaluation(
+        "squad",
+        {
+            "data": path.name,
+            "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
+            "passages": len(questions.passages),
+            "asked_about": held.first,
+            "answer_limit": ANSWER_LIMIT,
+            "answer_tokens": ANSWER_TOKENS,
+            "seed": seed,
+        },
+        items,
+        {column.name: measured(column) for column in columns},
+        ANSWERED,
+        base="oracle",
+    )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One of the memories.
+
+    Attributes:
+        title: in the report.
+        passages: how many it holds; whole: they are read together, and differ for each question.
+        untold: the passage that is asked about is forgotten.
+    """
+
+    title: str
+    passages: int
+    whole: bool = False
+    untold: bool = False
+
+    def has(self, column: Column) -> bool:
+        """Text alone cannot say that it was not told. The newest text is the same behind all longer memories."""
+        if self.untold:
+            return column.shows == "slots"
+        return column.shows != "fits" or self.passages <= ASKED_ABOUT
+
+
+def _measured(asking: Asking, column: Column, held: "_Held", scene: Scene, asked: Asked) -> Record:
+    told, right = held.told(scene, asked)
+    with reading_all(held.model) if scene.whole else nullcontext():
+        said = asking(column, told, asked.text, right)
+    record = record_of(said, column, told, asked.truths, right, answerable=not scene.untold)
+    if scene.whole:
+        record.pop("found", None)  # it was read whatever it scored
+    return record
+
+
+class _Held:
+    """What was told, made when it is first asked about; longer memories are forks of shorter ones.
+
+    Attributes:
+        first: passages that are asked about.
+    """
+
+    def __init__(self, model: MemoryModel, questions: Questions, folder: Path | None = None) -> None:
+        self.model, self._questions, self._folder = model, questions, folder
+        self.first = min(ASKED_ABOUT, len(questions.passages))
+        self._shared: dict[int, Told] = {}
+        self._own: tuple[tuple[Scene, Asked], tuple[Told, list[int]]] | None = None
+
+    def scene(self, name: str) -> Scene:
+        """
+        Raises:
+            InvalidInputError: there is no such memory, or the file has too few passages for it.
+        """
+        total, later = len(self._questions.passages), name.removeprefix("+")
+        if name == "untold":
+            return Scene("its passage not told", self.first, untold=True)
+        if name == "all":
+            return Scene(f"all {total:,} passages", total)
+        if name.isdecimal() and 1 <= int(name) <= _WHOLE:
+            wanted, title = int(name), "1 passage" if name == "1" else f"{name} passages"
+            scene = Scene(title, wanted, whole=True)
+        elif name.startswith("+") and later.isdecimal():
+            wanted = self.first + int(later)
+            title = f"{self.first:,} passages" + (f", {int(later):,} writes later" if int(later) else "")
+            scene = Scene(title, wanted)
+        else:
+            raise InvalidInputError(f"there is no memory {name!r}; there are {MEMORIES}, numbers up to {_WHOLE}, +1000")
+        if wanted > total:
+            raise InvalidInputError(f"memory {name} takes {wanted:,} passages, but the file has {total:,}")
+        return scene
+
+    def told(self, scene: Scene, asked: Asked) -> tuple[Told, list[int]]:
+        """What a memory was told, and which of its passages hold the answer."""
+        if not scene.whole:
+            told = self._up_to(scene.passages)
+            return (told.without(asked.passage), []) if scene.untold else (told, [asked.passage])
+        if self._own is None or self._own[0] != (scene, asked):
+            self._own = (scene, asked), self._among_others(asked, scene.passages)
+        return self._own[1]
+
+    def _up_to(self, length: int) -> Told:
+        if length not in self._shared:
+            shorter = max((known for known in self._shared if known < length), default=0)
+            passages = self._questions.passages[shorter:length]
+            before = self._shared.get(shorter, Told(self.model, []))
+            self._shared[length] = before.then(passages, self._folder)
+        return self._shared[length]
+
+    def _among_others(self, asked: Asked, number: int) -> tuple[Told, list[int]]:
+        """A passage among those of other articles."""
+        passages, articles = self._questions.passages, self._questions.articles
+        own, rng = passages[asked.passage], random.Random(f"{asked.passage}/{asked.text}/{number}")
+        others = [text for text, article in zip(passages, articles, strict=True) if article != articles[asked.passage]]
+        if len(others) < number - 1:
+            raise InvalidInputError("the file has too few articles for passages of others; ask about 1 passage only")
+        told = [own, *rng.sample(others, number - 1)]
+        rng.shuffle(told)
+        return Told(self.model, told), [told.index(own)]

@@ -1,0 +1,85 @@
+"""Facts are told into forks of a memory of novels, the same at each length."""
+
+from pathlib import Path
+
+import pytest
+
+from remanence.errors import InvalidInputError
+from remanence.evaluation import babi
+from remanence.evaluation.babi import Story
+from remanence.evaluation.columns import columns_of
+from remanence.evaluation.harness import Evaluation, Run
+from tests.support import asked
+
+PARAGRAPH = (
+    "Paragraph {} of a long novel that nobody asks about has at least twenty words, or else it would not be told."
+)
+
+
+def novels(folder: Path, paragraphs: int = 12) -> Path:
+    (folder / "novels").mkdir()
+    text = "\n\n".join([*(PARAGRAPH.format(number) for number in range(paragraphs)), "Too short."])
+    (folder / "novels" / "one.txt").write_text(text, encoding="utf-8")
+    return folder / "novels"
+
+
+def evaluation(folder: Path, lengths: list[int], columns: str = "oracle,slots", count: int = 2) -> Evaluation:
+    model = asked.model()
+    file = asked.babi_file(folder)
+    return babi.evaluation(model, file, columns_of(model, columns), lengths=lengths, novels=novels(folder), count=count)
+
+
+def test_read_stories_gives_each_question_the_facts_before_it(tmp_path: Path) -> None:
+    first, second, third = babi.read_stories(asked.babi_file(tmp_path))
+    facts = ("John went to the hall.", "Mary went to the bath.", "John went to the attic.")
+    assert first == Story(facts[:2], "Where is John?", "hall", (0,))
+    assert second == Story(facts, "Where is John?", "attic", (2,))
+    assert third == Story(("Sandra took the milk.",), "Where is Sandra?", "kitchen", (0,))
+
+
+@pytest.mark.parametrize("content", ["Hello.", "1 John went.\n2 Where? \thall\t7", "1 John went."])
+def test_read_stories_refuses_other_formats(content: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    with pytest.raises(InvalidInputError, match=r"a\.txt"):
+        babi.read_stories(tmp_path / "a.txt")
+
+
+def test_read_novels_takes_paragraphs_that_are_not_short(tmp_path: Path) -> None:
+    assert babi.read_novels(novels(tmp_path)) == [PARAGRAPH.format(number) for number in range(12)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.txt"):
+        babi.read_novels(tmp_path / "empty")
+
+
+def test_evaluation_tells_the_same_stories_behind_longer_and_longer_texts(tmp_path: Path) -> None:
+    model = asked.model()
+    background = babi._Background(model, novels(tmp_path), [500, 300], 0)
+    short, long = background.told(300), background.told(500)
+    assert background.lengths == [300, 500]
+    for told, length in ((short, 300), (long, 500)):
+        whole = sum(told.lengths)
+        assert whole <= length < whole + max(told.lengths)
+        assert (
+            [record.text for record in told.memory.writes]
+            == told.passages
+            == background.paragraphs[: len(told.passages)]
+        )
+    assert 0 < len(short.passages) < len(long.passages)
+
+
+def test_evaluation_finds_the_facts_that_answer(tmp_path: Path) -> None:
+    made = evaluation(tmp_path, [300, 500], "bm25_4,slots")
+    records = Run(made, {})()
+    assert [(record["item"], record["groups"]) for record in records[::2]] == [
+        *[("300/0", ["300 tokens"]), ("300/1", ["300 tokens"]), ("500/0", ["500 tokens"]), ("500/1", ["500 tokens"])]
+    ]
+    assert all(record["among_4"] for record in records)
+    assert [item.content[1] for item in made.items[:2]] == [item.content[1] for item in made.items[2:]]
+
+
+def test_evaluation_refuses_lengths_and_columns_that_make_no_sense(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="fewer than 100,000 tokens"):
+        evaluation(tmp_path, [300, 100_000])
+    model = asked.model()
+    with pytest.raises(InvalidInputError, match="leave the column fits out"):
+        babi.evaluation(model, asked.babi_file(tmp_path), columns_of(model, "fits"), lengths=[300])
