@@ -187,3 +187,8 @@ def test_repr_names_the_writer_and_whether_it_was_trained() -> None:
     untrained = MemoryModel.attach(decoder(), slots=SLOTS, slots_per_write=K)
     assert "writer='learned', not trained" in repr(untrained)
     assert "writer='text'\n" in repr(with_text()) and "not trained" not in repr(with_memory())
+
+
+def test_memory_from_slots_belongs_to_a_learned_writer() -> None:
+    with pytest.raises(InvalidInputError, match="this model writes text slots"):
+        with_text().memory_from_slots(torch.zeros(tiny.LAYERS, SLOTS, 32))

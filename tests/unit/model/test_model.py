@@ -388,11 +388,6 @@ def test_inspect_counts_long_term_slots_layer_by_layer() -> None:
     assert model.inspect(told(model, writes=3))["longterm"] == [2 * K] * tiny.LAYERS
 
 
-def test_memory_from_slots_belongs_to_a_learned_writer() -> None:
-    with pytest.raises(InvalidInputError, match="this model writes text slots"):
-        with_text().memory_from_slots(torch.zeros(tiny.LAYERS, SLOTS, 32))
-
-
 def test_text_goes_in_and_comes_out_for_one_memory_and_for_several(model: MemoryModel) -> None:
     greedy = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
     memories = [Memory.fork(told(model)) for _ in range(2)]
