@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from remanence import MemoryModel
+from remanence.cli.shared import err, out
 from remanence.config import LongTermConfig
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -22,6 +23,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMANENCE_MODEL", checkpoint)
     monkeypatch.setenv("COLUMNS", "200")
+    for console in (out, err):  # which keep what COLUMNS was when they were made, in whichever process that was
+        monkeypatch.setattr(console, "_width", None)
     return tmp_path
 
 
