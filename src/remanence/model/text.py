@@ -311,23 +311,22 @@ class TextWriter:
 
     def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
         """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
-        head, device = self.head_of(memory), self.model.device
-        found: dict[int, Tensor] = {}
-        missing = []
-        for chunk in chunks:
-            held = chunk.slots.load(device) if chunk.slots is not None else None
-            if held is None and chunk.ids is not None:
-                held = self.cache.get(self._key(head, chunk.ids))
-            if held is None:
-                missing.append(chunk)
-            else:
-                found[chunk.key] = held
-        for batch in _batches(missing, [chunk.tokens for chunk in missing]):
-            texts = [(head, chunk.ids) for chunk in batch if chunk.ids is not None]
-            for chunk, (_, ids), encoded in zip(batch, texts, self.encode(texts), strict=True):
-                self.cache.put(self._key(head, ids), encoded.slots)
-                found[chunk.key] = encoded.slots
+        kept = {chunk.key: chunk.slots.load(self.model.device) for chunk in chunks if chunk.slots is not None}
+        others = [(chunk.key, chunk.ids) for chunk in chunks if chunk.slots is None and chunk.ids is not None]
+        made = self.encoded(self.head_of(memory), [ids for _, ids in others])
+        found = kept | dict(zip((key for key, _ in others), made, strict=True))
         return [found[chunk.key] for chunk in chunks]
+
+    def encoded(self, head: Sequence[int], texts: Sequence[Tensor]) -> list[Tensor]:  # [n] each -> [2, L, n, H, D] each
+        """The slots of texts behind a head, remembered or encoded."""
+        found = [self.cache.get(self._key(head, ids)) for ids in texts]
+        missing = [place for place, slots in enumerate(found) if slots is None]
+        for batch in _batches(missing, [len(texts[place]) for place in missing]):
+            made = self.encode([(head, texts[place]) for place in batch])
+            for place, one in zip(batch, made, strict=True):
+                self.cache.put(self._key(head, texts[place]), one.slots)
+                found[place] = one.slots
+        return [slots for slots in found if slots is not None]
 
     def make_keys(self, memory: Memory) -> None:
         """Make the retrieval keys of chunks that have none, and of all where another retriever made them; or none."""

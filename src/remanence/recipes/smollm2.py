@@ -19,6 +19,8 @@ from remanence import MemoryModel
 from remanence.bases import find_base
 from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
+from remanence.model.prefix_store import SlotCache
+from remanence.model.text import TextWriter
 from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
 from remanence.training.packing import Group, answer_loss
 from remanence.training.questions import QuestionSet, load_questions, passages_of
@@ -29,6 +31,7 @@ from remanence.training.trainer import StopAfter, last_checkpoint
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _VALIDATION = 0.08  # of the passages
+_CACHE = 2**32  # bytes of encoded passages: training reads many more than a person asks about
 _VALIDATED = 16  # steps whose loss is measured before and after
 
 
@@ -97,7 +100,10 @@ def _model(folder: Path, rank: int) -> MemoryModel:
     there = {name.rsplit(".", 1)[-1] for name, _ in hf.named_modules()}
     targets = tuple(name for name in _LINEAR if name in there) or None
     lora = LoraSettings(r=rank, lora_alpha=2.0 * rank, target_modules=targets)
-    return MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL))
+    model = MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL))
+    assert isinstance(model.writer, TextWriter)
+    model.writer.cache = SlotCache(_CACHE)
+    return model
 
 
 def _has_bfloat16() -> bool:

@@ -14,7 +14,6 @@ from remanence.data.notes import conversation, general_prompt, note
 from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
-from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextWriter, encode_texts
 from remanence.training.packing import Group, Row
 from remanence.training.questions import Question, QuestionSet
@@ -57,9 +56,7 @@ class Lessons:
         settings: LessonSettings,
         *,
         seed: int = 0,
-        cache_bytes: int = 2**32,
     ) -> None:
-        """`cache_bytes`: of encoded passages that are kept, the last used ones."""
         assert isinstance(model.writer, TextWriter)
         self.model, self.data, self.settings, self.seed = model, data, settings, seed
         self._by_passages: dict[tuple[int, ...], list[Question]] = {}
@@ -72,7 +69,6 @@ class Lessons:
             self._topics.setdefault(topic, []).append(number)
             self._postings.add(number, words(text))
         self._head = model.texts.head(TODAY)
-        self._kept = SlotCache(cache_bytes)
         front = [((), torch.tensor(self._head))] if self._head else []
         with torch.no_grad():
             self._front = (
@@ -171,18 +167,8 @@ class Lessons:
             for texts in sets
             for text in texts
         }
-        found: dict[tuple[int, ...], Tensor] = {}
-        missing: list[Tensor] = []
-        for ids in (ids for chunks in cut.values() for ids in chunks):
-            held = self._kept.get(key := tuple(ids.tolist()))
-            if held is not None:
-                found[key] = held
-            elif key not in found:
-                missing.append(ids)
         assert isinstance(model.writer, TextWriter)
         with torch.no_grad():
-            encoded = model.writer.encode([(self._head, ids) for ids in missing]) if missing else []
-        for ids, one in zip(missing, encoded, strict=True):
-            found[key := tuple(ids.tolist())] = one.slots
-            self._kept.put(key, one.slots)
-        return [[*self._front, *(found[tuple(ids.tolist())] for t in texts for ids in cut[t])] for texts in sets]
+            made = iter(model.writer.encoded(self._head, [ids for chunks in cut.values() for ids in chunks]))
+        slots = {text: [next(made) for _ in chunks] for text, chunks in cut.items()}
+        return [[*self._front, *(one for text in texts for one in slots[text])] for texts in sets]
