@@ -66,7 +66,7 @@ editing: $(STAMP)  ## change facts by memory, in context and by fine-tuning, and
 integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the results
 	$(BIN)/python benchmarks/report.py --again integrity
 
-report: $(STAMP)  ## measure again what fits in an hour on two cores, and renew the results; goes on after a cut
+report: $(STAMP)  ## measure again what fits in an hour on two cores, and renew the results; resumes where it was cut
 	$(BIN)/python benchmarks/report.py --again report
 
 results: $(STAMP)  ## write docs/results.md and the tables in the README from the figures in benchmarks

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from remanence.evaluation.retention import Condition
     from remanence.model.model import MemoryModel
 
-StateOption = Annotated[
-    Path | None, typer.Option(help="Folder for what is finished; the same command then goes on after a cut.")
-]
+StateOption = Annotated[Path | None, typer.Option(help="Folder for what is finished; the same command then resumes.")]
 
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -213,9 +211,7 @@ def integrity(
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     state: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for the memory and the counts, every 10,000 writes; the same command then goes on after a cut."
-        ),
+        typer.Option(help="Folder for the memory and the counts, every 10,000 writes; the same command then resumes."),
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:

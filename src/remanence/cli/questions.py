@@ -32,7 +32,7 @@ ResumeOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Folder for what is told and measured; the same command then goes on after a cut, and one with more "
+        help="Folder for what is told and measured; the same command then resumes, and one with more "
         "questions or columns measures only these.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What a run has finished, kept in a file, so that the same command goes on after a cut."""
+"""What a run has finished, kept in a file, so that the same command resumes."""
 
 import json
 import os
