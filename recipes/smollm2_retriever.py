@@ -41,7 +41,9 @@ def train(
     """
     if not resume and (output / "run.json").exists():
         raise InvalidInputError(f"{output} holds a run already; go on with --resume, or name another folder")
-    model = MemoryModel.attach(AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base))
+    # No layer above those that the retriever reads is run.
+    hf = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=max(SETTINGS.layers) + 1)
+    model = MemoryModel.attach(hf, AutoTokenizer.from_pretrained(base))
     settings = replace(SETTINGS, steps=steps)
     made = train_retriever(model, questions(Path(data)), output, settings, minutes=minutes, told=_print)
     return None if made is None else output / file_of("retriever")

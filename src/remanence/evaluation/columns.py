@@ -13,7 +13,7 @@ As text, passages are parted from each other and from the question by blank line
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -29,6 +29,7 @@ from remanence.evaluation.scores import exact_match, f1, normalised
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.chat import TODAY
+from remanence.model.formats.adapters import without
 from remanence.model.model import MemoryModel
 from remanence.model.read import Answer
 from remanence.texts import first_line, prompt_of
@@ -96,8 +97,8 @@ def columns_of(model: MemoryModel, names: str | Sequence[str]) -> list[Column]:
             raise InvalidInputError(
                 f"{model.name} has a learned writer, and this measures text slots; name a model that writes these"
             )
-        if column.parts:
-            raise InvalidInputError(f"{model.name} has no trained {' and no '.join(column.parts)}; name another column")
+        if missing := [part for part in column.parts if part not in model.parts]:
+            raise InvalidInputError(f"{model.name} has no trained {' and no '.join(missing)}; name another column")
     return columns
 
 
@@ -147,7 +148,9 @@ class Asking:
     def __call__(self, column: Column, told: Told, question: str, oracle: Sequence[int] = ()) -> Said:
         """`oracle`: the passages that hold the answer."""
         if column.shows == "slots":
-            return self._from_memory(told, question)
+            _ = told.memory  # written with all parts, so that none makes its keys later
+            with only(self._model, column.parts):
+                return self._from_memory(told, question)
         if column.shows == "bm25":
             told.index()
         begun, ranking = perf_counter(), None
@@ -242,6 +245,21 @@ def hit(said: str, truths: Sequence[str]) -> bool:
     """Whether a right answer stands in what was said, word by word, both as the SQuAD evaluation normalises them."""
     held = f" {normalised(said)} "
     return any(f" {normalised(truth)} " in held for truth in truths if normalised(truth))
+
+
+@contextmanager
+def only(model: MemoryModel, parts: Collection[str]) -> Iterator[None]:
+    """Inside, a model of text slots has no other trained parts than these."""
+    kept = model.config, model.adapters, model.token_retriever
+    model.config = without(model.config, set(model.parts) - set(parts))
+    if "reader" not in parts:
+        model.adapters = None
+    if "retriever" not in parts:
+        model.token_retriever = None
+    try:
+        yield
+    finally:
+        model.config, model.adapters, model.token_retriever = kept
 
 
 @contextmanager

@@ -9,17 +9,19 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import nn
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.intervals import Floats, bootstrap, wilson
 from remanence.model.model import MemoryModel
+from remanence.model.validation import Fingerprint
 
 Record = dict[str, Any]  # JSON
 Progress = Callable[[int, int], None]  # called with (done, in all)
@@ -162,7 +164,22 @@ def about(model: MemoryModel) -> dict[str, Any]:
         "fingerprint": model.fingerprint(),
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "config": model.config.to_json(),
+        "parts": _parts(model),
     }
+
+
+def _parts(model: MemoryModel) -> dict[str, str]:
+    """The trained parts for text slots, each with a digest of its weights."""
+    digests = {}
+    if "reader" in model.parts:
+        digests["reader"] = Fingerprint().of(model.hf, "reader", _adapters)
+    if model.token_retriever is not None:
+        digests["retriever"] = model.token_retriever.name
+    return digests
+
+
+def _adapters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if ".lora_" in name)
 
 
 class Run:

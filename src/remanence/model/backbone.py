@@ -251,6 +251,20 @@ class Backbone:
         kinds = [each.get("rope_type", "default") for each in by_type or [parameters]]
         return any(kind == "longrope" or "dynamic" in kind for kind in kinds)
 
+    @property
+    def positions(self) -> int | None:
+        """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
+        most: int | None = getattr(self.config, "max_position_embeddings", None)
+        if most is None:
+            return None
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        for each in (parameters, *parameters.values()):
+            if isinstance(each, dict) and each.get("factor"):
+                stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
+                first = most if stretched else each.get("original_max_position_embeddings") or 0
+                most = max(most, int(first * float(each["factor"])))
+        return most
+
     def rotary(self, positions: Tensor, like: Tensor, longest: int | None = None) -> Callable[[int], Angles]:
         """Cosines and sines for a layer, as the decoder's own `rotary_emb` makes them; once for each kind of layer.
 

@@ -250,17 +250,7 @@ class MemoryDecoder(nn.Module):
     @property
     def positions(self) -> int | None:
         """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
-        config = self.backbone.config
-        most: int | None = getattr(config, "max_position_embeddings", None)
-        if most is None:
-            return None
-        parameters = getattr(config, "rope_parameters", None) or {}
-        for each in (parameters, *parameters.values()):
-            if isinstance(each, dict) and each.get("factor"):
-                stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
-                first = most if stretched else each.get("original_max_position_embeddings") or 0
-                most = max(most, int(first * float(each["factor"])))
-        return most
+        return self.backbone.positions
 
     def longest_chunk(self, front: int) -> int:
         """Most tokens of a chunk that is encoded behind so many entries.
@@ -317,6 +307,13 @@ class MemoryDecoder(nn.Module):
             retriever.require(len(self.backbone.layers), 2 * self.backbone.kv_heads * self.backbone.head_dim)
             retriever = retriever.to(self.device)
         self.token_retriever = retriever
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The trained parts for text slots that are on: "reader", "retriever"."""
+        reads = self.config.writer == "text" and self.adapters is not None
+        there = {"reader": reads, "retriever": self.token_retriever is not None}
+        return tuple(part for part, on in there.items() if on)
 
     @property
     def latent_layer(self) -> int:

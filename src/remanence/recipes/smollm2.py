@@ -7,6 +7,7 @@ was not told.
 Questions come in the formats of `remanence.training.questions`. Those about passages of `held_out` are left out.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from remanence.training.trainer import StopAfter, last_checkpoint
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _VALIDATION = 0.08  # of the passages
-_CACHE = 2**32  # bytes of encoded passages: training reads many more than a person asks about
+_CACHE = 0.5  # of the memory of the machine, for encoded passages: each is read many times
 _VALIDATED = 16  # steps whose loss is measured before and after
 
 
@@ -102,7 +103,7 @@ def _model(folder: Path, rank: int) -> MemoryModel:
     lora = LoraSettings(r=rank, lora_alpha=2.0 * rank, target_modules=targets)
     model = MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL))
     assert isinstance(model.writer, TextWriter)
-    model.writer.cache = SlotCache(_CACHE)
+    model.writer.cache = SlotCache(int(_CACHE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return model
 
 

@@ -42,7 +42,7 @@ class LessonSettings:
     slots: int = 1400
     notes: float = 0.15
     conversations: float = 0.1
-    refused: float = 0.18
+    refused: float = 0.2
     general: float = 0.2
 
 

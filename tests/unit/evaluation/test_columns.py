@@ -3,13 +3,17 @@
 from typing import Any
 
 import pytest
+import torch
 
 from remanence import MemoryModel
+from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
-from remanence.evaluation.columns import Asking, Column, Said, columns_of, hit, reading_all, record_of
+from remanence.evaluation.columns import Asking, Column, Said, columns_of, hit, only, reading_all, record_of
+from remanence.evaluation.harness import about
 from remanence.evaluation.told import Told
 from tests.support import asked
-from tests.support.tiny import with_memory
+from tests.support.late import token_retriever
+from tests.support.tiny import tokenizer, with_memory
 
 QUESTION = "Where was Cleo born?"
 
@@ -99,6 +103,55 @@ def test_columns_of_reads_a_list_and_refuses_what_is_not_there() -> None:
         columns_of(model, " ,")
     with pytest.raises(InvalidInputError, match="has a learned writer"):
         columns_of(with_memory(), "slots")
+
+
+def with_parts() -> MemoryModel:
+    """Random parts, which change what is read and said."""
+    lora = LoraSettings(r=2, target_modules=("q_proj",))
+    retrieval = RetrievalConfig(min_score=0.9, refusal="no")
+    model = MemoryModel.attach(asked.model().hf, tokenizer(), lora=lora, retrieval=retrieval)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    model.use_token_retriever(token_retriever(model, layers=(0, 1)))
+    return model
+
+
+def test_a_column_has_the_parts_that_it_names_and_no_others() -> None:
+    model = with_parts()
+    assert model.parts == ("reader", "retriever")
+    seen: dict[str, tuple[Any, ...]] = {}
+    ask = model.ask
+
+    def noting(*given: Any, **more: Any) -> Any:
+        seen.setdefault(column, (model.parts, model.config.retrieval.min_score, model.config.retrieval.refusal))
+        return ask(*given, **more)
+
+    model.ask = noting  # type: ignore[method-assign,assignment]
+    told, before = Told(model, [asked.passage(number) for number in range(3)]), about(model)
+    for column in ("slots", "slots+reader", "slots+retriever", "slots+reader+retriever"):
+        [one] = columns_of(model, column)
+        Asking(model)(one, told, QUESTION, [2])
+    assert seen == {
+        "slots": ((), 0.25, None),
+        "slots+reader": (("reader",), 0.25, "no"),
+        "slots+retriever": (("retriever",), 0.9, None),
+        "slots+reader+retriever": (("reader", "retriever"), 0.9, "no"),
+    }
+    assert about(model) == before and set(before["parts"]) == {"reader", "retriever"}
+
+
+def test_without_its_parts_a_model_answers_as_one_that_has_none() -> None:
+    model, plain = with_parts(), asked.model()
+    memory, other = model.new_memory(), plain.new_memory()
+    for one, into in ((model, memory), (plain, other)):
+        one.write(into, asked.passage(0))
+    prompt = "Where was Ada born?"
+    expected = plain.read(other, prompt).logits
+    with only(model, ()):
+        assert torch.equal(model.read(memory, prompt).logits, expected)
+    with only(model, ("reader",)):
+        assert not torch.allclose(model.read(memory, prompt).logits, expected, atol=1e-3)
 
 
 def test_reading_all_reads_what_scores_too_little_and_only_inside() -> None:

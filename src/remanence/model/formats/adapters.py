@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from remanence.config import MemoryConfig
+from remanence.config import MemoryConfig, RetrievalConfig
 from remanence.errors import CheckpointError, InvalidInputError
 from remanence.model.lora import without_twins
 from remanence.model.validation import Fingerprint
@@ -88,9 +88,11 @@ def load_reader(path: Path, parts: Collection[str]) -> dict[str, Tensor]:
 
 
 def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
-    """The settings of a model that has these parts only."""
-    if "reader" not in parts:
+    """The settings of a model that these parts were taken from."""
+    if "reader" in parts:
         config = config.replace(lora=None, retrieval=config.retrieval.replace(refusal=None))
+    if "retriever" in parts:  # the threshold was measured on the retriever's scores
+        config = config.replace(retrieval=config.retrieval.replace(min_score=RetrievalConfig().min_score))
     return config
 
 

@@ -157,8 +157,8 @@ def _load_own(
         raise InvalidInputError(f"{path} holds its decoder, so base= and parts= say nothing; leave them out")
     if held is not None:
         folder = adapters.folder_of(held, base, path)
-        parts = adapters.wanted(parts, path)
-        config = adapters.without(config, parts)
+        there, parts = adapters.wanted(None, path), adapters.wanted(parts, path)
+        config = adapters.without(config, set(there) - set(parts))
     try:
         tensors = load_file(path / PARAMETERS) if held is None else adapters.load_reader(path, parts or ())
         hf = AutoModelForCausalLM.from_pretrained(
