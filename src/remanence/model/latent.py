@@ -8,7 +8,7 @@ questions, and both are divided by the sentences' standard deviation, dimension 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import resources
@@ -24,6 +24,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.environment import cache_folder
 from remanence.memory.finite import all_finite
+from remanence.model.backbone import Backbone
 from remanence.model.chat import TODAY
 from remanence.model.decoder import LATENT, MemoryDecoder
 from remanence.model.hooks import MemoryCache
@@ -33,18 +34,18 @@ Head = tuple[int, ...]
 _AT_ONCE = 16
 
 
-class _HeadCache(MemoryCache):
-    """The head's own keys and values in front, and what is looked at of the text behind it.
+class _TextCache(MemoryCache):
+    """The head's own keys and values in front, and what is collected of the text behind it as its layers run.
 
     Attributes:
+        slots: per layer passed so far, keys (unrotated) and values `[B, T, H, D]`.
         hidden: `[B, T, d]`, what one layer is given.
-        normed: `[B, T, d]` of each layer passed so far, what its attention sees, if that is asked for.
     """
 
-    def __init__(self, layers: list[DynamicLayer], layer: int, with_normed: bool = False) -> None:
+    def __init__(self, backbone: Backbone, layers: list[DynamicLayer], layer: int) -> None:
         super().__init__(layers=list[CacheLayerMixin](layers))
-        self._layer, self.hidden, self._with_normed = layer, torch.empty(0), with_normed
-        self.normed: list[Tensor] = []
+        self._backbone, self._layer, self.hidden = backbone, layer, torch.empty(0)
+        self.slots: list[tuple[Tensor, Tensor]] = []
 
     def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
         if layer == self._layer:
@@ -52,15 +53,19 @@ class _HeadCache(MemoryCache):
         return hidden
 
     def before_attention(self, layer: int, normed: Tensor) -> None:
-        if self._with_normed:
-            self.normed.append(normed)
+        self.slots.append(self._backbone.project_normed(layer, normed))
 
 
 class Encoded(NamedTuple):
-    """A text behind a head: its mean hidden state `[d]`, float32, and its slots `[2, L, n, H, D]` if asked for."""
+    """A text behind a head.
+
+    Attributes:
+        mean: `[d]`, float32, over its positions, of what one layer is given.
+        slots: `[2, L, n, H, D]`, its keys (unrotated) and values.
+    """
 
     mean: Tensor
-    slots: Tensor | None
+    slots: Tensor
 
 
 class Latents:
@@ -74,35 +79,31 @@ class Latents:
     def of_chunk(self, mean: Tensor, head: Head) -> Tensor:  # [d] -> [d]
         """Of a chunk's mean hidden state, encoded behind the head."""
         common = self._of_model(head)
-        return normalize((mean.cpu() - common["statements"]) / common["std"], dim=0)
+        return normalize((mean - common["statements"]) / common["std"], dim=0)
 
     def of_question(self, mean: Tensor, head: Head) -> Tensor:  # [d] -> [d]
         """Of a question's mean hidden state, encoded behind the head."""
         common = self._of_model(head)
         return normalize((mean - common["questions"]) / common["std"], dim=0)
 
-    def encode(self, texts: Sequence[Tensor], head: Head, *, slots: bool = False) -> list[Encoded]:  # [n] each
-        """Encode short texts, such as questions, behind a head, whose own keys and values are kept."""
-        made: list[Encoded] = []
-        for start in range(0, len(texts), _AT_ONCE):
-            made += self._encode(texts[start : start + _AT_ONCE], head, slots)
-        return made
-
-    def _encode(self, texts: Sequence[Tensor], head: Head, slots: bool) -> Iterator[Encoded]:
+    def encode(self, texts: Sequence[Tensor], head: Head) -> list[Encoded]:  # [n] each
+        """Encode texts in one stock pass behind a head, whose own keys and values are kept."""
         model = self._model
-        front, rows = self._front(head), [ids.to(model.device) for ids in texts]
+        front, rows = self._front(head), [ids.to(model.device).long() for ids in texts]
+        # Padded behind, where a causal decoder does not look.
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad)
         layers = [DynamicLayer() for _ in model.backbone.layers]
         for layer, (keys, values) in zip(layers, front, strict=False):
             layer.update(*(part.expand(len(rows), -1, -1, -1) for part in (keys, values)))
-        cache = _HeadCache(layers, model.latent_layer, slots)
+        cache = _TextCache(model.backbone, layers, model.latent_layer)
         with model.role("write"):
-            model.backbone.decoder(input_ids=ids.long(), past_key_values=cache, use_cache=True)
-        pairs = [model.backbone.project_normed(layer, normed) for layer, normed in enumerate(cache.normed)]
-        made = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]) if pairs else None
-        for row, one in enumerate(rows):
-            mean = cache.hidden[row, : len(one)].float().mean(0).cpu()
-            yield Encoded(mean, None if made is None else made[:, :, row, : len(one)])
+            model.backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        made = []
+        for row, count in enumerate(map(len, rows)):
+            pairs = [(keys[row, :count], values[row, :count]) for keys, values in cache.slots]
+            slots = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)])
+            made.append(Encoded(cache.hidden[row, :count].float().mean(0).cpu(), slots.to(model.backbone.dtype)))
+        return made
 
     def _of_model(self, head: Head) -> dict[str, Tensor]:
         """What texts have in common: made once for weights and head, and kept on disk, since it takes some seconds."""
@@ -130,7 +131,8 @@ class Latents:
         return [torch.randint(model.vocabulary, (12,), generator=generator) for _ in texts]
 
     def _means(self, texts: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each, float32
-        return [encoded.mean for encoded in self.encode(texts, head)]
+        batches = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
+        return [encoded.mean for batch in batches for encoded in self.encode(batch, head)]
 
     def _front(self, head: Head) -> list[tuple[Tensor, Tensor]]:  # [1, H, h, D] each, for each layer
         key = self._model.last_stamp, head
@@ -138,7 +140,7 @@ class Latents:
             layers = [DynamicLayer() for _ in self._model.backbone.layers]
             with self._model.role("write"):
                 ids = torch.tensor([head], device=self._model.device)
-                cache = _HeadCache(layers, 0)
+                cache = MemoryCache(layers=list[CacheLayerMixin](layers))
                 self._model.backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
             self._heads = {key: [(layer.keys, layer.values) for layer in layers]}
         return self._heads[key] if head else []

@@ -1,7 +1,6 @@
 """The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,90 +19,10 @@ from remanence.model.backbone import Backbone
 from remanence.model.cache import PrefixCache, PrefixLayer, new_layers
 from remanence.model.chat import TODAY, Prompt, questions
 from remanence.model.decoder import MemoryDecoder
-from remanence.model.hooks import MemoryCache
-from remanence.model.latent import Latents
+from remanence.model.latent import Encoded, Latents
 from remanence.model.prefix_store import SlotCache
 
 _AT_ONCE = 4096  # tokens that are encoded in one pass
-
-
-class _Passing(CacheLayerMixin):
-    """Keeps nothing: attention gets the keys and values that it made."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return key_states, value_states
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-
-class TextCache(MemoryCache):
-    """Collects keys (unrotated) and values of a text as its layers run, and what one layer is given.
-
-    Attributes:
-        slots: per layer passed so far, keys and values `[B, T, H, D]`.
-        hidden: `[B, T, d]`, what the layer asked for is given.
-    """
-
-    def __init__(self, backbone: Backbone, layer: int) -> None:
-        super().__init__(layers=[_Passing() for _ in backbone.layers])
-        self._backbone, self._layer = backbone, layer
-        self.slots: list[tuple[Tensor, Tensor]] = []
-        self.hidden = torch.empty(0)
-
-    def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        if layer == self._layer:
-            self.hidden = hidden
-        return hidden
-
-    def before_attention(self, layer: int, normed: Tensor) -> None:
-        self.slots.append(self._backbone.project_normed(layer, normed))
-
-
-@dataclass(frozen=True)
-class EncodedText:
-    """One text behind its head.
-
-    Attributes:
-        slots: `[2, L, n, H, D]`, its keys (unrotated) and values.
-        mean: `[d]`, float32, over its positions, of what one layer is given.
-    """
-
-    slots: Tensor
-    mean: Tensor
-
-
-def encode_texts(
-    backbone: Backbone,
-    texts: Sequence[tuple[Sequence[int], Tensor]],
-    pad: int,
-    *,
-    layer: int,
-) -> list[EncodedText]:
-    """Encode several texts, each a head and ids `[n]`, in one stock pass; their heads are left out of what comes."""
-    device = backbone.device
-    rows = [torch.cat([torch.tensor(head, dtype=torch.long), ids.cpu().long()]) for head, ids in texts]
-    ids = torch.full((len(rows), max(map(len, rows))), pad)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = row  # padded behind, where a causal decoder does not look
-    cache = TextCache(backbone, layer)
-    backbone.decoder(input_ids=ids.to(device), past_key_values=cache, use_cache=True)
-    made = []
-    for index, (head, row) in enumerate(zip((head for head, _ in texts), rows, strict=True)):
-        own = slice(len(head), len(row))
-        pairs = [(keys[index, own], values[index, own]) for keys, values in cache.slots]
-        kept = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(backbone.dtype)
-        made.append(EncodedText(kept, cache.hidden[index, own].float().mean(0)))
-    return made
 
 
 class TextPrefixCache(PrefixCache):
@@ -273,7 +192,7 @@ class TextWriter:
                 progress(done, len(places))
         return [(None,) * len(row.pieces) for row in rows]
 
-    def _add(self, row: Row, place: int, key: tuple[tuple[int, ...], Tensor], encoded: EncodedText) -> None:
+    def _add(self, row: Row, place: int, key: tuple[tuple[int, ...], Tensor], encoded: Encoded) -> None:
         chunks, (ids, text), slots = chunks_of(row.memory), row.pieces[place], encoded.slots
         if not all_finite(slots):
             raise CorruptMemoryError(
@@ -303,11 +222,13 @@ class TextWriter:
         chunks = chunks_of(memory)
         return self.model.texts.head(chunks.date) if chunks.head is None else chunks.head
 
-    def encode(self, texts: Sequence[tuple[Sequence[int], Tensor]]) -> list[EncodedText]:
-        """Encode texts, each a head and ids `[n]`."""
-        model = self.model
-        with model.role("write"):
-            return encode_texts(model.backbone, texts, model.pad, layer=model.latent_layer)
+    def encode(self, texts: Sequence[tuple[Sequence[int], Tensor]]) -> list[Encoded]:
+        """Encode texts, each a head and ids `[n]`, in one pass for each head."""
+        made: dict[int, Encoded] = {}
+        for head in dict.fromkeys(tuple(head) for head, _ in texts):
+            places = [place for place, (own, _) in enumerate(texts) if tuple(own) == head]
+            made |= zip(places, self.latents.encode([texts[place][1] for place in places], head), strict=True)
+        return [made[place] for place in range(len(texts))]
 
     def slots(self, memory: Memory, chunks: Sequence[Chunk]) -> list[Tensor]:  # [2, L, n, H, D] each
         """The slots of some chunks on the model's device: kept, remembered, or encoded again."""
@@ -362,11 +283,8 @@ class TextWriter:
         self, ids: Sequence[Tensor], words: Sequence[Sequence[Hashable]], head: tuple[int, ...]
     ) -> list[Query]:
         retriever, latents, made = self.model.token_retriever, self.latents, []
-        encoded = latents.encode(ids, head, slots=retriever is not None)
-        for (mean, slots), own in zip(encoded, words, strict=True):
-            late = None
-            if retriever is not None and slots is not None:
-                late = retriever.asked(retriever.features(slots))
+        for (mean, slots), own in zip(latents.encode(ids, head), words, strict=True):
+            late = None if retriever is None else retriever.asked(retriever.features(slots))
             made.append(Query(own, latents.of_question(mean, head), late))
         return made
 

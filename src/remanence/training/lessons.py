@@ -14,7 +14,7 @@ from remanence.data.notes import conversation, general_prompt, note
 from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
-from remanence.model.text import TextWriter, encode_texts
+from remanence.model.text import TextWriter
 from remanence.training.packing import Group, Row
 from remanence.training.questions import Question, QuestionSet
 
@@ -69,11 +69,10 @@ class Lessons:
             self._topics.setdefault(topic, []).append(number)
             self._postings.add(number, words(text))
         self._head = model.texts.head(TODAY)
-        front = [((), torch.tensor(self._head))] if self._head else []
         with torch.no_grad():
-            self._front = (
-                [one.slots for one in encode_texts(model.backbone, front, model.pad, layer=0)] if front else []
-            )
+            self._front = [
+                one.slots for one in model.writer.encode([((), torch.tensor(self._head))] if self._head else [])
+            ]
 
     def step(self, number: int) -> list[Group]:
         """The groups of a step."""

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.kernels.grouped import GROUPED
-from remanence.model.text import encode_texts
 from remanence.training.packing import Group, Row, answer_logits, answer_loss
 from tests.support.models import randomised
 from tests.support.tiny import WINDOW, decoder, ids
@@ -24,10 +23,10 @@ def setting(family: str, attention: str | None = None) -> tuple[MemoryModel, lis
     lora = LORA.replace(target_modules=tuple(name for name in targets if name in there))
     model = randomised(MemoryModel.attach(hf, min_score=None, lora=lora))
     texts = [[ids(n, seed=10 * g + n) for n in sizes] for g, sizes in enumerate(CHUNKS)]
-    [head] = encode_texts(model.backbone, [((), torch.tensor(HEAD))], model.pad, layer=0)
+    [head] = model.writer.encode([((), torch.tensor(HEAD))])
     groups = []
     for g, (chunks, rows) in enumerate(zip(texts, ROWS, strict=True)):
-        slots = [one.slots for one in encode_texts(model.backbone, [(HEAD, c) for c in chunks], model.pad, layer=0)]
+        slots = [one.slots for one in model.writer.encode([(HEAD, c) for c in chunks])]
         made = [Row(ids(p, seed=100 * g + p).tolist(), ids(a, seed=200 * g + a).tolist()) for p, a in rows]
         groups.append(Group([head.slots, *slots], made))
     return model, texts, groups
