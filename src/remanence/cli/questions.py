@@ -60,11 +60,13 @@ def measure(
         require_writable(json_file)
     if resume is not None:
         require_output_folder(resume)
-    from remanence.evaluation.columns import columns_of
+    from remanence.evaluation.columns import columns_of, used_by
     from remanence.evaluation.harness import Report, Run, about
 
     engine = load_model(model)
-    run = Run(made(engine, columns=(parse or columns_of)(engine, columns)), about(engine), resume)
+    listed = (parse or columns_of)(engine, columns)
+    uses = {column.name: used_by(engine, column) for column in listed}
+    run = Run(made(engine, columns=listed), about(engine), resume, uses)
     left = (
         "nothing was kept" if run.file is None else f"what is measured is kept in {run.file}; the same command goes on"
     )

@@ -24,7 +24,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.bm25 import require_bm25
-from remanence.evaluation.harness import Metric, Record
+from remanence.evaluation.harness import Record, about
+from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scores import exact_match, f1, normalised
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
@@ -260,6 +261,13 @@ def only(model: MemoryModel, parts: Collection[str]) -> Iterator[None]:
         yield
     finally:
         model.config, model.adapters, model.token_retriever = kept
+
+
+def used_by(model: MemoryModel, column: Column) -> dict[str, Any]:
+    """What of a model the figures of a column hang on."""
+    with only(model, column.parts):
+        every = about(model)
+    return every if column.shows == "slots" else {name: every[name] for name in ("fingerprint", "dtype")}
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from remanence.data.edits import Edit, Kind, read_edits
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column, columns_of
 from remanence.evaluation.finetuning import BOUND, RATE, TUNED, restored, tune, weights_of
-from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Record
+from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scoring import Scored, score_tokens
 from remanence.evaluation.told import Told
 from remanence.memory import Memory

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from remanence.evaluation.columns import ANSWERED, RANKED, Asking, Column, Said, record_of
-from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Record
+from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.metrics import Metric
 from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
 

@@ -15,7 +15,8 @@ from statistics import fmean
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.harness import Evaluation, Item, Measure, Metric, Record
+from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scoring import score_tokens
 from remanence.evaluation.told import Told
 from remanence.memory import Memory

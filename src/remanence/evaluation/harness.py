@@ -15,11 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from torch import nn
 
 from remanence.errors import InvalidInputError
-from remanence.evaluation.intervals import Floats, bootstrap, wilson
+from remanence.evaluation.metrics import Metric
 from remanence.model.model import MemoryModel
 from remanence.model.validation import Fingerprint
 
@@ -27,76 +26,6 @@ Record = dict[str, Any]  # JSON
 Progress = Callable[[int, int], None]  # called with (done, in all)
 _NAMES = 3  # columns of a table that name the row: group, column, samples
 _WIDEST = 120  # characters of a table in text
-
-Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a record says under one name, and what is made of it.
-
-    Attributes:
-        name: in the records; those that lack it do not count.
-        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
-            the harmonic mean of the means of what a record lists under the name.
-        digits: after the point, where it is shown.
-        compared: shown beside its difference to the column that all are compared with.
-    """
-
-    name: str
-    kind: Kind
-    digits: int = 3
-    compared: bool = False
-
-    def figure(self, values: Sequence[Any]) -> dict[str, float]:
-        """`value`, `low`, `high` (95 %) and `n`, of what some records say."""
-        held = np.asarray(values, dtype=np.float64)
-        if self.kind == "rate":
-            low, high = wilson(float(held.sum()), len(held))
-        else:
-            low, high = bootstrap(held, self._of)
-        return {"value": float(self._of(held[None])[0]), "low": low, "high": high, "n": len(held)}
-
-    def difference(self, values: Sequence[Any], base: Sequence[Any]) -> dict[str, float]:
-        """Of the same items under another column, drawn together: the difference, of perplexities the ratio.
-
-        Of medians it is the median of the differences.
-        """
-        ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
-        of = self._of
-        if self.kind == "harmonic":  # is no mean of what the items got, so both sides are drawn
-            pairs = np.stack([ours, theirs], axis=1)  # [n, 2, parts]
-            of = self._apart
-        else:
-            pairs = ours - theirs
-        low, high = bootstrap(pairs, of)
-        return {"value": float(of(pairs[None])[0]), "low": low, "high": high, "n": len(pairs)}
-
-    def _apart(self, pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
-        return self._of(pairs[:, :, 0]) - self._of(pairs[:, :, 1])
-
-    @property
-    def _of(self) -> Callable[[Floats], Floats]:
-        others = {"median": _median, "perplexity": _perplexity, "harmonic": _harmonic}
-        return others.get(self.kind, _mean)
-
-
-def _mean(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(samples.mean(axis=1))
-
-
-def _median(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(np.median(samples, axis=1))
-
-
-def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(np.exp(samples.mean(axis=1)))
-
-
-def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
-    means = samples.mean(axis=1)
-    with np.errstate(divide="ignore"):
-        return np.asarray(means.shape[1] / (1 / means).sum(axis=1))
 
 
 @dataclass(frozen=True)
@@ -187,15 +116,23 @@ class Run:
 
     Args:
         model: what `about` says of it.
-        folder: for the file of records, which is named after the evaluation and a digest of settings and model: a
-            changed setting or model starts anew, and the records of before stay. None: nothing is kept.
+        folder: for the file of records, which is named after the evaluation and a digest of its settings: a changed
+            setting starts anew, and the records of before stay. None: nothing is kept.
+        uses: by column, what of the model its figures hang on; all of it where a column is not named. What was
+            measured of another model is measured again.
     """
 
-    def __init__(self, evaluation: Evaluation, model: Mapping[str, Any], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        model: Mapping[str, Any],
+        folder: Path | None = None,
+        uses: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.evaluation = evaluation
-        self._begun = {"evaluation": evaluation.name, "settings": dict(evaluation.settings), "model": dict(model)}
-        digest = hashlib.blake2b(json.dumps(self._begun, sort_keys=True).encode(), digest_size=6).hexdigest()
-        self.file = None if folder is None else folder / f"{evaluation.name}-{digest}.jsonl"
+        self._begun = {"evaluation": evaluation.name, "settings": dict(evaluation.settings)}
+        self.file = None if folder is None else folder / f"{evaluation.name}-{_digest(self._begun)}.jsonl"
+        self._model = {column: _digest((uses or {}).get(column, model)) for column in evaluation.columns}
         self._records: dict[tuple[str, str], Record] = {}
         if self.file is not None:
             self._open(self.file)
@@ -205,7 +142,7 @@ class Run:
 
         Returns:
             the records of all items under all columns, in the order of the items. Each has what the column gave, and
-            `item`, `groups` and `column`.
+            `item`, `groups`, `column`, and `model`, a digest.
         """
         wanted, done = list(self.evaluation.batches()), 0
         total = sum(len(items) for _, items in wanted)
@@ -220,7 +157,7 @@ class Run:
 
     def _keep(self, column: str, items: Sequence[Item], found: Sequence[Record]) -> None:
         made = [
-            {"item": item.key, "groups": list(item.groups), "column": column, **record}
+            {"item": item.key, "groups": list(item.groups), "column": column, "model": self._model[column], **record}
             for item, record in zip(items, found, strict=True)
         ]
         if self.file is not None:
@@ -239,9 +176,14 @@ class Run:
             file.write_text(json.dumps(self._begun) + "\n", encoding="utf-8")
         try:
             for record in map(json.loads, lines[1:]):
-                self._records[record["item"], record["column"]] = record
+                if record["model"] == self._model.get(record["column"]):
+                    self._records[record["item"], record["column"]] = record
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{file} is damaged; delete it, or name another folder") from error
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)

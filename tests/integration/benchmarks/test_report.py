@@ -14,7 +14,8 @@ import commands
 import report
 from editing.table import score_stderr
 from remanence.cli import app
-from remanence.evaluation.harness import Metric, Report
+from remanence.evaluation.harness import Report
+from remanence.evaluation.metrics import Metric
 from remanence.evaluation.plots import digest
 
 FIGURES = report.read(report.ROOT / "benchmarks")

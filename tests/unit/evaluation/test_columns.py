@@ -8,7 +8,7 @@ import torch
 from remanence import MemoryModel
 from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
-from remanence.evaluation.columns import Asking, Column, Said, columns_of, hit, only, reading_all, record_of
+from remanence.evaluation.columns import Asking, Column, Said, columns_of, hit, only, reading_all, record_of, used_by
 from remanence.evaluation.harness import about
 from remanence.evaluation.told import Told
 from tests.support import asked
@@ -139,6 +139,8 @@ def test_a_column_has_the_parts_that_it_names_and_no_others() -> None:
         "slots+reader+retriever": (("reader", "retriever"), 0.9, "no"),
     }
     assert about(model) == before and set(before["parts"]) == {"reader", "retriever"}
+    used = {column: used_by(model, Column.of(column)) for column in ("oracle", "slots", "slots+reader")}
+    assert [sorted(one.get("parts", "-")) for one in used.values()] == [["-"], [], ["reader"]]
 
 
 def test_without_its_parts_a_model_answers_as_one_that_has_none() -> None:

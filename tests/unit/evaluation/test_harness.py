@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from remanence.errors import InvalidInputError
-from remanence.evaluation.harness import Evaluation, Item, Metric, Record, Report, Run
+from remanence.evaluation.harness import Evaluation, Item, Record, Report, Run
 from remanence.evaluation.intervals import bootstrap, wilson
+from remanence.evaluation.metrics import Metric
 
 MODEL = {"fingerprint": "abc"}
 METRICS = (Metric("right", "rate", compared=True), Metric("seconds", "median", 1), Metric("loss", "perplexity"))
@@ -46,6 +47,8 @@ def test_run_measures_all_columns_of_an_item_before_the_next() -> None:
     records = Run(evaluation(measured, 2), MODEL)(lambda done, total: seen.append((done, total)))
     assert measured.asked == [("0", "plain"), ("0", "memory"), ("1", "plain"), ("1", "memory")]
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    digest = records[3].pop("model")
+    assert {digest} == {record["model"] for record in records[:3]}
     assert records[3] == {"item": "1", "groups": ["all", "odd"], "column": "memory", "right": True, "seconds": 1.0}
 
 
@@ -80,11 +83,7 @@ def test_run_keeps_each_record_before_the_next_is_measured(tmp_path: Path) -> No
     lines: list[int] = []
     run(lambda done, total: lines.append(len(run.file.read_text().splitlines())))  # type: ignore[union-attr]
     assert lines == [2, 3, 4, 5, 6, 7, 8, 9]
-    assert json.loads(run.file.read_text().splitlines()[0]) == {
-        "evaluation": "trial",
-        "settings": {"seed": 0},
-        "model": MODEL,
-    }
+    assert json.loads(run.file.read_text().splitlines()[0]) == {"evaluation": "trial", "settings": {"seed": 0}}
 
 
 def test_run_measures_again_what_was_cut_within_a_line(tmp_path: Path) -> None:
@@ -108,6 +107,14 @@ def test_run_starts_anew_with_other_settings_or_another_model_and_keeps_the_old(
     back = Measured()
     Run(evaluation(back), MODEL, tmp_path)()
     assert not back.asked
+
+
+def test_run_measures_again_only_the_columns_that_hang_on_what_changed(tmp_path: Path) -> None:
+    Run(evaluation(Measured()), {"parts": 1}, tmp_path, {"plain": {}})()
+    measured = Measured()
+    records = Run(evaluation(measured), {"parts": 2}, tmp_path, {"plain": {}})()
+    assert {column for _, column in measured.asked} == {"memory"}
+    assert len(records) == 8 and len({record["model"] for record in records}) == 2
 
 
 def test_run_goes_on_with_more_items_and_columns(tmp_path: Path) -> None:

@@ -91,7 +91,9 @@ def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
     """The settings of a model that these parts were taken from."""
     if "reader" in parts:
         config = config.replace(lora=None, retrieval=config.retrieval.replace(refusal=None))
-    if "retriever" in parts:  # the threshold was measured on the retriever's scores
+    if (
+        "retriever" in parts and config.retrieval.min_score is not None
+    ):  # the threshold was measured on the retriever's scores
         config = config.replace(retrieval=config.retrieval.replace(min_score=RetrievalConfig().min_score))
     return config
 

@@ -1,0 +1,79 @@
+"""Figures of an evaluation: what is made of the records, with the interval that holds 95 %."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from remanence.evaluation.intervals import Floats, bootstrap, wilson
+
+Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a record says under one name, and what is made of it.
+
+    Attributes:
+        name: in the records; those that lack it do not count.
+        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
+            the harmonic mean of the means of what a record lists under the name.
+        digits: after the point, where it is shown.
+        compared: shown beside its difference to the column that all are compared with.
+    """
+
+    name: str
+    kind: Kind
+    digits: int = 3
+    compared: bool = False
+
+    def figure(self, values: Sequence[Any]) -> dict[str, float]:
+        """`value`, `low`, `high` (95 %) and `n`, of what some records say."""
+        held = np.asarray(values, dtype=np.float64)
+        if self.kind == "rate":
+            low, high = wilson(float(held.sum()), len(held))
+        else:
+            low, high = bootstrap(held, self._of)
+        return {"value": float(self._of(held[None])[0]), "low": low, "high": high, "n": len(held)}
+
+    def difference(self, values: Sequence[Any], base: Sequence[Any]) -> dict[str, float]:
+        """Of the same items under another column, drawn together: the difference, of perplexities the ratio.
+
+        Of medians it is the median of the differences.
+        """
+        ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
+        of = self._of
+        if self.kind == "harmonic":  # is no mean of what the items got, so both sides are drawn
+            pairs = np.stack([ours, theirs], axis=1)  # [n, 2, parts]
+            of = self._apart
+        else:
+            pairs = ours - theirs
+        low, high = bootstrap(pairs, of)
+        return {"value": float(of(pairs[None])[0]), "low": low, "high": high, "n": len(pairs)}
+
+    def _apart(self, pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
+        return self._of(pairs[:, :, 0]) - self._of(pairs[:, :, 1])
+
+    @property
+    def _of(self) -> Callable[[Floats], Floats]:
+        others = {"median": _median, "perplexity": _perplexity, "harmonic": _harmonic}
+        return others.get(self.kind, _mean)
+
+
+def _mean(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(samples.mean(axis=1))
+
+
+def _median(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(np.median(samples, axis=1))
+
+
+def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
+    return np.asarray(np.exp(samples.mean(axis=1)))
+
+
+def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
+    means = samples.mean(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.asarray(means.shape[1] / (1 / means).sum(axis=1))
