@@ -7,6 +7,7 @@ half is taken. Passages that stand in `squad_dev_v1.1/*.json` are left out.
 """
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from remanence import MemoryModel
 from remanence.data.conversations import Post, conversations
+from remanence.data.notes import Note, note
 from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
 from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, train_retriever
 
 SETTINGS = RetrieverSettings(layers=(2, 8, 14))
 TURNS = 4200
+PAGES, NOTES = 80, 16  # pages of synthetic notes, and notes on a page, of as many templates
 Answered = tuple[str, list[str]]  # a question and its answers
 
 
@@ -50,7 +53,7 @@ def train(
 
 
 def questions(folder: Path) -> RetrieverData:
-    """Passages and what is asked about them, and turns of conversations that are made of posts."""
+    """Passages and what is asked about them, turns of conversations that are made of posts, and pages of notes."""
     test = {text for file in folder.glob("squad_dev_v1.1/*.json") for text, _ in _squad(file)}
     texts: list[str] = []
     asked: list[Asked] = []
@@ -72,6 +75,15 @@ def questions(folder: Path) -> RetrieverData:
     for turn in conversations(posts, turns=TURNS, seed=SETTINGS.seed):
         add(turn.text, [(question, []) for question in turn.questions])
         numbers.append(turn.conversation)
+    rng, pages = random.Random(SETTINGS.seed), max(numbers) + 1
+    for page in range(pages, pages + PAGES):
+        notes: dict[int, Note] = {}
+        while len(notes) < NOTES:
+            made = note(rng)
+            notes.setdefault(made.template, made)
+        for made in notes.values():
+            add(made.text, [(question, []) for question, _ in made.questions])
+            numbers.append(page)
     return RetrieverData(texts, numbers, asked)
 
 

@@ -242,6 +242,7 @@ class TextWriter:
         """The slots of texts behind a head, remembered or encoded."""
         found = [self.cache.get(self._key(head, ids)) for ids in texts]
         missing = [place for place, slots in enumerate(found) if slots is None]
+        missing.sort(key=lambda place: len(texts[place]))  # less padding
         for batch in _batches(missing, [len(texts[place]) for place in missing]):
             made = self.encode([(head, texts[place]) for place in batch])
             for place, one in zip(batch, made, strict=True):

@@ -38,7 +38,7 @@ class LessonSettings:
     """
 
     groups: int = 8
-    rows: int = 4
+    rows: int = 6
     slots: int = 1400
     notes: float = 0.15
     conversations: float = 0.1
@@ -59,15 +59,16 @@ class Lessons:
     ) -> None:
         assert isinstance(model.writer, TextWriter)
         self.model, self.data, self.settings, self.seed = model, data, settings, seed
+        self._every = [number for number, text in enumerate(data.passages) if text]
         self._by_passages: dict[tuple[int, ...], list[Question]] = {}
         for question in data.questions:
             self._by_passages.setdefault(question.passages, []).append(question)
         self._sets = sorted(self._by_passages)
         self._topics: dict[str, list[int]] = {}
         self._postings = Postings()
-        for number, (text, topic) in enumerate(zip(data.passages, data.topics, strict=True)):
-            self._topics.setdefault(topic, []).append(number)
-            self._postings.add(number, words(text))
+        for number in self._every:
+            self._topics.setdefault(data.topics[number], []).append(number)
+            self._postings.add(number, words(data.passages[number]))
         self._head = model.texts.head(TODAY)
         with torch.no_grad():
             self._front = [
@@ -120,7 +121,7 @@ class Lessons:
         """Passages that a question does not need: such that resemble it, of the same topic, or any."""
         scores = self._postings.scores(asked(question.text))
         near = sorted((p for p in scores if p not in own), key=lambda p: (-scores[p], p))[:_NEAR]
-        topic, every = self._topics[self.data.topics[own[0]]], range(len(self.data.passages))
+        topic, every = self._topics[self.data.topics[own[0]]], self._every
         found: list[int] = []
         for _ in range(4 * count):
             drawn = rng.random()

@@ -57,8 +57,11 @@ class QuestionSet:
         return self._known[text]
 
     def ask(self, text: str, answers: Iterable[str], passages: Iterable[int]) -> None:
-        accepted = dict.fromkeys(answer.strip() for answer in answers)
-        self.questions.append(Question(text.strip(), tuple(sorted(accepted, key=len)), tuple(passages)))
+        """Add a question; one that is blank, or whose answers or passages are, is left out."""
+        given, numbers = {answer.strip(): None for answer in answers}, tuple(passages)
+        accepted = sorted(filter(None, given), key=len)
+        if text.strip() and (accepted or not given) and all(self.passages[number] for number in numbers):
+            self.questions.append(Question(text.strip(), tuple(accepted), numbers))
 
     def without(self, texts: Iterable[str]) -> "QuestionSet":
         """The questions about other passages than these, which are held out."""

@@ -15,7 +15,7 @@ from remanence.data.notes import conversation, general_prompt, note
 from remanence.errors import InvalidInputError
 from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
 from remanence.training.packing import answer_loss
-from remanence.training.questions import QuestionSet, load_questions, passages_of
+from remanence.training.questions import Question, QuestionSet, load_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare
 from tests.support import tiny
 from tests.support.tiny import decoder
@@ -164,6 +164,14 @@ def test_load_questions_reads_each_format(tmp_path: Path) -> None:
     assert len(train.questions) + len(validation.questions) == 6
     passages = [{p for q in part.questions for p in q.passages} for part in (train, validation)]
     assert not passages[0] & passages[1]
+
+
+def test_what_is_blank_is_neither_asked_nor_answered(tmp_path: Path) -> None:
+    whole = {"question": "Who?", "answers": ["", "Ann"], "passages": ["Ann did."]}
+    blank = [{**whole, "question": " "}, {**whole, "answers": [" "]}, {**whole, "passages": [""]}]
+    (tmp_path / "lines.jsonl").write_text("\n".join(json.dumps(line) for line in [whole, *blank]))
+    [question] = load_questions([tmp_path]).questions
+    assert question == Question("Who?", ("Ann",), (0,))
 
 
 @pytest.mark.parametrize(
