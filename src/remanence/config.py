@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from functools import wraps
-from math import isfinite
+from math import isfinite, log
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform, get_args
@@ -157,21 +157,30 @@ class RetrievalConfig(Settings):
             [0, 1] and mean the same in a memory of any size.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
             None: it was not trained to.
-        refuse_above: the probability of beginning so from which nothing is read.
+        score_weight, refusal_weight, found_bias: nothing is read where
+            found_bias + score_weight·logit(s) < refusal_weight·logit(p), with s the score of the best chunk and p the
+            probability of beginning so. Fitted to questions about other texts than the reader was trained on.
     """
 
     slots: Count = 1024
     min_score: float | None = 0.25
     refusal: str | None = None
-    refuse_above: float = 0.5
+    score_weight: float = 0.0
+    refusal_weight: float = 1.0
+    found_bias: float = 0.0
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise InvalidInputError(f"retrieval needs slots > 0, got {self.slots}")
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InvalidInputError(f"min_score lies between 0 and 1, got {self.min_score}; None reads whatever scores")
-        if not 0 < self.refuse_above <= 1:
-            raise InvalidInputError(f"refuse_above is a probability above 0, got {self.refuse_above}")
+        for name in ("score_weight", "refusal_weight", "found_bias"):
+            if not isfinite(getattr(self, name)):
+                raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")
+
+    def found(self, score: float, refusing: float) -> bool:
+        """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""
+        return self.found_bias + self.score_weight * _logit(score) >= self.refusal_weight * _logit(refusing)
 
 
 @_settings
@@ -303,6 +312,11 @@ class MemoryConfig(Settings):
         if unknown := sorted(overrides.keys() - {field.name for field in dataclasses.fields(cls)}):
             raise InvalidInputError(f"MemoryConfig has no setting {unknown[0]}")
         return config.replace(**overrides)
+
+
+def _logit(probability: float) -> float:
+    held = min(max(probability, 1e-9), 1 - 1e-9)
+    return log(held / (1 - held))
 
 
 def check_slots(n: int, k: int) -> None:

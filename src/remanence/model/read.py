@@ -182,7 +182,7 @@ def text_reading(
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
     made = _chosen_reading(model, writer, rows, prompts, chosen, room)
-    if made is not None and any(refused := _refused(model, made, prompts)):
+    if made is not None and any(refused := _refused(model, made, prompts, sources)):
         chosen = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
         sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         made = _chosen_reading(model, writer, rows, prompts, chosen, room)
@@ -216,7 +216,9 @@ def _chosen_reading(
     return Reading(padded, mask, padded, cache)
 
 
-def _refused(model: MemoryDecoder, reading: Reading, prompts: Sequence[Prompt]) -> list[bool]:
+def _refused(
+    model: MemoryDecoder, reading: Reading, prompts: Sequence[Prompt], sources: Sequence[Sequence[Source]]
+) -> list[bool]:
     """Whether the reader would say, for each row of a conversation, that it was not told."""
     config, cache = model.config.retrieval, reading.cache
     if config.refusal is None or cache is None or not any(prompt.chat for prompt in prompts):
@@ -225,8 +227,11 @@ def _refused(model: MemoryDecoder, reading: Reading, prompts: Sequence[Prompt]) 
     logits = forward(model, reading, {"logits_to_keep": 1}).logits[:, -1].float()
     for layer in cache.layers:
         layer.reset()
-    likely = (logits.softmax(-1)[:, first] >= config.refuse_above).tolist()
-    return [yes and prompt.chat for yes, prompt in zip(likely, prompts, strict=True)]
+    refusing = logits.softmax(-1)[:, first].tolist()
+    return [
+        prompt.chat and bool(read) and not config.found(read[0][1], each)
+        for each, prompt, read in zip(refusing, prompts, sources, strict=True)
+    ]
 
 
 def choose(

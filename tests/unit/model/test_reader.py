@@ -126,7 +126,8 @@ def test_save_of_adapters_alone_names_the_base_and_leaves_it_out(tmp_path: Path)
     torch.testing.assert_close(loaded.read(memory, prompt).logits, model.read(memory, prompt).logits, atol=1e-2, rtol=0)
     without = MemoryModel.from_pretrained(tmp_path / "made", base=tmp_path / "base", parts=[])
     bare = MemoryModel.attach(decoder(), min_score=None)
-    assert torch.equal(without.read(memory, prompt).logits, bare.read(memory, prompt).logits)
+    # Loaded weights lie elsewhere in memory, which moves last bits on some machines.
+    torch.testing.assert_close(without.read(memory, prompt).logits, bare.read(memory, prompt).logits, atol=1e-6, rtol=0)
 
 
 def test_load_of_adapters_says_what_is_missing_or_other(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_load_of_adapters_says_what_is_missing_or_other(tmp_path: Path) -> None:
 
 
 def test_ask_is_the_stock_model_where_the_reader_refuses() -> None:
-    model, memory = chatting(refuse_above=1e-12)
+    model, memory = chatting(found_bias=-25.0)
     kept, question = model.new_memory(), "Where was Alice born?"
     answer = model.ask(memory, question, max_new_tokens=6)
     assert not answer.found and answer.sources == []
@@ -163,7 +164,7 @@ def test_ask_is_the_stock_model_where_the_reader_refuses() -> None:
 
 
 def test_ask_reads_on_where_the_reader_does_not_refuse() -> None:
-    model, memory = chatting(refuse_above=1.0)
+    model, memory = chatting(found_bias=25.0)
     plain_model, same = chatting(refusal=None)
     question = "Where was Alice born?"
     answer = model.ask(memory, question, max_new_tokens=6)
@@ -185,7 +186,8 @@ def test_rows_that_are_refused_leave_the_others_as_they_are() -> None:
         likely.append(float(open_model.read(copy, message).logits[0, -1].softmax(-1)[first]))
     low, high = sorted(likely)
     assert low < high
-    model.config = model.config.replace(retrieval=model.config.retrieval.replace(refuse_above=(low + high) / 2))
+    bias = float(torch.tensor((low + high) / 2).logit())
+    model.config = model.config.replace(retrieval=model.config.retrieval.replace(found_bias=bias))
     together = model.read([memory, other], messages).logits[:, -1]
     for row, (one, message) in enumerate(zip((memory, other), messages, strict=True)):
         torch.testing.assert_close(together[row], model.read(one, message).logits[0, -1], atol=1e-5, rtol=0)
@@ -193,8 +195,16 @@ def test_rows_that_are_refused_leave_the_others_as_they_are() -> None:
         assert refused == (likely[row] == high)
 
 
+def test_a_high_score_outweighs_that_the_reader_would_refuse() -> None:
+    config = RetrievalConfig(refusal=REFUSAL, score_weight=0.5, refusal_weight=1.0, found_bias=1.0)
+    assert config.found(0.99, 0.9) and not config.found(0.3, 0.9) and config.found(0.3, 0.5)
+    assert not config.found(0.0, 1.0) and config.found(1.0, 0.0)
+    with pytest.raises(InvalidInputError, match="found_bias must be finite"):
+        RetrievalConfig(found_bias=float("nan"))
+
+
 def test_text_that_is_no_conversation_is_not_refused() -> None:
-    model, memory = chatting(refuse_above=1e-12)
+    model, memory = chatting(found_bias=-25.0)
     logits = model.read(memory, "Where was Alice born?").logits
     assert not torch.equal(logits, model.read(model.new_memory(), "Where was Alice born?").logits)
 
