@@ -49,6 +49,7 @@ def train(
     rank: int = 16,
     groups: int = 8,
     save_steps: int = 250,
+    workers: int = 0,
     log_to: str = "none",
 ) -> Path:
     """Train a reader; returns the folder of the finished checkpoint.
@@ -58,6 +59,7 @@ def train(
         held_out: files whose passages are never trained on, separated by commas.
         base: the folder of another decoder; None: SmolLM2, where `remanence setup` put it.
         rank: of the adapter; groups: sets of passages in a step.
+        workers: processes that encode the passages of the next steps; 1 pays where another core is free, on a CPU.
     """
     out = Console(soft_wrap=True)
     folder, report_to = Path(base) if base else find_base(NAME), reporters(log_to)
@@ -66,7 +68,9 @@ def train(
     prepare(model)
     settings = LessonSettings(groups=groups)
     lessons, checks = Lessons(model, questions, settings), Lessons(model, validation, settings, seed=1)
-    args = arguments(output, steps=steps, lr=lr, save_steps=save_steps, log_to=report_to)
+    if workers and torch.cuda.is_available():
+        raise InvalidInputError("workers= is for training on a CPU; on a GPU passages are encoded there")
+    args = arguments(output, steps=steps, lr=lr, save_steps=save_steps, log_to=report_to, workers=workers)
     _announce(out, model, questions, lessons, steps)
     held = [checks.step(number) for number in range(_VALIDATED)]
     before = _loss(model, held)

@@ -8,26 +8,40 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from remanence.errors import InvalidInputError
 from remanence.kernels.grouped import GROUPED
 from remanence.model.model import MemoryModel
 from remanence.training.lessons import Lessons
-from remanence.training.packing import answer_loss
+from remanence.training.packing import Group, answer_loss
 
 EXACT = "reader-float32.safetensors"  # the adapter as it is trained; what is saved for use is rounded
 
 
-class _Step(nn.Module):
-    """What the Trainer calls: the loss of a step by its number."""
+class _Loss(nn.Module):
+    """What the Trainer calls: the loss of a step."""
 
-    def __init__(self, model: MemoryModel, lessons: Lessons) -> None:
+    def __init__(self, model: MemoryModel) -> None:
         super().__init__()
-        self.model, self._lessons = model, lessons
+        self.model = model
 
-    def forward(self, number: int) -> dict[str, Tensor]:
-        return {"loss": answer_loss(self.model, self._lessons.step(number))}
+    def forward(self, groups: list[Group]) -> dict[str, Tensor]:
+        return {"loss": answer_loss(self.model, groups)}
+
+
+class _Steps(Dataset[list[Group]]):
+    """The steps by their numbers."""
+
+    def __init__(self, lessons: Lessons, count: int) -> None:
+        self._lessons, self._count = lessons, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> list[Group]:
+        return self._lessons.step(number)
 
 
 class ReaderTrainer(Trainer):
@@ -37,9 +51,8 @@ class ReaderTrainer(Trainer):
         """`base`: the name of the decoder, which checkpoints leave out."""
         require_reader(model)
         self.memory_model, self._base = model, base
-        super().__init__(
-            _Step(model, lessons), args, train_dataset=range(args.max_steps), data_collator=_only, **kwargs
-        )
+        steps = _Steps(lessons, args.max_steps)
+        super().__init__(_Loss(model), args, train_dataset=steps, data_collator=_only, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         device = self.args.device.type
@@ -59,9 +72,9 @@ class ReaderTrainer(Trainer):
                 parameter.copy_(held[name])
 
 
-def _only(items: list[int]) -> dict[str, int]:
-    (number,) = items
-    return {"number": number}
+def _only(items: list[list[Group]]) -> dict[str, list[Group]]:
+    (groups,) = items
+    return {"groups": groups}
 
 
 def adapter(model: MemoryModel) -> dict[str, nn.Parameter]:
@@ -87,8 +100,13 @@ def prepare(model: MemoryModel) -> None:
     model.train()
 
 
-def arguments(output: Path, *, steps: int, lr: float, save_steps: int, log_to: str = "none") -> TrainingArguments:
-    """The Trainer's settings: a cosine that ends at 2 % of the learning rate."""
+def arguments(
+    output: Path, *, steps: int, lr: float, save_steps: int, log_to: str = "none", workers: int = 0
+) -> TrainingArguments:
+    """The Trainer's settings: a cosine that ends at 2 % of the learning rate.
+
+    `workers`: processes that encode the passages of the next steps while this one learns (on a CPU).
+    """
     return TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
@@ -108,7 +126,7 @@ def arguments(output: Path, *, steps: int, lr: float, save_steps: int, log_to: s
         report_to=log_to,
         seed=0,
         remove_unused_columns=False,
-        dataloader_num_workers=0,
+        dataloader_num_workers=workers,
     )
 
 
