@@ -155,6 +155,8 @@ class RetrievalConfig(Settings):
         slots: K0, most slots that a prompt reads; fewer where the model has fewer positions left.
         min_score: chunks that score below it are not read; None: chunks are read whatever they score. Scores lie in
             [0, 1] and mean the same in a memory of any size.
+        near_best: nor are those that score below this share of the best score: what is read beside the right chunk
+            distracts.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
@@ -164,6 +166,7 @@ class RetrievalConfig(Settings):
 
     slots: Count = 1024
     min_score: float | None = 0.25
+    near_best: float = 0.0
     refusal: str | None = None
     score_weight: float = 0.0
     refusal_weight: float = 1.0
@@ -174,6 +177,8 @@ class RetrievalConfig(Settings):
             raise InvalidInputError(f"retrieval needs slots > 0, got {self.slots}")
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InvalidInputError(f"min_score lies between 0 and 1, got {self.min_score}; None reads whatever scores")
+        if not 0 <= self.near_best <= 1:
+            raise InvalidInputError(f"near_best is a share of the best score, from 0 to 1, not {self.near_best}")
         for name in ("score_weight", "refusal_weight", "found_bias"):
             if not isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")

@@ -295,17 +295,17 @@ class MemoryModel(MemoryDecoder):
         memories: Memories = memory if isinstance(memory, Memory) else [listed(memory)]
         chat = self.config.writer == "text" and self.texts.chats
         prompt: Any = question
-        if isinstance(question, str):
-            check_text(question)
-            prompt = [{"role": "user", "content": question}] if chat else f"Question: {question.strip()} Answer:"
+        query = question if isinstance(question, str) else None
+        if query is not None:
+            check_text(query)
+            prompt = [{"role": "user", "content": query}] if chat else f"Question: {query.strip()} Answer:"
         kwargs = {"do_sample": False, **kwargs, "max_new_tokens": max_new_tokens}
-        asked = question if isinstance(question, str) else None
         content = prompt if isinstance(memory, Memory) else [prompt]
         with torch.inference_mode(False), torch.no_grad():
-            made = self._reading(memories, content, None, False, kwargs, query=asked)
+            made = self._reading(memories, content, None, False, kwargs, query=query)
             out = reading.generate(self, made, kwargs)
         text = self.tokenizer.decode(out[0, made.given.shape[1] :], skip_special_tokens=True).strip()
-        sources = reading.found_writes(made)
+        sources = [] if text == self.config.retrieval.refusal else reading.found_writes(made)
         found = bool(sources) if self.config.writer == "text" else any(m.written for m in self.rows_of(memory)[0])
         return reading.Answer(text if chat else text.partition("\n")[0].strip(), found, sources)
 

@@ -30,7 +30,7 @@ class Answer:
 
     Attributes:
         text: the answer.
-        found: whether the memory had anything to read for it.
+        found: whether the memory had anything to read for it, and the answer is not that it was not told.
         sources: the writes that were read, best first: id and score.
     """
 
@@ -247,8 +247,11 @@ def choose(
         if limit is not None and ranked:
             left = min(left, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
         picked: list[tuple[float, Memory, Chunk]] = []
+        floor = (
+            0.0 if config.min_score is None or not ranked else max(config.min_score, config.near_best * ranked[0][0])
+        )
         for score, memory, chunk in ranked:
-            if config.min_score is not None and score < config.min_score:
+            if score < floor:
                 break
             if chunk.tokens <= left:
                 picked.append((score, memory, chunk))

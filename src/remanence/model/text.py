@@ -1,5 +1,6 @@
 """The text writer: the slots of a chunk are its own keys and values, encoded behind a head. It needs no training."""
 
+import weakref
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
@@ -107,11 +108,12 @@ def text_prefix(
     layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
     cache = kind(backbone, layers, prefix, list(heads), lengths)
     cache.set_prompt(mask)
+    own_cache = weakref.proxy(cache)  # a circle would hold the slots until the garbage collector comes
 
     def fill(longest: int) -> None:
         first = torch.tensor(heads, device=mask.device)[:, None]
         rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
-        starts = cache.starts
+        starts = own_cache.starts
         for layer, held in enumerate(layers):
             cos, sin = rotary(layer)
             held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite

@@ -33,7 +33,7 @@ NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _VALIDATION = 0.08  # of the passages
 _CACHE = 0.5  # of the memory of the machine, for encoded passages: each is read many times
-_VALIDATED = 16  # steps whose loss is measured before and after
+_VALIDATED = 8  # steps whose loss is measured before and after
 
 
 def train(

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 from remanence import Memory, MemoryModel
-from remanence.config import StorageConfig, Tier
+from remanence.config import RetrievalConfig, StorageConfig, Tier
 from remanence.errors import CheckpointError, InvalidInputError
 from remanence.memory.spec import KEYS_BY
+from remanence.model.read import choose
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
 from remanence.model.text import TextWriter, chunks_of
 from tests.support.late import FUSION, token_retriever
@@ -232,3 +233,23 @@ def test_load_retriever_names_a_file_that_is_none(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match="no retriever"):
         load_retriever(file)
+
+
+def test_chunks_far_below_the_best_are_not_read() -> None:
+    model = keyed()
+    memory = told(model)
+    found = model.search(memory, QUESTION, k=len(TEXTS))
+    best, second, last = (score for _, score in (found[0], found[1], found[-1]))
+    assert best > second > last
+
+    def read(**settings: float | None) -> int:
+        model.config = model.config.replace(retrieval=RetrievalConfig(**settings))  # type: ignore[arg-type]
+        rows, prompts = model._prompts(memory, QUESTION, False)
+        return len(choose(model, writer_of(model), rows, prompts)[1][0])
+
+    share = (second + last) / 2 / best
+    assert read(min_score=0.0) == len(TEXTS) > read(min_score=0.0, near_best=share) >= 2
+    assert read(min_score=0.0, near_best=1.0) == 1
+    assert read(min_score=None, near_best=1.0) == len(TEXTS)
+    with pytest.raises(InvalidInputError, match="share of the best"):
+        RetrievalConfig(near_best=1.5)

@@ -127,7 +127,7 @@ def test_save_of_adapters_alone_names_the_base_and_leaves_it_out(tmp_path: Path)
     without = MemoryModel.from_pretrained(tmp_path / "made", base=tmp_path / "base", parts=[])
     bare = MemoryModel.attach(decoder(), min_score=None)
     # Loaded weights lie elsewhere in memory, which moves last bits on some machines.
-    torch.testing.assert_close(without.read(memory, prompt).logits, bare.read(memory, prompt).logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(without.read(memory, prompt).logits, bare.read(memory, prompt).logits, atol=1e-5, rtol=0)
 
 
 def test_load_of_adapters_says_what_is_missing_or_other(tmp_path: Path) -> None:
@@ -170,6 +170,15 @@ def test_ask_reads_on_where_the_reader_does_not_refuse() -> None:
     answer = model.ask(memory, question, max_new_tokens=6)
     assert answer.found and [write for write, _ in answer.sources] == [memory.writes[0].id]
     assert answer.text == plain_model.ask(same, question, max_new_tokens=6).text
+
+
+def test_an_answer_that_is_the_refusal_was_not_found() -> None:
+    model, memory = chatting(found_bias=25.0)
+    question = "Where was Alice born?"
+    text = model.ask(memory, question, max_new_tokens=6).text
+    model.config = model.config.replace(retrieval=model.config.retrieval.replace(refusal=text))
+    answer = model.ask(memory, question, max_new_tokens=6)
+    assert answer.text == text and not answer.found and answer.sources == []
 
 
 def test_rows_that_are_refused_leave_the_others_as_they_are() -> None:

@@ -1,5 +1,7 @@
 """Text slots: reading chunks equals having their text in the context, whatever the family, the batch or the tier."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ from remanence import Memory, MemoryConfig, MemoryModel
 from remanence.config import RetrievalConfig, StorageConfig
 from remanence.errors import InvalidInputError, MemoryMismatchError
 from remanence.model import reference
+from remanence.model.text import text_prefix
 from tests.support.tiny import FAMILIES, attentions, decoder, ids
 
 HEAD = torch.tensor([1])  # of a model without a tokenizer: its bos_token_id
@@ -364,3 +367,17 @@ def test_write_a_batch_leaves_what_single_writes_leave() -> None:
     assert memories[0].writes[0].source == "a file" and memories[0].writes[0].metadata == {"topic": "cats"}
     with pytest.raises(InvalidInputError, match="twice"):
         model.write([memories[0], memories[0]], texts[:2])
+
+
+def test_a_read_lets_its_slots_go_without_the_garbage_collector() -> None:
+    model = MemoryModel.attach(decoder(), min_score=None)
+    [chunk] = model.writer.encode([((1,), ids(7))])
+    gc.collect()
+    gc.disable()
+    try:
+        cache = text_prefix(model.backbone, [[chunk.slots]], [0], torch.ones(1, 3, dtype=torch.bool))
+        held = weakref.ref(cache)
+        del cache
+        assert held() is None
+    finally:
+        gc.enable()

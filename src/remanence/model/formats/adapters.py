@@ -91,10 +91,11 @@ def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
     """The settings of a model that these parts were taken from."""
     if "reader" in parts:
         config = config.replace(lora=None, retrieval=config.retrieval.replace(refusal=None))
-    if (
-        "retriever" in parts and config.retrieval.min_score is not None
-    ):  # the threshold was measured on the retriever's scores
-        config = config.replace(retrieval=config.retrieval.replace(min_score=RetrievalConfig().min_score))
+    if "retriever" in parts and config.retrieval.min_score is not None:  # thresholds were measured on its scores
+        stock = RetrievalConfig()
+        config = config.replace(
+            retrieval=config.retrieval.replace(min_score=stock.min_score, near_best=stock.near_best)
+        )
     return config
 
 
