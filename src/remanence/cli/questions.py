@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 app = typer.Typer(cls=OneLineErrors, no_args_is_help=True, rich_markup_mode="rich")
 
 ColumnsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What the model has when it is asked, with commas between: nothing, oracle (the passage as text), bm25_1, "
-        "bm25_4 (the best passages as text), fits (as much text as fits), slots (retrieved by the memory itself)."
+        "bm25_4 (the best passages as text), fits (as much text as fits), slots (retrieved by the memory itself), "
+        "slots+reader+retriever (with trained parts). Default: most of them, slots with each part more."
     ),
 ]
 ResumeOption = Annotated[
@@ -37,17 +38,18 @@ ResumeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
-_TEXTS = "nothing,oracle,bm25_1,bm25_4,slots"
+_TEXTS = "nothing,oracle,bm25_1,bm25_4"
 
 
 def measure(
     model: str | None,
-    columns: str,
+    columns: str | None,
     json_file: Path | None,
     resume: Path | None,
     words: list[str],
     made: "Callable[..., Evaluation]",
     parse: "Callable[[MemoryModel, str], list[Column]] | None" = None,
+    texts: str = _TEXTS,
 ) -> None:
     """Run an evaluation, show its table, and keep its figures if a file was named.
 
@@ -55,15 +57,17 @@ def measure(
         words: the command.
         made: makes the evaluation of a model and columns.
         parse: reads the names of columns; None: as usual.
+        texts: columns without a memory that are measured where no columns are named.
     """
     if json_file is not None:
         require_writable(json_file)
     if resume is not None:
         require_output_folder(resume)
-    from remanence.evaluation.columns import columns_of, used_by
+    from remanence.evaluation.columns import columns_of, slots_of, used_by
     from remanence.evaluation.harness import Report, Run, about
 
     engine = load_model(model)
+    columns = columns or ",".join([texts, *slots_of(engine)])
     listed = (parse or columns_of)(engine, columns)
     uses = {column.name: used_by(engine, column) for column in listed}
     run = Run(made(engine, columns=listed), about(engine), resume, uses)
@@ -97,7 +101,7 @@ def squad(
         ),
     ] = "1,4,+0,all,untold",
     count: Annotated[int, typer.Option(min=1, help="Questions, the same for each memory.")] = 100,
-    columns: ColumnsOption = _TEXTS,
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other passages and questions.")] = 0,
     resume: ResumeOption = None,
@@ -132,7 +136,7 @@ def squad(
 def locomo(
     data: Annotated[Path, typer.Option(help="A file of LoCoMo, or a folder of them.")],
     count: Annotated[int | None, typer.Option(min=1, help="Questions in all. Default: every one.")] = None,
-    columns: ColumnsOption = _TEXTS,
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other questions first.")] = 0,
     resume: ResumeOption = None,
@@ -167,7 +171,7 @@ def locomo(
 def longmemeval(
     data: Annotated[Path, typer.Option(help="A file of LongMemEval.")],
     count: Annotated[int | None, typer.Option(min=1, help="Questions, the first ones. Default: every one.")] = None,
-    columns: ColumnsOption = _TEXTS,
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     resume: ResumeOption = None,
     json_file: JsonOption = None,
@@ -199,7 +203,7 @@ def harm(
     ] = None,
     unrelated: Annotated[int, typer.Option(min=1, help="Passages that are told.")] = 200,
     count: Annotated[int, typer.Option(min=1, help="Windows of the text, and prompts, of which there are 50.")] = 100,
-    columns: ColumnsOption = "nothing,slots",
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     resume: ResumeOption = None,
     json_file: JsonOption = None,
@@ -227,6 +231,7 @@ def harm(
         resume,
         words,
         partial(evaluation, text=text, told=passages, unrelated=unrelated, count=count, folder=resume),
+        texts="nothing",
     )
 
 
@@ -239,7 +244,7 @@ def harm(
 def multihop(
     data: Annotated[Path, typer.Option(help="A file of HotpotQA or MuSiQue, a JSON list.")],
     count: Annotated[int | None, typer.Option(min=1, help="Questions, the first ones. Default: every one.")] = None,
-    columns: ColumnsOption = _TEXTS,
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     resume: ResumeOption = None,
     json_file: JsonOption = None,
@@ -275,7 +280,7 @@ def babi(
     ] = None,
     lengths: Annotated[str, typer.Option(help="Of what is told before the facts, in tokens.")] = "4k,16k",
     count: Annotated[int, typer.Option(min=1, help="Stories, the same at each length.")] = 100,
-    columns: ColumnsOption = _TEXTS,
+    columns: ColumnsOption = None,
     model: ModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other stories and paragraphs.")] = 0,
     resume: ResumeOption = None,
@@ -312,12 +317,12 @@ def edits(
     counts: Annotated[str, typer.Option(help="Edits to make one after another before asking.")] = "1,10,100",
     count: Annotated[int, typer.Option(min=1, help="Edits asked about, for each such number.")] = 100,
     columns: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="How edits are made: nothing (not), fits (as text, all that fit), bm25_4 (the best as text), "
-            "slots (told), ft, ft_all, ft_l (fine-tuning)."
+            "slots, slots+reader+retriever (told), ft, ft_all, ft_l (fine-tuning). Default: all but the fine-tuning."
         ),
-    ] = "nothing,fits,bm25_4,slots",
+    ] = None,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = 5e-4,
     bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = 1e-4,
     model: ModelOption = None,
@@ -341,4 +346,5 @@ def edits(
         words,
         partial(evaluation, path=data, counts=numbers, asked=count, rate=rate, bound=bound),
         methods_of,
+        texts="nothing,fits,bm25_4",
     )

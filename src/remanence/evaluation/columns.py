@@ -103,6 +103,13 @@ def columns_of(model: MemoryModel, names: str | Sequence[str]) -> list[Column]:
     return columns
 
 
+def slots_of(model: MemoryModel) -> list[str]:
+    """The names of the columns that ask a memory: untrained, and with one trained part more each."""
+    if model.config.writer != "text":
+        return []
+    return ["+".join(["slots", *model.parts[:count]]) for count in range(len(model.parts) + 1)]
+
+
 @dataclass(frozen=True)
 class Said:
     """

@@ -20,7 +20,7 @@ from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
 from remanence.model.inputs import Content, Message, check_text, checked_metadata, is_text, to_rows
 from remanence.model.learned import LearnedWriter
-from remanence.model.text import TextWriter, chunks_of
+from remanence.model.text import TextWriter, chunks_of, scores
 from remanence.model.validation import listed
 
 
@@ -323,7 +323,7 @@ class MemoryModel(MemoryDecoder):
         rows, prompts = self._prompts(memories, content, False)
         if isinstance(self.writer, TextWriter):
             best: dict[int, float] = {}
-            for score, _, chunk in reading.scores(self.writer, rows, prompts)[0]:
+            for score, _, chunk in scores(self.writer, rows, prompts)[0]:
                 best.setdefault(chunk.write, score)
             return list(best.items())[: integer("k", k)]
         if self.retriever is None:

@@ -1,13 +1,15 @@
 """Reading: which slots stand in front of each row, and the stock call behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
+from remanence.config import RetrievalConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory, locked
@@ -17,9 +19,8 @@ from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import left_padded
 from remanence.model.retriever import Retrieval
-from remanence.model.text import TextWriter, chunks_of, text_prefix
+from remanence.model.text import Source, TextWriter, choose, text_prefix
 
-Source = tuple[int, float]  # id of a write, and its score
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")
 
@@ -74,6 +75,7 @@ class Reading:
         sources: per row, the writes that are read, best first.
         memory: the one that a single row reads, where it is a learned one.
         key: what its prefix depends on, if that is to be kept.
+        refusal: which rows read nothing after all; None: that is settled, or nobody was trained to refuse.
     """
 
     ids: Tensor
@@ -83,12 +85,40 @@ class Reading:
     sources: list[list[Source]] = field(default_factory=list)
     memory: Memory | None = None
     key: Any = None
+    refusal: "Refusal | None" = None
+
+    def become(self, other: "Reading") -> None:
+        """Read that instead, for the same rows as they were given."""
+        self.ids, self.mask, self.cache, self.sources = other.ids, other.mask, other.cache, other.sources
+        self.refusal = None
 
     def restore(self, ids: Tensor, mask: Tensor) -> None:  # [B, T] each
         """Take the rows as they were given, with padding of their own."""
         self.given = ids
         if self.cache is None:
             self.ids, self.mask = ids, mask != 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Which rows of conversations read nothing after all, since the reader would say that it was not told.
+
+    Attributes:
+        token: that the refusal begins with.
+        scores: of the best chunk of each row; None for a row that reads nothing, or is no conversation.
+        config: weighs the two; without: makes the reading in which some rows read nothing.
+    """
+
+    token: int
+    scores: Sequence[float | None]
+    config: RetrievalConfig
+    without: Callable[[Sequence[bool]], Reading]
+
+    def instead(self, logits: Tensor) -> Reading | None:  # [rows, V]
+        """What is read instead, by the logits behind the prompts, of which a row may have several; None: no other."""
+        first = logits[:: len(logits) // len(self.scores)].float().softmax(-1)[:, self.token].tolist()
+        told = [score is None or self.config.found(score, p) for score, p in zip(self.scores, first, strict=True)]
+        return None if all(told) else self.without([not each for each in told])
 
 
 def require_room(model: MemoryDecoder, tokens: int) -> None:
@@ -181,14 +211,20 @@ def text_reading(
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
-    made = _chosen_reading(model, writer, rows, prompts, chosen, room)
-    if made is not None and any(refused := _refused(model, made, prompts, sources)):
-        chosen = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
-        sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
-        made = _chosen_reading(model, writer, rows, prompts, chosen, room)
-    if made is None:
-        return Reading(stock, stock_mask, stock, sources=sources)
-    made.given, made.sources = stock, sources
+
+    def without(refused: Sequence[bool]) -> Reading:
+        read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
+        made = _chosen_reading(model, writer, rows, prompts, read, room) or Reading(stock, stock_mask, stock)
+        made.given = stock
+        made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
+        return made
+
+    made = without([False] * len(rows))
+    config = model.config.retrieval
+    scores = [found[0][1] if prompt.chat and found else None for prompt, found in zip(prompts, sources, strict=True)]
+    if config.refusal is not None and any(score is not None for score in scores):
+        token = int(model.texts.ids(config.refusal, model.device, date=TODAY)[0])
+        made.refusal = Refusal(token, scores, config, without)
     return made
 
 
@@ -216,80 +252,13 @@ def _chosen_reading(
     return Reading(padded, mask, padded, cache)
 
 
-def _refused(
-    model: MemoryDecoder, reading: Reading, prompts: Sequence[Prompt], sources: Sequence[Sequence[Source]]
-) -> list[bool]:
-    """Whether the reader would say, for each row of a conversation, that it was not told."""
-    config, cache = model.config.retrieval, reading.cache
-    if config.refusal is None or cache is None or not any(prompt.chat for prompt in prompts):
-        return [False] * len(prompts)
-    first = int(model.texts.ids(config.refusal, model.device, date=TODAY)[0])
-    logits = forward(model, reading, {"logits_to_keep": 1}).logits[:, -1].float()
-    for layer in cache.layers:
-        layer.reset()
-    refusing = logits.softmax(-1)[:, first].tolist()
-    return [
-        prompt.chat and bool(read) and not config.found(read[0][1], each)
-        for each, prompt, read in zip(refusing, prompts, sources, strict=True)
-    ]
-
-
-def choose(
-    model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int = 0
-) -> tuple[list[list[tuple[Memory, Chunk]]], list[list[Source]]]:
-    """The chunks that each row reads, oldest first, and the writes that they are of, best first."""
-    limit, config = model.positions, model.config.retrieval
-    chosen: list[list[tuple[Memory, Chunk]]] = []
-    sources: list[list[Source]] = []
-    scored = scores(writer, rows, prompts)
-    for memories, prompt, ranked in zip(rows, prompts, scored, strict=True):
-        left = config.slots
-        if limit is not None and ranked:
-            left = min(left, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
-        picked: list[tuple[float, Memory, Chunk]] = []
-        floor = (
-            0.0 if config.min_score is None or not ranked else max(config.min_score, config.near_best * ranked[0][0])
-        )
-        for score, memory, chunk in ranked:
-            if score < floor:
-                break
-            if chunk.tokens <= left:
-                picked.append((score, memory, chunk))
-                left -= chunk.tokens
-        best: dict[int, float] = {}
-        for score, _, chunk in picked:
-            best.setdefault(chunk.write, score)
-        sources.append(list(best.items()))
-        order = {id(memory): place for place, memory in enumerate(memories)}
-        picked.sort(key=lambda item: (order[id(item[1])], item[2].key))
-        chosen.append([(memory, chunk) for _, memory, chunk in picked])
-    return chosen, sources
-
-
-def scores(
-    writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt]
-) -> list[list[tuple[float, Memory, Chunk]]]:
-    """All chunks of each row's memories, best first; of equal score the later first."""
-    found: list[list[tuple[float, Memory, Chunk]]] = []
-    for memories, prompt in zip(rows, prompts, strict=True):
-        ranked: list[tuple[float, Memory, Chunk]] = []
-        if any(memory.written for memory in memories):
-            queries = writer.queries(prompt, writer.head_of(memories[0]))
-            for memory in memories:
-                with memory.lock:
-                    writer.make_keys(memory)
-                    each = [chunks_of(memory).scores(query) for query in queries]
-                ranked += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
-            ranked.sort(key=lambda item: (-item[0], -item[2].key))
-        found.append(ranked)
-    return found
-
-
 def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> Any:
     """One forward pass over the prompts: what the decoder returns, for the rows as they were given."""
     for name in (*SET_HERE, "use_cache"):
         if name in kwargs:
             raise InvalidInputError(f"read sets {name} itself; leave it out")
+    if isinstance(kwargs.get("logits_to_keep"), Tensor):
+        settle(model, reading)  # those behind the prompt may not be among them
     cache = reading.cache
     if cache is None:
         padded = {} if bool(reading.mask.all()) else {"attention_mask": reading.mask.long()}
@@ -300,15 +269,73 @@ def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> A
             cache.set_prompt(reading.mask)
         out = model.hf(input_ids=reading.ids, past_key_values=cache, use_cache=True, **kwargs)
     require_finite(out.logits[:, -1])
+    if reading.refusal is not None and (other := reading.refusal.instead(out.logits[:, -1])) is not None:
+        reading.become(other)
+        return forward(model, reading, kwargs)
     columns, width = reading.ids.shape[1], reading.given.shape[1]
     if (made := out.logits.shape[1]) > width or made == columns:  # a head was put in front, or padding was left out
         out.logits = nn.functional.pad(out.logits, (0, 0, width - made, 0))
     return out
 
 
+def settle(model: MemoryDecoder, reading: Reading) -> None:
+    """Find out which rows read nothing after all, by a pass of its own."""
+    if reading.refusal is None:
+        return
+    forward(model, reading, {"logits_to_keep": 1})
+    reading.refusal = None
+    for layer in [] if reading.cache is None else reading.cache.layers:
+        layer.reset()
+
+
+class _Refused(Exception):
+    """`args[0]`: what is read instead."""
+
+
+class _Again(BaseStreamer):
+    """A streamer that was given the prompt before."""
+
+    def __init__(self, streamer: BaseStreamer) -> None:
+        self._streamer, self._prompt = streamer, True
+
+    def put(self, value: Tensor) -> None:
+        again, self._prompt = self._prompt, False
+        if not again:
+            self._streamer.put(value)
+
+    def end(self) -> None:
+        self._streamer.end()
+
+
 def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> Any:
-    """What transformers' `generate` returns for the prompts, as they were given."""
-    cache, given = reading.cache, reading.given
+    """What transformers' `generate` returns for the prompts, as they were given.
+
+    The logits behind the prompts say whether a row reads nothing after all: the generation then starts again.
+    """
+    if any(option(model, kwargs, name) is not None for name in (*_ASSISTED, "prefill_chunk_size")):
+        settle(model, reading)  # the first pass is not over the whole prompts
+    if reading.refusal is None:
+        return _generate(model, reading, kwargs)
+
+    def check(module: nn.Module, args: Any, output: Any) -> None:
+        refusal, reading.refusal = reading.refusal, None
+        if refusal is not None and (other := refusal.instead(output.logits[:, -1])) is not None:
+            raise _Refused(other)
+
+    watching = model.hf.register_forward_hook(check)
+    try:
+        return _generate(model, reading, kwargs)
+    except _Refused as refused:
+        reading.become(refused.args[0])
+    finally:
+        watching.remove()
+    if (streamer := kwargs.get("streamer")) is not None:
+        kwargs = {**kwargs, "streamer": _Again(streamer)}
+    return _generate(model, reading, kwargs)
+
+
+def _generate(model: MemoryDecoder, reading: Reading, options: dict[str, Any]) -> Any:
+    cache, given, kwargs = reading.cache, reading.given, dict(options)
     if kwargs.get("stop_strings") is not None:
         kwargs.setdefault("tokenizer", model.tokenizer)
     if cache is None:

@@ -8,7 +8,18 @@ import torch
 from remanence import MemoryModel
 from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
-from remanence.evaluation.columns import Asking, Column, Said, columns_of, hit, only, reading_all, record_of, used_by
+from remanence.evaluation.columns import (
+    Asking,
+    Column,
+    Said,
+    columns_of,
+    hit,
+    only,
+    reading_all,
+    record_of,
+    slots_of,
+    used_by,
+)
 from remanence.evaluation.harness import about
 from remanence.evaluation.told import Told
 from tests.support import asked
@@ -141,6 +152,11 @@ def test_a_column_has_the_parts_that_it_names_and_no_others() -> None:
     assert about(model) == before and set(before["parts"]) == {"reader", "retriever"}
     used = {column: used_by(model, Column.of(column)) for column in ("oracle", "slots", "slots+reader")}
     assert [sorted(one.get("parts", "-")) for one in used.values()] == [["-"], [], ["reader"]]
+
+
+def test_slots_are_measured_with_one_part_more_each() -> None:
+    assert slots_of(with_parts()) == ["slots", "slots+reader", "slots+reader+retriever"]
+    assert slots_of(asked.model()) == ["slots"] and slots_of(with_memory()) == []
 
 
 def test_without_its_parts_a_model_answers_as_one_that_has_none() -> None:

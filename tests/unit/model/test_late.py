@@ -12,9 +12,8 @@ from remanence import Memory, MemoryModel
 from remanence.config import RetrievalConfig, StorageConfig, Tier
 from remanence.errors import CheckpointError, InvalidInputError
 from remanence.memory.spec import KEYS_BY
-from remanence.model.read import choose
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
-from remanence.model.text import TextWriter, chunks_of
+from remanence.model.text import TextWriter, choose, chunks_of
 from tests.support.late import FUSION, token_retriever
 from tests.support.tiny import decoder, ids, with_memory, with_text
 

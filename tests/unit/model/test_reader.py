@@ -1,5 +1,6 @@
 """A reading adapter of text slots: it acts behind memory that is read, for the rows that read, and nowhere else."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from remanence import Memory, MemoryModel
 from remanence.config import LoraSettings, RetrievalConfig
@@ -172,6 +174,56 @@ def test_ask_reads_on_where_the_reader_does_not_refuse() -> None:
     assert answer.text == plain_model.ask(same, question, max_new_tokens=6).text
 
 
+class Streamed(BaseStreamer):
+    """Notes what comes, the prompt first."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        self.sizes.append(value.numel())
+
+    def end(self) -> None:
+        self.sizes.append(-1)
+
+
+def passes(model: MemoryModel, act: Callable[[], object]) -> int:
+    """Forward passes over more than a token that it takes."""
+    seen: list[int] = []
+    hook = model.hf.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    act()
+    hook.remove()
+    return sum(size > 1 for size in seen)
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(25.0, 1), (-25.0, 2)])
+def test_only_a_prompt_that_is_refused_is_passed_over_twice(bias: float, expected: int) -> None:
+    model, memory = chatting(found_bias=bias)
+    messages, streamed = [{"role": "user", "content": "Where was Alice born?"}], Streamed()
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    assert passes(model, lambda: model.generate(memory, messages, **settings, streamer=streamed)) == expected
+    assert streamed.sizes[0] > 1 and streamed.sizes[1:] == [1, 1, 1, -1]
+    assert passes(model, lambda: model.read(memory, messages)) == expected
+
+
+@pytest.mark.parametrize("bias", [25.0, -25.0])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}, {"prompt_lookup_num_tokens": 3}]
+)
+def test_every_way_to_generate_refuses_alike(bias: float, options: dict[str, int]) -> None:
+    model, memory = chatting(found_bias=bias)
+    plain, same = chatting(refusal=None)
+    same = same if bias > 0 else plain.new_memory()
+    messages = [{"role": "user", "content": "Where was Alice born?"}]
+    settings = {"max_new_tokens": 5, "do_sample": False, **options}
+    assert model.generate(memory, messages, **settings) == plain.generate(same, messages, **settings)
+    picked = torch.tensor([2])
+    kept = model.read(memory, messages, logits_to_keep=picked).logits
+    torch.testing.assert_close(kept, plain.read(same, messages, logits_to_keep=picked).logits)
+
+
 def test_an_answer_that_is_the_refusal_was_not_found() -> None:
     model, memory = chatting(found_bias=25.0)
     question = "Where was Alice born?"
@@ -224,6 +276,7 @@ def test_from_pretrained_takes_a_base_by_its_name(tmp_path: Path, monkeypatch: p
     with pytest.raises(FileNotFoundError, match="remanence setup smollm2"):
         MemoryModel.from_pretrained("smollm2")
     monkeypatch.setattr("remanence.model.formats.native.find_base", lambda name: tmp_path)
+    monkeypatch.setattr("remanence.model.formats.native.names", list)  # no adapters are bundled for it
     model = MemoryModel.from_pretrained("smollm2", dtype=torch.float32)
     memory = model.new_memory()
     model.write(memory, "Alice was born in Oslo.")
