@@ -27,7 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)  ## make .venv with the tested versions
 
-demo: $(STAMP)  ## tell a memory a text among unrelated paragraphs, and ask about it with and without memory
+demo: $(STAMP)  ## fetch SmolLM2 once, tell it a handbook among unrelated paragraphs, and ask with and without memory
+	$(BIN)/remanence setup smollm2
 	$(BIN)/remanence demo
 
 test: $(STAMP)  ## run the tests but for the slow ones, some minutes on two cores

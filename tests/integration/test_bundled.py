@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from remanence import Memory, MemoryModel
-from remanence.checkpoints import DEFAULT, bundled, names
+from remanence.checkpoints import DEFAULT, LEARNED, bundled, names, whole
 from remanence.data.episodes import Episode
 from remanence.evaluation.answering import answer
 
@@ -18,9 +18,15 @@ def right(model: MemoryModel, memories: Sequence[Memory], episodes: Sequence[Epi
     return sum(given == question.truth for given, question in zip(answers, questions, strict=True))
 
 
-def test_there_are_two_and_the_one_with_long_term_memory_is_the_default() -> None:
-    assert names() == ["tiny", "tiny_longterm"]
-    assert DEFAULT == "tiny_longterm"
+def test_the_adapters_of_a_real_model_are_the_default_and_two_models_are_whole() -> None:
+    assert names() == ["smollm2", "tiny", "tiny_longterm"] and whole() == ["tiny", "tiny_longterm"]
+    assert DEFAULT == "smollm2" and LEARNED == "tiny_longterm"
+
+
+def test_parts_are_small() -> None:
+    sizes = {file.name: file.stat().st_size for file in bundled("smollm2").glob("*.safetensors")}
+    assert sizes.keys() == {"reader.safetensors", "retriever.safetensors"}
+    assert max(sizes.values()) <= 12 * 2**20
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_longterm"])

@@ -21,7 +21,11 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_page_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if any('from_pretrained("smollm2")' in code for _, code in blocks(page)):
+        request.getfixturevalue("smollm2")
     monkeypatch.chdir(tmp_path)
     known: dict[str, Any] = {}
     for line, code in blocks(page):

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-DEFAULT = "tiny_longterm"
+DEFAULT = "smollm2"  # what commands take
+LEARNED = "tiny_longterm"  # and what those take that measure learned memories
 
 
 def names() -> list[str]:
@@ -14,7 +15,8 @@ def bundled(name: str = DEFAULT) -> Path:
     """The directory of a bundled checkpoint, for `MemoryModel.from_pretrained`.
 
     Args:
-        name: "tiny" has a pool; "tiny_longterm" also long-term memory.
+        name: "smollm2" has adapters for a base that `remanence setup smollm2` fetches. "tiny", with a pool, and
+            "tiny_longterm", with long-term memory behind it, are whole models.
 
     Raises:
         FileNotFoundError: there is none of this name; lists those there are.
@@ -25,6 +27,11 @@ def bundled(name: str = DEFAULT) -> Path:
             "give a directory or a hub id with --model"
         )
     return Path(__file__).parent / name
+
+
+def whole() -> list[str]:
+    """The bundled checkpoints that hold their decoder."""
+    return [name for name in names() if (bundled(name) / "model.safetensors").is_file()]
 
 
 def name_of(model: str) -> str | None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from remanence.checkpoints import LEARNED
 from remanence.cli.places import require_input, require_output_folder, require_writable
 from remanence.cli.shared import (
     Int8Flag,
-    ModelOption,
+    LearnedModelOption,
     OneLineErrors,
     TierOption,
     examples,
@@ -95,7 +96,7 @@ def retention(
     data: Annotated[
         Path | None, typer.Option(help="Passages in place of people: a SQuAD v1.1 or Natural Questions file.")
     ] = None,
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
     tier: TierOption = None,
     int8: Int8Flag = False,
@@ -116,7 +117,7 @@ def retention(
     from remanence.evaluation.retention import measure
     from remanence.terminal import retention_table
 
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     storage = new_storage(engine, tier, int8)
     with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
@@ -161,7 +162,7 @@ def longcontext(
         ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Documents written at once.")] = 8,
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other documents.")] = 0,
@@ -176,7 +177,7 @@ def longcontext(
     from remanence.evaluation.longcontext import measure
     from remanence.terminal import longcontext_table
 
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     storage = new_storage(engine, tier, int8)
     task = read_task(data, engine.tokenizer, asked, samples, seed)
     with interruptible(left(state, "finished batches are")), progress_bar("asking") as progress:
@@ -207,7 +208,7 @@ def integrity(
     writes: Annotated[int, typer.Option(min=1, help="Writes into one memory.")] = 10_000,
     windows: Annotated[int, typer.Option(min=1, help="Equal parts that are scored each.")] = 10,
     questions: Annotated[int, typer.Option(min=1, help="Asked in each window, about the newest biography.")] = 100,
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     state: Annotated[
         Path | None,
@@ -220,7 +221,7 @@ def integrity(
     from remanence.evaluation.integrity import measure
     from remanence.terminal import integrity_table
 
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     with interruptible(left(state, "the memory and the counts are")), progress_bar("writing") as progress:
         report = measure(
             engine, writes=writes, windows=windows, questions=questions, seed=seed, state=state, progress=progress
@@ -240,7 +241,7 @@ def integrity(
 def retrieval(
     samples: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
     distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     tier: TierOption = None,
     int8: Int8Flag = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
@@ -252,7 +253,7 @@ def retrieval(
     from remanence.evaluation.retrieval import measure
     from remanence.terminal import retrieval_table
 
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     storage = new_storage(engine, tier, int8)
     with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
         report = measure(
@@ -291,7 +292,7 @@ def editing(
     rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = 5e-4,
     bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = 1e-4,
     batch: Annotated[int, typer.Option(min=1, help="Prompts read at once.")] = 25,
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
@@ -308,7 +309,7 @@ def editing(
     from remanence.terminal import editing_table
 
     kind, made = read or ("biographies", biography_edits(edits_needed(counts, samples), seed))
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     with interruptible(left(state, "what is finished is")), progress_bar("editing") as progress:
         report = measure(
             engine,
@@ -344,7 +345,7 @@ def perplexity(
     samples: Annotated[int, typer.Option(min=2, help="Windows, spread evenly over the text.")] = 100,
     window: Annotated[int, typer.Option(min=2, help="Tokens of each.")] = 256,
     memories: Annotated[int, typer.Option(min=1, help="Read in one batch, a window each.")] = 8,
-    model: ModelOption = None,
+    model: LearnedModelOption = None,
     seed: Annotated[int, typer.Option(help="Another seed, other unrelated texts.")] = 0,
     state: StateOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
@@ -358,7 +359,7 @@ def perplexity(
     from remanence.terminal import perplexity_table
 
     content = bundled_text() if given is None else given
-    engine = load_model(model)
+    engine = load_model(model or LEARNED)
     with interruptible(left(state, "finished batches are")), progress_bar("reading") as progress:
         report = measure(
             engine,

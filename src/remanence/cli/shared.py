@@ -55,8 +55,12 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         envvar="REMANENCE_MODEL",
-        help="Directory, hub id, smollm2 (after: remanence setup smollm2), tiny, or tiny_longterm (default).",
+        help="Directory, hub id, smollm2 (default; after: remanence setup smollm2), tiny, or tiny_longterm.",
     ),
+]
+LearnedModelOption = Annotated[
+    str | None,
+    typer.Option("--model", envvar="REMANENCE_MODEL", help="Directory, hub id, tiny, or tiny_longterm (default)."),
 ]
 MemoryArgument = Annotated[Path, typer.Argument(metavar="MEMORY", help="A memory file.")]
 TierOption = Annotated[
@@ -170,12 +174,12 @@ def require_model(model: "MemoryModel", memory: "Memory", path: Path) -> None:
 def maker_of(memory: "Memory") -> str | None:
     """The model that wrote a memory, as --model takes it."""
     from remanence import MemoryModel
-    from remanence.checkpoints import bundled, name_of, names
+    from remanence.checkpoints import bundled, name_of, whole
 
     if memory.model_name:
         return name_of(memory.model_name) or memory.model_name
     # Memories of version 0.1 do not say.
-    wrote = (name for name in names() if MemoryModel.from_pretrained(bundled(name)).spec == memory.spec)
+    wrote = (name for name in whole() if MemoryModel.from_pretrained(bundled(name)).spec == memory.spec)
     return next(wrote, None)
 
 

@@ -11,7 +11,8 @@
 
 The questions are the same in each. They are those whose shortest answer has at most 4 tokens. Memories of up to 16
 passages are read whole, others as the model would read them. Of Natural Questions only the second half of the file is
-used, so that the first is free to be trained on.
+used, so that the first is free to be trained on. A memory that is read whole is read whatever the reader makes of it,
+so that hits are those of reading alone; in the others, what it refuses counts as missed.
 """
 
 import hashlib
@@ -129,6 +130,7 @@ def evaluation(
             "passages": len(questions.passages),
             "asked_about": held.first,
             "answer_limit": ANSWER_LIMIT,
+            "read_whole": _WHOLE,
             "answer_tokens": ANSWER_TOKENS,
             "seed": seed,
         },

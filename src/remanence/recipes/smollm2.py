@@ -44,7 +44,7 @@ def train(
     data: str | None = None,
     held_out: str | None = None,
     base: str | None = None,
-    steps: int = 6000,
+    steps: int = 1100,
     lr: float = 1e-3,
     rank: int = 16,
     groups: int = 8,
