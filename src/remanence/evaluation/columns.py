@@ -279,7 +279,7 @@ def used_by(model: MemoryModel, column: Column) -> dict[str, Any]:
 
 @contextmanager
 def reading_all(model: MemoryModel) -> Iterator[None]:
-    """Inside, a memory is read whole as far as positions reach, whatever its chunks score; the reader does not refuse."""
+    """Inside, a memory is read whole as far as positions reach, whatever its chunks score, and never refused."""
     kept = model.config
     retrieval = kept.retrieval.replace(min_score=None, refusal=None, slots=model.positions or 2**20)
     model.config = kept.replace(retrieval=retrieval)
