@@ -49,7 +49,7 @@ def main() -> None:
     print(counts)
     if given.json:
         novel = "" if given.novel is None else f" --novel {given.novel.name}"
-        command = f"benchmarks/real/own_text.py {given.text}{novel}"
+        command = f"python benchmarks/real/own_text.py {given.text}{novel}"
         about = {"n": len(records), **made, "records": records, **run_stamp(command, model.device)}
         given.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
