@@ -15,15 +15,16 @@ from remanence import MemoryModel
 from remanence.environment import run_stamp
 from remanence.evaluation.columns import hit
 from remanence.evaluation.intervals import wilson
+from remanence.texts import paragraphs_of
 
 QUESTIONS = Path(__file__).parent / "questions"
 
 
-def paragraphs(novel: Path) -> list[str]:
-    """Those of the first chapter, its title the first."""
+def first_chapter(novel: Path) -> list[str]:
+    """Its paragraphs, the title the first."""
     text = novel.read_text(encoding="utf-8")
     first, second = [found.start() for found in re.finditer(r"(?m)^Chapter ", text)][:2]
-    return [" ".join(part.split()) for part in re.split(r"\n\s*\n", text[first:second]) if part.strip()]
+    return paragraphs_of(text[first:second])
 
 
 def main() -> None:
@@ -35,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     model = MemoryModel.from_pretrained(given.model).optimize_for_cpu()
     held = json.loads((QUESTIONS / f"{given.text}.json").read_text(encoding="utf-8"))
-    memory, texts = model.new_memory(), held.get("paragraphs") or paragraphs(given.novel)
+    memory, texts = model.new_memory(), held.get("paragraphs") or first_chapter(given.novel)
     places = {model.write(memory, text).id: place for place, text in enumerate(texts)}
     records = []
     for one in held["questions"]:

@@ -70,10 +70,9 @@ class Lessons:
             self._topics.setdefault(data.topics[number], []).append(number)
             self._postings.add(number, words(data.passages[number]))
         self._head = model.texts.head(TODAY)
+        heads = [((), torch.tensor(self._head))] if self._head else []
         with torch.no_grad():
-            self._front = [
-                one.slots for one in model.writer.encode([((), torch.tensor(self._head))] if self._head else [])
-            ]
+            self._front = [one.slots for one in model.writer.encode(heads)]
 
     def step(self, number: int) -> list[Group]:
         """The groups of a step."""

@@ -15,6 +15,7 @@ from remanence.memory.spec import KEYS_BY
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
 from remanence.model.text import TextWriter, choose, chunks_of
 from tests.support.late import FUSION, token_retriever
+from tests.support.models import realigned
 from tests.support.tiny import decoder, ids, with_memory, with_text
 
 TEXTS = [ids(9 + 4 * number, seed=number) for number in range(5)]
@@ -216,11 +217,9 @@ def test_load_retriever_gives_back_what_was_saved(tmp_path: Path) -> None:
 def test_save_pretrained_keeps_the_retriever(tmp_path: Path) -> None:
     model = keyed()
     model.save_pretrained(tmp_path)
-    back = MemoryModel.from_pretrained(tmp_path)
+    back = realigned(MemoryModel.from_pretrained(tmp_path))
     assert retriever_of(back).name == retriever_of(model).name
-    # Weights lie elsewhere in memory once they were loaded, which moves the last bits of products on some machines.
-    (write, score), (again, loaded) = model.search(told(model), QUESTION)[0], back.search(told(model), QUESTION)[0]
-    assert write == again and loaded == pytest.approx(score, abs=1e-6)
+    assert back.search(told(model), QUESTION) == model.search(told(model), QUESTION)
     assert [name for name, _ in back.named_parameters()] == [name for name, _ in model.named_parameters()]
 
 
