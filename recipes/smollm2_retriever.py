@@ -7,7 +7,6 @@ half is taken. Passages that stand in `squad_dev_v1.1/*.json` are left out.
 """
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from remanence import MemoryModel
 from remanence.data.conversations import Post, conversations
-from remanence.data.notes import Note, note
 from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
+from remanence.training.questions import own_questions
 from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, train_retriever
 
 SETTINGS = RetrieverSettings(layers=(2, 8, 14))
 TURNS = 4200
-PAGES, NOTES = 80, 16  # pages of synthetic notes, and notes on a page, of as many templates
 Answered = tuple[str, list[str]]  # a question and its answers
 
 
@@ -53,7 +51,8 @@ def train(
 
 
 def questions(folder: Path) -> RetrieverData:
-    """Passages and what is asked about them, turns of conversations that are made of posts, and pages of notes."""
+    """Passages and what is asked about them, turns of conversations that are made of posts, and what comes with the
+    package: pages and conversations."""
     test = {text for file in folder.glob("squad_dev_v1.1/*.json") for text, _ in _squad(file)}
     texts: list[str] = []
     asked: list[Asked] = []
@@ -75,15 +74,14 @@ def questions(folder: Path) -> RetrieverData:
     for turn in conversations(posts, turns=TURNS, seed=SETTINGS.seed):
         add(turn.text, [(question, []) for question in turn.questions])
         numbers.append(turn.conversation)
-    rng, pages = random.Random(SETTINGS.seed), max(numbers) + 1
-    for page in range(pages, pages + PAGES):
-        notes: dict[int, Note] = {}
-        while len(notes) < NOTES:
-            made = note(rng)
-            notes.setdefault(made.template, made)
-        for made in notes.values():
-            add(made.text, [(question, []) for question, _ in made.questions])
-            numbers.append(page)
+    own = own_questions()
+    topics = [topic.partition("#")[0] for topic in own.topics]
+    pages = {topic: max(numbers) + 1 + place for place, topic in enumerate(dict.fromkeys(topics))}
+    first = len(texts)
+    texts += own.passages
+    numbers += [pages[topic] for topic in topics]
+    answered = [question for question in own.questions if question.answers]
+    asked += [Asked(question.text, tuple(first + passage for passage in question.passages)) for question in answered]
     return RetrieverData(texts, numbers, asked)
 
 

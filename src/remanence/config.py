@@ -155,6 +155,7 @@ class RetrievalConfig(Settings):
         slots: K0, most slots that a prompt reads; fewer where the model has fewer positions left.
         min_score: chunks that score below it are not read; None: chunks are read whatever they score. Scores lie in
             [0, 1] and mean the same in a memory of any size.
+        text_min_score: the same for text that is no conversation, where no reader can refuse; None: as `min_score`.
         near_best: nor are those that score below this share of the best score: what is read beside the right chunk
             distracts.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
@@ -166,6 +167,7 @@ class RetrievalConfig(Settings):
 
     slots: Count = 1024
     min_score: float | None = 0.25
+    text_min_score: float | None = None
     near_best: float = 0.0
     refusal: str | None = None
     score_weight: float = 0.0
@@ -175,13 +177,23 @@ class RetrievalConfig(Settings):
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise InvalidInputError(f"retrieval needs slots > 0, got {self.slots}")
-        if self.min_score is not None and not 0 <= self.min_score <= 1:
-            raise InvalidInputError(f"min_score lies between 0 and 1, got {self.min_score}; None reads whatever scores")
+        for name in ("min_score", "text_min_score"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InvalidInputError(
+                    f"{name} lies between 0 and 1, got {getattr(self, name)}; None reads whatever scores"
+                )
         if not 0 <= self.near_best <= 1:
             raise InvalidInputError(f"near_best is a share of the best score, from 0 to 1, not {self.near_best}")
         for name in ("score_weight", "refusal_weight", "found_bias"):
             if not isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")
+
+    def floor(self, best: float, *, chat: bool) -> float:
+        """The least score that is read, given that of the best chunk."""
+        if self.min_score is None:
+            return 0.0
+        alone = self.text_min_score if self.text_min_score is not None and not chat else self.min_score
+        return max(alone, self.near_best * best)
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""

@@ -1,7 +1,7 @@
-"""Synthetic notes and dated conversations to train a reader on, with questions about them.
+"""Synthetic notes to train a reader on, with questions about them.
 
-Facts of one kind stand beside each other (two medicines, two times), names are made of syllables, and a conversation
-tells what somebody did "yesterday", so that its date has to be worked out. Templates and words: `notes.json`.
+Facts of one kind stand beside each other (two medicines, two times), and names are made of syllables. Templates and
+words: `notes.json`.
 """
 
 import json
@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, timedelta
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -17,14 +16,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Note:
-    """A text and what can be asked about it; an answer of None: the text does not say.
+    """A text and what can be asked about it, with the answers.
 
     Attributes:
         template: which template it was made of; two notes of one template answer the same questions.
     """
 
     text: str
-    questions: tuple[tuple[str, str | None], ...]
+    questions: tuple[tuple[str, str], ...]
     template: int
 
 
@@ -51,30 +50,6 @@ def note(rng: random.Random) -> Note:
     return Note(text[0].upper() + text[1:], asked, template)
 
 
-def conversation(rng: random.Random) -> list[Note]:
-    """Dated turns of two people; some questions ask about the wrong one of them."""
-    content = _content()["dialogue"]
-    people = rng.sample(_content()["values"]["first"], 2)
-    day, turns = date(2021, 1, 1) + timedelta(days=rng.randrange(1500)), []
-    for _ in range(rng.randint(2, 4)):
-        day += timedelta(days=rng.randint(1, 60))
-        who, other = rng.sample(people, 2)
-        what = rng.choice([_name(rng), f"{_name(rng)} festival", _person(rng), _value(rng, "hobby")])
-        (did, do), (when, ago) = rng.choice(content["acts"]), rng.choice(content["when"])
-        friend = _value(rng, "first")
-        stamp = rng.choice(["[{0}] {1}:", "{0}, {1}:", "{1} ({0}):"]).format(_spelled(day), who)
-        opening = rng.choice(content["openings"])
-        said = f"{opening} I {did} {what} {when} with {friend}. {rng.choice(content['feelings'])}".strip()
-        asked = [
-            (f"When did {who} {do} {what}?", _spelled(day - timedelta(days=ago))),
-            (f"Who {did} {what}?", who),
-            (f"With whom did {who} {do} {what}?", friend),
-            (f"When did {other} {do} {what}?", None),
-        ]
-        turns.append(Note(f"{stamp} {said}", tuple(rng.sample(asked, 3)), -1))
-    return turns
-
-
 def general_prompt(rng: random.Random) -> str:
     """What a person may ask that no memory answers."""
     content = _content()["general"]
@@ -82,10 +57,6 @@ def general_prompt(rng: random.Random) -> str:
         topic, other = rng.sample(content["topics"], 2)
         return str(rng.choice(content["about_topics"])).format(t=topic, u=other)
     return str(rng.choice(content["others"])).format(a=rng.randint(2, 99), b=rng.randint(2, 99))
-
-
-def _spelled(day: date) -> str:
-    return f"{day.day} {_content()['values']['month'][day.month - 1]} {day.year}"
 
 
 def _name(rng: random.Random, syllables: int = 0, *, capital: bool = True) -> str:

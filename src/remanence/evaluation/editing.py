@@ -40,6 +40,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import Context, answer_rows
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
 from remanence.evaluation.resuming import identity, keep, kept
+from remanence.evaluation.scoring import score_tokens
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
@@ -212,17 +213,11 @@ class _Editor:
                 wrong = self._likelihoods([(one.prompt, one.wrong) for one in part])
                 yield from (float(r > w) for (r, _), (w, _) in zip(right, wrong, strict=True))
 
-    @torch.no_grad()
     def _likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, float]]:
         """Per prompt and answer: mean log-probability of the answer's tokens, and share that are the most probable."""
         made = [self._row(prompt, answer) for prompt, answer in pairs]
-        longest = max(answer for _, answer in made)
-        out = self._model.read([self._memory] * len(made), [row for row, _ in made], logits_to_keep=longest + 1)
-        assert out.logits is not None
-        found = []
-        for logits, (row, answer) in zip(out.logits.float(), made, strict=True):
-            found.append(likelihood(logits[-answer - 1 : -1], torch.tensor(row[-answer:], device=logits.device)))
-        return found
+        found, _ = score_tokens(self._model, self._memory, [(row[:-answer], row[-answer:]) for row, answer in made])
+        return [(mean(one.likelihoods), mean(one.greedy)) for one in found]
 
     def _row(self, prompt: str, answer: str) -> tuple[list[int], int]:
         """Ids of context, prompt and answer, and how many are the answer's: those that the prompt alone has not.
@@ -234,12 +229,6 @@ class _Editor:
         both = encode(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
         shared = next((i for i, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), len(alone))
         return self._context.before(f"{prompt} {answer}"), len(both) - shared
-
-
-def likelihood(logits: torch.Tensor, answer: torch.Tensor) -> tuple[float, float]:  # [t, V], [t]
-    """Mean log-probability of an answer's tokens, and the share of them that are the most probable."""
-    chosen = logits.log_softmax(dim=-1).gather(1, answer[:, None])
-    return chosen.mean().item(), (logits.argmax(dim=-1) == answer).float().mean().item()
 
 
 def _efficacy(edit: Edit) -> list[_Asked]:

@@ -306,9 +306,7 @@ def choose(
         if limit is not None and ranked:
             left = min(left, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
         picked: list[tuple[float, Memory, Chunk]] = []
-        floor = 0.0
-        if config.min_score is not None and ranked:
-            floor = max(config.min_score, config.near_best * ranked[0][0])
+        floor = config.floor(ranked[0][0], chat=prompt.chat) if ranked else 0.0
         for score, memory, chunk in ranked:
             if score < floor:
                 break

@@ -2,6 +2,7 @@
 was not told.
 
     remanence train smollm2 -- data=path/to/questions held_out=path/to/dev.json
+    remanence train smollm2 -- start=smollm2 data=path/to/questions
     remanence train smollm2 -- base=path/to/decoder data=path/to/questions
 
 Questions come in the formats of `remanence.training.questions`. Those about passages of `held_out` are left out.
@@ -24,14 +25,14 @@ from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextWriter
 from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
 from remanence.training.packing import Group, answer_loss
-from remanence.training.questions import QuestionSet, load_questions, passages_of
+from remanence.training.questions import QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare, write_curve
 from remanence.training.recipes import reporters
 from remanence.training.trainer import StopAfter, last_checkpoint
 
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_VALIDATION = 0.08  # of the passages
+VALIDATION = 0.08  # of the passages of what is named
 _CACHE = 0.5  # of the memory of the machine, for encoded passages: each is read many times
 _VALIDATED = 8  # steps whose loss is measured before and after
 
@@ -44,6 +45,7 @@ def train(
     data: str | None = None,
     held_out: str | None = None,
     base: str | None = None,
+    start: str | None = None,
     steps: int = 1100,
     lr: float = 1e-3,
     rank: int = 16,
@@ -55,16 +57,17 @@ def train(
     """Train a reader; returns the folder of the finished checkpoint.
 
     Args:
-        data: files or folders of questions, separated by commas.
+        data: files or folders of questions beside those that come with the package, separated by commas.
         held_out: files whose passages are never trained on, separated by commas.
         base: the folder of another decoder; None: SmolLM2, where `remanence setup` put it.
-        rank: of the adapter; groups: sets of passages in a step.
+        start: a checkpoint whose reader is trained further; its settings stay.
+        rank: of a new adapter; groups: sets of passages in a step.
         workers: processes that encode the passages of the next steps; 1 pays where another core is free, on a CPU.
     """
     out = Console(soft_wrap=True)
     folder, report_to = Path(base) if base else find_base(NAME), reporters(log_to)
     questions, validation = _questions(data, held_out)
-    model = _model(folder, rank)
+    model = _model(folder, rank, start)
     prepare(model)
     settings = LessonSettings(groups=groups)
     lessons, checks = Lessons(model, questions, settings), Lessons(model, validation, settings, seed=1)
@@ -88,16 +91,21 @@ def train(
 
 
 def _questions(data: str | None, held_out: str | None) -> tuple[QuestionSet, QuestionSet]:
-    if not data:
-        raise InvalidInputError("data= names files or folders of questions; see remanence.training.questions")
-    every = load_questions([Path(part) for part in data.split(",")])
-    kept = every.without(passages_of([Path(part) for part in held_out.split(",")] if held_out else []))
-    return kept.split(_VALIDATION)
+    """To train on and to validate on: questions about what comes with the package, and those that are named."""
+    train, validation = own_questions(), own_questions(held_out=True)
+    if data:
+        named = load_questions([Path(part) for part in data.split(",")])
+        kept = named.without(passages_of([Path(part) for part in held_out.split(",")] if held_out else []))
+        more, checked = kept.split(VALIDATION)
+        train, validation = train.joined(more), validation.joined(checked)
+    return train, validation
 
 
-def _model(folder: Path, rank: int) -> MemoryModel:
-    """The decoder in bfloat16 where the machine multiplies in it, with a fresh adapter."""
+def _model(folder: Path, rank: int, start: str | None) -> MemoryModel:
+    """The decoder in bfloat16 where the machine multiplies in it, with a fresh adapter or that of a checkpoint."""
     dtype = torch.bfloat16 if _has_bfloat16() else torch.float32
+    if start is not None:
+        return _caching(MemoryModel.from_pretrained(start, base=folder, dtype=dtype, parts=["reader"]))
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if torch.cuda.is_available():
         hf = hf.to("cuda")
@@ -105,7 +113,10 @@ def _model(folder: Path, rank: int) -> MemoryModel:
     there = {name.rsplit(".", 1)[-1] for name, _ in hf.named_modules()}
     targets = tuple(name for name in _LINEAR if name in there) or None
     lora = LoraSettings(r=rank, lora_alpha=2.0 * rank, target_modules=targets)
-    model = MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL))
+    return _caching(MemoryModel.attach(hf, tokenizer, lora=lora, retrieval=RetrievalConfig(refusal=REFUSAL)))
+
+
+def _caching(model: MemoryModel) -> MemoryModel:
     assert isinstance(model.writer, TextWriter)
     model.writer.cache = SlotCache(int(_CACHE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
     return model

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from remanence.data.notes import conversation, general_prompt, note
+from remanence.data.notes import general_prompt, note
 from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
@@ -22,6 +22,7 @@ REFUSAL = "I was not told."
 _AROUND = (0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 6, 8)  # how many passages stand beside those of a question, drawn evenly
 _LONGEST_PROMPT, _LONGEST_ANSWER = 96, 24  # tokens
 _NEAR = 8  # passages that resemble a question
+_PAGE = 40  # passages of a topic, at most, that a memory holds together
 _CHARACTERS = 3  # of a token, at least on average
 
 
@@ -32,7 +33,8 @@ class LessonSettings:
     Attributes:
         groups: sets of passages; rows: questions at most about one set.
         slots: at most of one set.
-        notes: share of sets that are synthetic notes, conversations: that are synthetic conversations.
+        notes: share of sets that are synthetic notes.
+        pages, talks: shares of sets that are about pages and conversations of `remanence.data`.
         refused: share of sets whose own passages are left out, so that nothing answers the question.
         general: share of sets to which a prompt is added that no memory answers.
     """
@@ -40,8 +42,9 @@ class LessonSettings:
     groups: int = 8
     rows: int = 6
     slots: int = 1400
-    notes: float = 0.15
-    conversations: float = 0.1
+    notes: float = 0.1
+    pages: float = 0.2
+    talks: float = 0.15
     refused: float = 0.2
     general: float = 0.2
 
@@ -63,7 +66,12 @@ class Lessons:
         self._by_passages: dict[tuple[int, ...], list[Question]] = {}
         for question in data.questions:
             self._by_passages.setdefault(question.passages, []).append(question)
-        self._sets = sorted(self._by_passages)
+        sets = sorted(self._by_passages)
+        self._sets = {kind: [own for own in sets if self._kind(own) == kind] for kind in ("pages", "talks", "others")}
+        self._sets_of: dict[int, list[tuple[int, ...]]] = {}
+        for own in sets:
+            for passage in own:
+                self._sets_of.setdefault(passage, []).append(own)
         self._topics: dict[str, list[int]] = {}
         self._postings = Postings()
         for number in self._every:
@@ -89,42 +97,54 @@ class Lessons:
 
     def _drawn(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
         """Texts in the order in which they are read, and questions with their answers; None: not told."""
-        kind = rng.random()
-        if kind < self.settings.notes:
+        settings = self.settings
+        kinds, shares = ("notes", "pages", "talks"), (settings.notes, settings.pages, settings.talks)
+        (kind,) = rng.choices((*kinds, "others"), (*shares, 1 - sum(shares)))
+        if kind == "notes":
             return self._notes(rng)
-        if kind < self.settings.notes + self.settings.conversations:
-            return self._conversations(rng)
-        own = rng.choice(self._sets)
-        questions = self._by_passages[own]
-        questions = rng.sample(questions, min(self.settings.rows, len(questions)))
-        refused, count = rng.random() < self.settings.refused, rng.choice(_AROUND)
-        beside = self._beside(rng, own, questions[0], max(count, int(refused)))
-        read = beside if refused else [*own, *beside]
-        texts = self._fitting([self.data.passages[passage] for passage in read], len(read) - len(beside))
+        own = rng.choice(self._sets[kind] or self._sets["others"])
+        refused, count = rng.random() < settings.refused, rng.choice(_AROUND)
+        about = rng.sample(self._by_passages[own], min(settings.rows, len(self._by_passages[own])))
+        beside = self._beside(rng, own, about[0], max(count, int(refused)))
+        read = self._fitting([] if refused else own, beside)
+        texts = [self.data.passages[passage] for passage in read]
         rng.shuffle(texts)
         if refused:
             said = "\n".join(texts).lower()
-            questions = [q for q in questions if not any(answer.lower() in said for answer in q.answers)]
-        return texts, [(q.text, None if refused or not q.answers else q.answers[0]) for q in questions]
+            about = [q for q in about if not any(answer.lower() in said for answer in q.answers)]
+        else:
+            others = [q for q in self._about(read) if q.passages != own]
+            about += rng.sample(others, min(settings.rows - len(about), len(others)))
+        return texts, [(q.text, None if refused or not q.answers else q.answers[0]) for q in about]
 
-    def _fitting(self, texts: Sequence[str], needed: int) -> list[str]:
-        """The texts that are needed, which come first, and as many of the others as there are slots for."""
-        left, kept = _CHARACTERS * self.settings.slots, list(texts[:needed])
-        for text in texts[needed:]:
-            left -= len(text)
+    def _fitting(self, needed: Sequence[int], others: Sequence[int]) -> list[int]:
+        """The passages that are needed, and as many of the others as there are slots for."""
+        left, kept = _CHARACTERS * self.settings.slots, list(needed)
+        for passage in others:
+            left -= len(self.data.passages[passage])
             if left > 0 or not kept:
-                kept.append(text)
+                kept.append(passage)
         return kept
+
+    def _about(self, read: Sequence[int]) -> list[Question]:
+        """Questions that some passages are enough for."""
+        sets = dict.fromkeys(own for passage in read for own in self._sets_of.get(passage, ()))
+        return [question for own in sets if set(own) <= set(read) for question in self._by_passages[own]]
+
+    def _kind(self, own: Sequence[int]) -> str:
+        name = self.data.topics[own[0]].split("/")[0].removesuffix("_held_out")
+        return name if name in ("pages", "talks") else "others"
 
     def _beside(self, rng: random.Random, own: Sequence[int], question: Question, count: int) -> list[int]:
         """Passages that a question does not need: such that resemble it, of the same topic, or any."""
         scores = self._postings.scores(asked(question.text))
         near = sorted((p for p in scores if p not in own), key=lambda p: (-scores[p], p))[:_NEAR]
         topic, every = self._topics[self.data.topics[own[0]]], self._every
+        alike = 0.5 if len(topic) <= _PAGE else 0.2  # what stands on a page is told together
         found: list[int] = []
         for _ in range(4 * count):
             drawn = rng.random()
-            source = near if drawn < 0.5 and near else topic if drawn < 0.7 else every
+            source = topic if drawn < alike else near if drawn < 0.7 and near else every
             passage = rng.choice(source)
             if passage not in own and passage not in found and len(found) < count:
                 found.append(passage)
@@ -138,11 +158,6 @@ class Lessons:
         rng.shuffle(texts)
         questions = rng.sample(about.questions, min(self.settings.rows, len(about.questions)))
         return texts, [(text, None if refused else answer) for text, answer in questions]
-
-    def _conversations(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
-        turns = [turn for _ in range(rng.randint(1, 3)) for turn in conversation(rng)]
-        questions = [question for turn in turns for question in turn.questions]
-        return [turn.text for turn in turns], rng.sample(questions, min(self.settings.rows, len(questions)))
 
     def _row(self, rng: random.Random, question: str, answer: str | None) -> Iterator[Row]:
         """A question as token ids; nothing where it is too long."""

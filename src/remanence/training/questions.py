@@ -4,17 +4,23 @@
            "paragraphs" and "question"), or edits with evidence as KnowledgeSpread has them ("src", "alt",
            "fake_evidence")
 *.jsonl    NQ with the gold passage ("question", "answers", "ctxs"), or our own: {"question", "answers",
-           "passages": [...], "supporting": [0]}
+           "passages": [...], "supporting": [0]}; pages and conversations of `remanence.data`
 """
 
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from remanence.data.talks import talk
 from remanence.errors import InvalidInputError
+from remanence.memory.lexical import Postings, asked, words
+
+_COPIES = 3  # of a conversation, with other names and dates
+_LOOKS_LIKE = 2  # paragraphs of a page that a question resembles which none answers
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class QuestionSet:
 
     Attributes:
         passages: their texts.
-        topics: of each passage; those of one topic are easily mistaken for each other.
+        topics: of each passage; those of one topic are easily mistaken for each other. Topics that differ behind a
+            "#" alone are the same but for names: they are held out together.
         questions: all of them.
     """
 
@@ -70,18 +77,25 @@ class QuestionSet:
         kept.questions = [q for q in self.questions if not any(self.passages[p] in held_out for p in q.passages)]
         return kept
 
+    def joined(self, other: "QuestionSet") -> "QuestionSet":
+        """The questions of both."""
+        both = QuestionSet()
+        for part in (self, other):
+            numbers = [both.add_passage(text, topic) for text, topic in zip(part.passages, part.topics, strict=True)]
+            both.questions += [replace(q, passages=tuple(numbers[p] for p in q.passages)) for q in part.questions]
+        return both
+
     def split(self, share: float, seed: int = 0) -> "tuple[QuestionSet, QuestionSet]":
         """Questions to train on and to validate on, which share no passage: about `share` of the passages go to the
         second, whole topics where these are small."""
-        rng, asked = random.Random(seed), sorted({p for q in self.questions for p in q.passages})
+        rng, used = random.Random(seed), sorted({p for q in self.questions for p in q.passages})
         by_topic: dict[str, list[int]] = {}
-        for passage in asked:
-            topic = self.topics[passage]
-            by_topic.setdefault(topic, []).append(passage)
+        for passage in used:
+            by_topic.setdefault(self.topics[passage].partition("#")[0], []).append(passage)
         held: set[int] = set()
         for topic in sorted(by_topic):
             members = by_topic[topic]
-            if len(members) <= max(8, len(asked) // 20):
+            if len(members) <= max(8, len(used) // 20):
                 held |= set(members) if rng.random() < share else set()
             else:
                 held |= {passage for passage in members if rng.random() < share}
@@ -109,6 +123,12 @@ def load_questions(paths: Sequence[Path]) -> QuestionSet:
         if len(made.questions) == before:
             raise InvalidInputError(f"{file} holds no question with an answer")
     return made
+
+
+def own_questions(*, held_out: bool = False) -> QuestionSet:
+    """Those about pages and conversations that come with the package; `held_out`: such as nothing is trained on."""
+    folder, end = Path(str(resources.files("remanence.data"))), "_held_out" if held_out else ""
+    return load_questions([folder / f"{kind}{end}.jsonl" for kind in ("pages", "talks")])
 
 
 def passages_of(paths: Sequence[Path]) -> list[str]:
@@ -146,9 +166,9 @@ def _reader_of(record: Any, file: Path) -> Reader:
 def _squad(made: QuestionSet, article: dict[str, Any], name: str) -> None:
     for paragraph in article["paragraphs"]:
         number = made.add_passage(paragraph["context"], f"{name}/{article['title']}")
-        for asked in paragraph["qas"]:
-            if asked["answers"]:
-                made.ask(asked["question"], (answer["text"] for answer in asked["answers"]), [number])
+        for qa in paragraph["qas"]:
+            if qa["answers"]:
+                made.ask(qa["question"], (answer["text"] for answer in qa["answers"]), [number])
 
 
 def _natural_questions(made: QuestionSet, record: dict[str, Any], name: str) -> None:
@@ -175,6 +195,28 @@ def _evidence(made: QuestionSet, record: dict[str, Any], name: str) -> None:
             made.ask(wording, [record["alt"]], [number])
 
 
+def _page(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    numbers = [made.add_passage(paragraph, f"{name}/{record['title']}") for paragraph in record["paragraphs"]]
+    for fact in record["facts"]:
+        for wording in fact["questions"]:
+            made.ask(wording, fact["answers"][:1], [numbers[fact["paragraph"]]])
+    postings = Postings()
+    for number in numbers:
+        postings.add(number, words(made.passages[number]))
+    for question in record["not_told"]:
+        scores = postings.scores(asked(question))
+        made.ask(question, [], sorted(scores, key=lambda number: -scores[number])[:_LOOKS_LIKE] or numbers[:1])
+
+
+def _talk(made: QuestionSet, record: dict[str, Any], name: str) -> None:
+    for copy in range(_COPIES):
+        said = talk(record, random.Random(f"{copy} {record['questions'][0]['question']}"))
+        topic = f"{name}/{record['questions'][0]['question']}#{copy}"
+        numbers = [made.add_passage(turn, topic) for turn in said.turns]
+        for question, answer, turns in said.questions:
+            made.ask(question, [] if answer is None else [answer], [numbers[turn] for turn in turns])
+
+
 def _own(made: QuestionSet, record: dict[str, Any], name: str) -> None:
     numbers = [made.add_passage(text, record.get("topic", name)) for text in record["passages"]]
     supporting = record.get("supporting", range(len(numbers)))
@@ -182,6 +224,8 @@ def _own(made: QuestionSet, record: dict[str, Any], name: str) -> None:
 
 
 _FORMATS: list[tuple[set[str], Reader]] = [
+    ({"title", "paragraphs", "facts", "not_told"}, _page),
+    ({"sessions", "questions", "genders"}, _talk),
     ({"title", "paragraphs"}, _squad),
     ({"question", "answers", "ctxs"}, _natural_questions),
     ({"paragraphs", "question", "answer", "id"}, _musique),

@@ -25,7 +25,7 @@ from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
-from remanence.model.retriever import TokenRetriever, save_retriever
+from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
 from remanence.model.text import TextWriter
 from remanence.training.late import Batch, Heads, Scale, Segments, standardised
 
@@ -35,6 +35,7 @@ _SHARD = 500  # texts whose features are kept in one file
 _WARM_UP = 40  # steps
 _COMMON = 150  # tokens of questions that say nothing of what is asked
 _EVERY = 100  # steps between two saves
+_CHECKED = 400  # questions about what was held out
 
 
 class Asked(NamedTuple):
@@ -69,6 +70,7 @@ class RetrieverSettings:
         asked: questions of a batch to begin with, and near: texts beside each that its words would find.
         conversations: every so many steps the batch is a conversation.
         drop: share of features that are left out; silent: of questions whose words are not looked at.
+        held_out: share of texts, and of conversations, that are not trained on: what finds these best is kept.
     """
 
     layers: tuple[int, ...]
@@ -81,6 +83,7 @@ class RetrieverSettings:
     conversations: int = 3
     drop: float = 0.1
     silent: float = 0.25
+    held_out: float = 0.05
     seed: int = 0
 
 
@@ -95,7 +98,7 @@ def train_retriever(
 ) -> TokenRetriever | None:
     """Train a retriever, or go on with what the folder holds; writes `retriever.safetensors` into it.
 
-    Returns None while there are steps left to take.
+    Returns the one that found held-out texts best; None while there are steps left to take.
 
     Args:
         folder: features, the state of the run, and what comes out.
@@ -109,11 +112,12 @@ def train_retriever(
     while run.step < settings.steps and (end is None or time.monotonic() < end):
         run.train_step()
         if run.step % _EVERY == 0 or run.step == settings.steps:
+            run.check()
             run.save()
             if told is not None:
                 told("steps", run.step, settings.steps)
     run.save()
-    return run.retriever() if run.step == settings.steps else None
+    return load_retriever(folder / file_of("retriever")) if run.step == settings.steps else None
 
 
 class _Run:
@@ -129,17 +133,26 @@ class _Run:
         _require_same(folder / "run.json", _identity(model, data, settings))
         self.questions = _Features(model, [q.question for q in data.questions], folder / "questions", settings, told)
         self.texts = _Features(model, data.texts, folder / "texts", settings, told)
-        self.lexical, self.near = _words(data, told)
+        held = _held_out(data, settings)
+        self.lexical, self.near = _words(data, held, told)
+        self._held, self._checked = sorted(held), list[int]()
         self._asked_of: dict[int, list[int]] = defaultdict(list)
         for number, question in enumerate(data.questions):
-            for text in question.texts:
-                self._asked_of[text].append(number)
+            if held.isdisjoint(question.texts):
+                for text in question.texts:
+                    self._asked_of[text].append(number)
+            elif held.issuperset(question.texts):
+                self._checked.append(number)
+        random.Random(settings.seed).shuffle(self._checked)
         self._turns: dict[int, list[int]] = defaultdict(list)
         for text, conversation in enumerate(data.conversations):
-            if conversation >= 0:
+            if conversation >= 0 and text not in held:
                 self._turns[conversation].append(text)
         self._talks = [number for number, texts in self._turns.items() if any(map(self._asked_of.get, texts))]
-        self._plain = [n for n, q in enumerate(data.questions) if data.conversations[q.texts[0]] < 0]
+        self._others = [text for text in range(len(data.texts)) if text not in held]
+        asked_of = sorted({number for numbers in self._asked_of.values() for number in numbers})
+        self._plain = [n for n in asked_of if data.conversations[data.questions[n].texts[0]] < 0]
+        self.best, self.curve = -1.0, list[tuple[int, float]]()
         counts = Counter(token for ids in self.questions.ids for token in ids)
         self._common = {token for token, _ in counts.most_common(_COMMON)}
         torch.manual_seed(settings.seed)
@@ -172,21 +185,48 @@ class _Run:
         self.optimizer.step()
         self.step += 1
 
+    def check(self) -> None:
+        """Keep the retriever if it finds what was held out better than before."""
+        found = self.found()
+        self.curve.append((self.step, round(found, 4)))
+        if found > self.best or not self._checked:
+            self.best = found
+            save_retriever(self.retriever(), self.folder / file_of("retriever"))
+
+    @torch.no_grad()
+    def found(self) -> float:
+        """Mean reciprocal rank of the right text among all that were held out; 0 where nothing was."""
+        self.heads.eval()
+        ranks: list[Tensor] = []
+        for start in range(0, min(len(self._checked), _CHECKED), 64):
+            numbers = self._checked[start : min(start + 64, _CHECKED)]
+            batch = self._against(numbers, self._held)
+            scores = self.heads.scores(batch)
+            best = scores.masked_fill(~batch.right, -torch.inf).amax(1, keepdim=True)
+            ranks.append((scores > best).sum(1) + 1)
+        self.heads.train()
+        return float((1 / torch.cat(ranks)).mean()) if ranks else 0.0
+
     def _batch(self, rng: random.Random) -> Batch:
         talk = self._talks and (self.step % self.settings.conversations == self.settings.conversations - 1)
         numbers, texts = self._conversation(rng) if talk or not self._plain else self._passages(rng)
+        batch = self._against(numbers, texts)
+        silent = torch.tensor([rng.random() < self.settings.silent for _ in numbers])
+        for row in silent.nonzero()[:, 0].tolist():
+            own = slice(int(batch.questions.starts[row]), int(batch.questions.starts[row + 1]))
+            batch.kept[own] = self._kept(rng, numbers[row])
+        return batch._replace(silent=silent)
+
+    def _against(self, numbers: Sequence[int], texts: Sequence[int]) -> Batch:
+        """Questions against texts, with all their words."""
         place = {text: at for at, text in enumerate(texts)}
         right = torch.zeros(len(numbers), len(texts), dtype=torch.bool)
         for row, number in enumerate(numbers):
             right[row, [place[text] for text in self.data.questions[number].texts]] = True
-        silent = torch.tensor([rng.random() < self.settings.silent for _ in numbers])
         asked, held = self.questions.segments(numbers), self.texts.segments(texts)
         kept = torch.ones(len(asked.rows), dtype=torch.bool)
-        for row in silent.nonzero()[:, 0].tolist():
-            own = slice(int(asked.starts[row]), int(asked.starts[row + 1]))
-            kept[own] = self._kept(rng, numbers[row])
         lexical = self.lexical[torch.tensor(numbers)][:, torch.tensor(texts)].float()
-        return Batch(asked, held, kept, lexical, right, silent)
+        return Batch(asked, held, kept, lexical, right, torch.zeros(len(numbers), dtype=torch.bool))
 
     def _passages(self, rng: random.Random) -> tuple[list[int], list[int]]:
         """Questions, the texts that answer them, texts that their words would find, and what is asked about those."""
@@ -210,7 +250,7 @@ class _Run:
 
     def _filled(self, rng: random.Random, texts: list[int]) -> list[int]:
         """At least four wrong texts for every question."""
-        others = rng.sample(range(len(self.data.texts)), min(12, len(self.data.texts)))
+        others = rng.sample(self._others, min(12, len(self._others)))
         return texts if len(texts) >= 12 else list(dict.fromkeys([*texts, *others]))
 
     def _kept(self, rng: random.Random, number: int) -> Tensor:
@@ -227,18 +267,20 @@ class _Run:
         state = {f"heads.{name}": part for name, part in self.heads.state_dict().items()}
         for number, held in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{name}": torch.as_tensor(part) for name, part in held.items()}
-        state["step"] = torch.tensor(self.step)
+        state |= {"step": torch.tensor(self.step), "best": torch.tensor(self.best)}
         partial = self.folder / "state.safetensors.partial"
         save_file({name: part.clone() for name, part in state.items()}, partial)
         partial.replace(self.folder / "state.safetensors")
-        save_retriever(self.retriever(), self.folder / file_of("retriever"))
+        (self.folder / "curve.json").write_text(json.dumps(self.curve) + "\n")
 
     def _load(self) -> None:
         file = self.folder / "state.safetensors"
         if not file.is_file():
             return
         state = load_file(file)
-        self.step = int(state.pop("step"))
+        self.step, self.best = int(state.pop("step")), float(state.pop("best"))
+        curve = self.folder / "curve.json"
+        self.curve = [(step, found) for step, found in json.loads(curve.read_text())] if curve.is_file() else []
         self.heads.load_state_dict({n.removeprefix("heads."): p for n, p in state.items() if n.startswith("heads.")})
         moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
         for name, part in state.items():
@@ -295,7 +337,16 @@ def _encoded(model: MemoryModel, texts: Sequence[Sequence[int]], layers: tuple[i
     yield from (made[at] for at in range(len(texts)))
 
 
-def _words(data: RetrieverData, told: Told | None) -> tuple[Tensor, list[list[int]]]:
+def _held_out(data: RetrieverData, settings: RetrieverSettings) -> set[int]:
+    """Texts that are not trained on: conversations whole."""
+    rng, share = random.Random(f"held out {settings.seed}"), settings.held_out
+    talks = sorted({number for number in data.conversations if number >= 0})
+    away = {number for number in talks if rng.random() < share}
+    drawn = [rng.random() < share for _ in data.texts]
+    return {t for t, number in enumerate(data.conversations) if (number in away if number >= 0 else drawn[t])}
+
+
+def _words(data: RetrieverData, held: set[int], told: Told | None) -> tuple[Tensor, list[list[int]]]:
     """Lexical scores `[Q, C]`, in float16, and for each question the texts that its words would find wrongly."""
     postings = Postings()
     for number, text in enumerate(data.texts):
@@ -305,7 +356,8 @@ def _words(data: RetrieverData, told: Told | None) -> tuple[Tensor, list[list[in
         found = postings.scores(asked(question.question))
         scores[number, list(found)] = torch.tensor(list(found.values()), dtype=torch.float16)
         ranked = sorted(found, key=lambda text: (-found[text], text))[: 8 + len(question.texts)]
-        near.append([text for text in ranked if text not in question.texts and data.conversations[text] < 0])
+        wrong = (text for text in ranked if text not in question.texts and text not in held)
+        near.append([text for text in wrong if data.conversations[text] < 0])
         if told is not None and number % 1000 == 999:
             told("words", number + 1, len(data.questions))
     return scores, near

@@ -11,8 +11,8 @@ from remanence import MemoryModel
 from remanence.data.edits import Edit, biography_edits
 from remanence.errors import InvalidInputError
 from remanence.evaluation import editing
-from remanence.evaluation.editing import METHODS, harmonic, likelihood, measure, summary
-from tests.support.tiny import decoder, tokenizer, with_memory
+from remanence.evaluation.editing import METHODS, harmonic, measure, summary
+from tests.support.tiny import decoder, tokenizer, with_memory, with_text
 
 EDIT = Edit("Ann speaks Thai.", "Ann speaks", "Thai", "Dutch", ("Ann talks", "Ann says"), (("Bob speaks", "Dutch"),))
 
@@ -33,13 +33,6 @@ def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], model: M
 
     monkeypatch.setattr(editing, "answer_rows", answer)
     return batches
-
-
-def test_a_likelihood_is_the_mean_over_tokens_and_the_share_of_the_most_probable() -> None:
-    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]])
-    log_probability, share = likelihood(probabilities.log(), torch.tensor([1, 2]))
-    assert log_probability == pytest.approx((torch.tensor([0.25, 0.8]).log().mean()).item())
-    assert share == 0.5
 
 
 def test_the_score_is_a_harmonic_mean() -> None:
@@ -92,10 +85,29 @@ def test_likelihoods_are_those_of_the_answer_alone_whatever_the_batch(model: Mem
     for pair, found in zip(pairs, together, strict=True):
         both = model.tokenizer(" ".join(pair))["input_ids"]
         start = len(model.tokenizer(pair[0])["input_ids"])
-        logits = model.read(memory, both).logits[0, start - 1 : -1]
-        expected = likelihood(logits, torch.tensor(both[start:]))
+        logits, answer = model.read(memory, both).logits[0, start - 1 : -1], torch.tensor(both[start:])
+        chosen = logits.log_softmax(-1).gather(1, answer[:, None])
+        expected = float(chosen.mean()), float((logits.argmax(-1) == answer).float().mean())
         assert found == pytest.approx(expected, abs=1e-5)
         assert editor._likelihoods([pair])[0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_answer_is_no_part_of_what_a_memory_is_asked() -> None:
+    words = tokenizer()
+    reading = with_text(decoder(vocab_size=len(words)), words)
+    memory = reading.new_memory()
+    for text in ("Ann speaks well.", "Thai is Dutch."):
+        reading.write(memory, text)
+    asked: list[str] = []
+    queries = reading.writer.queries
+
+    def noted(prompt: Any, head: Any) -> Any:
+        asked.append(words.decode(prompt.query))
+        return queries(prompt, head)
+
+    reading.writer.queries = noted
+    editing._Editor(reading, memory, "none", 0.0, 0.0)._likelihoods([("Ann speaks", "Thai")])
+    assert asked == ["Ann speaks"]
 
 
 @pytest.mark.parametrize("method", METHODS)

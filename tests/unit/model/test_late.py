@@ -1,6 +1,6 @@
 """The trained retriever of text memories: keys of chunks, questions, and keys that are made anew."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -251,3 +251,19 @@ def test_chunks_far_below_the_best_are_not_read() -> None:
     assert read(min_score=None, near_best=1.0) == len(TEXTS)
     with pytest.raises(InvalidInputError, match="share of the best"):
         RetrievalConfig(near_best=1.5)
+
+
+def test_text_that_is_no_conversation_has_a_least_score_of_its_own() -> None:
+    model = keyed()
+    memory = told(model)
+    score = model.search(memory, QUESTION, k=1)[0][1]
+    settings = RetrievalConfig(min_score=score / 2, text_min_score=(1 + score) / 2)
+    assert (settings.floor(score, chat=True), settings.floor(score, chat=False)) == (score / 2, (1 + score) / 2)
+    assert RetrievalConfig(min_score=0.3).floor(0.5, chat=False) == 0.3
+    model.config = model.config.replace(retrieval=settings)
+    rows, prompts = model._prompts(memory, QUESTION, False)
+    for chat in (False, True):
+        given = [replace(prompt, chat=chat) for prompt in prompts]
+        assert bool(choose(model, writer_of(model), rows, given)[1][0]) == chat
+    with pytest.raises(InvalidInputError, match="text_min_score"):
+        RetrievalConfig(text_min_score=2)

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from transformers import TrainerCallback
 
 from remanence import MemoryModel
 from remanence.config import LoraSettings
-from remanence.data.notes import conversation, general_prompt, note
+from remanence.data.notes import general_prompt, note
 from remanence.errors import InvalidInputError
 from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
 from remanence.training.packing import answer_loss
-from remanence.training.questions import Question, QuestionSet, load_questions, passages_of
+from remanence.training.questions import Question, QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare
 from tests.support import tiny
 from tests.support.tiny import decoder
@@ -62,7 +64,7 @@ def test_step_of_lessons_is_drawn_from_its_number_alone() -> None:
 def test_lessons_hold_the_answer_unless_they_are_refused() -> None:
     model = reader()
     for refused in (0.0, 1.0):
-        made = lessons(model, notes=0, conversations=0, general=0, refused=refused)
+        made = lessons(model, notes=0, general=0, refused=refused)
         for number in range(6):
             for group in made.step(number):
                 answers = {said(model, row.answer) for row in group.rows}
@@ -71,7 +73,7 @@ def test_lessons_hold_the_answer_unless_they_are_refused() -> None:
 
 def test_lessons_add_prompts_that_no_memory_answers() -> None:
     model = reader()
-    drawn = lessons(model, notes=0, conversations=0, general=1.0, refused=0.0)
+    drawn = lessons(model, notes=0, general=1.0, refused=0.0)
     rows = [row for group in drawn.step(0) for row in group.rows]
     assert [said(model, row.answer) for row in rows].count(REFUSAL) == 2
 
@@ -80,7 +82,7 @@ def test_lessons_add_prompts_that_no_memory_answers() -> None:
 def test_train_lowers_the_loss_and_leaves_the_decoder_alone(chat: bool, tmp_path: Path) -> None:
     model = reader(chat)
     prepare(model)
-    drawn = lessons(model, notes=0, conversations=0, general=0, refused=0)
+    drawn = lessons(model, notes=0, general=0, refused=0)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     held_out = [drawn.step(number) for number in range(100, 104)]
     first = sum(float(answer_loss(model, groups).detach()) for groups in held_out)
@@ -115,10 +117,7 @@ def test_notes_hold_their_answers() -> None:
     rng = random.Random(0)
     for _ in range(200):
         made = note(rng)
-        assert all(answer is None or answer.lower() in made.text.lower() for _, answer in made.questions), made
-        for turn in conversation(rng):
-            names = {answer for question, answer in turn.questions if question.startswith(("Who", "With whom"))}
-            assert all(answer is not None and answer in turn.text for answer in names)
+        assert all(answer.lower() in made.text.lower() for _, answer in made.questions), made
         assert "{" not in general_prompt(rng)
 
 
@@ -193,3 +192,76 @@ class _StopAt(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         control.should_training_stop = state.global_step >= self.step
         return control
+
+
+PAGE = {
+    "title": "Allotments",
+    "paragraphs": ["The gate is shut at nine.", "Water costs six crowns a year."],
+    "facts": [
+        {"paragraph": 0, "questions": ["When is it shut?", "At what hour do they lock up?"], "answers": ["nine"]}
+    ],
+    "not_told": ["How much does the gate cost?"],
+}
+TALK = {
+    "genders": ["f", "m"],
+    "sessions": [
+        {"turns": [{"speaker": "A", "text": "I got a dog yesterday, {B}."}]},
+        {"turns": [{"speaker": "B", "text": "My cat was three last Friday."}]},
+    ],
+    "questions": [
+        {"question": "When did {A} get a dog?", "answer": "{date-1}", "turns": [0], "swap": True},
+        {"question": "When was {B}'s cat three?", "answer": "{weekday-friday}", "turns": [1], "swap": False},
+        {"question": "What have they?", "answer": "a dog, a cat", "turns": [0, 1], "swap": False},
+    ],
+}
+
+
+def test_pages_ask_in_two_wordings_and_beyond_what_they_say(tmp_path: Path) -> None:
+    (tmp_path / "pages.jsonl").write_text(json.dumps(PAGE))
+    made = load_questions([tmp_path])
+    assert [(q.text, q.answers, q.passages) for q in made.questions] == [
+        ("When is it shut?", ("nine",), (0,)),
+        ("When do they lock up?", ("nine",), (0,)),
+        ("How much does the gate cost?", (), (0,)),  # the paragraph that it resembles
+    ]
+
+
+def test_talks_have_drawn_names_and_dates_and_ask_about_the_wrong_one(tmp_path: Path) -> None:
+    (tmp_path / "talks.jsonl").write_text(json.dumps(TALK))
+    made = load_questions([tmp_path])
+    assert len(made.passages) == 6 and len(set(made.topics)) == 3
+    for copy in range(3):
+        told, about, wrong, cat, both = made.questions[4 * copy :][0], *made.questions[4 * copy :][:4]
+        turn = made.passages[told.passages[0]]
+        (name,) = re.findall(r"When did (\w+) get a dog", about.text)
+        (other,) = re.findall(r"When did (\w+) get a dog", wrong.text)
+        assert name in turn and f"yesterday, {other}." in turn and name != other
+        assert wrong.answers == () and wrong.passages == about.passages
+        day = datetime.strptime(about.answers[0], "%d %B %Y") + timedelta(days=1)
+        assert str(day.year) in turn and f"{day:%B}" in turn and str(day.day) in turn
+        assert datetime.strptime(cat.answers[0], "%d %B %Y").strftime("%A") == "Friday"
+        assert both.answers == ("a dog, a cat",) and both.passages == (2 * copy, 2 * copy + 1)
+    one, other_part = made.split(0.5)
+    assert not one.questions or not other_part.questions  # the three are one conversation
+
+
+def test_lessons_ask_about_every_passage_that_is_read() -> None:
+    made = lessons(reader(), notes=0, general=0, refused=0.0, rows=4)
+    towns = {"Alice": "Oslo", "Bob": "Lima", "Carol": "Rome", "Dan": "Bern"}
+    seen = 0
+    for number in range(30):
+        texts, asked = made._drawn(random.Random(number))
+        assert {question.split()[2] for question, _ in asked} == {text.split()[0] for text in texts}
+        assert all(answer == towns[question.split()[2]] for question, answer in asked)
+        seen = max(seen, len(asked))
+    assert seen > 1
+
+
+def test_what_comes_with_the_package_is_questions_with_answers() -> None:
+    made = [own_questions(), own_questions(held_out=True)]
+    assert not set(made[0].passages) & set(made[1].passages)
+    for one in made:
+        for question in one.questions:
+            assert "{" not in question.text + "".join(question.answers), question
+            if one.topics[question.passages[0]].startswith("pages"):
+                assert all(answer in one.passages[question.passages[0]] for answer in question.answers), question

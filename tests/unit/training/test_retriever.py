@@ -1,5 +1,6 @@
 """Training a retriever: it learns, a run that was cut goes on as if it had not been, and what comes out reads slots."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,3 +135,22 @@ def test_train_retriever_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
     learned.texts = with_text(decoder(vocab_size=len(words)), words).texts
     with pytest.raises(InvalidInputError, match="text memory"):
         train_retriever(learned, data(), tmp_path / "learned", SETTINGS)
+
+
+def test_what_is_held_out_is_never_in_a_batch_and_the_best_is_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, held_out=0.3)
+    run = _Run(model(), data(), tmp_path, settings, None)
+    held = set(run._held)
+    assert held and run._checked
+    assert len({number in held for number in range(16, 24)}) == 1  # a conversation is held out whole
+    drawn = [run._passages(random.Random(seed))[1] for seed in range(20)]
+    assert not held & {text for texts in drawn for text in texts}
+    first = run.found()
+    assert 0 < first <= 1
+    run.check()
+    kept = load_retriever(tmp_path / file_of("retriever")).name
+    run.best = 2.0  # nothing is better
+    run.train_step()
+    run.check()
+    assert load_retriever(tmp_path / file_of("retriever")).name == kept
+    assert [step for step, _ in run.curve] == [0, 1]
