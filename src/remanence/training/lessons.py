@@ -68,6 +68,9 @@ class Lessons:
             self._by_passages.setdefault(question.passages, []).append(question)
         sets = sorted(self._by_passages)
         self._sets = {kind: [own for own in sets if self._kind(own) == kind] for kind in ("pages", "talks", "others")}
+        pages, talks = (settings.pages if self._sets["pages"] else 0, settings.talks if self._sets["talks"] else 0)
+        others = 1 - settings.notes - pages - talks if self._sets["others"] else 0
+        self._shares = {"notes": settings.notes, "pages": pages, "talks": talks, "others": others}
         self._sets_of: dict[int, list[tuple[int, ...]]] = {}
         for own in sets:
             for passage in own:
@@ -98,11 +101,10 @@ class Lessons:
     def _drawn(self, rng: random.Random) -> tuple[list[str], list[tuple[str, str | None]]]:
         """Texts in the order in which they are read, and questions with their answers; None: not told."""
         settings = self.settings
-        kinds, shares = ("notes", "pages", "talks"), (settings.notes, settings.pages, settings.talks)
-        (kind,) = rng.choices((*kinds, "others"), (*shares, 1 - sum(shares)))
+        (kind,) = rng.choices(list(self._shares), list(self._shares.values()))
         if kind == "notes":
             return self._notes(rng)
-        own = rng.choice(self._sets[kind] or self._sets["others"])
+        own = rng.choice(self._sets[kind])
         refused, count = rng.random() < settings.refused, rng.choice(_AROUND)
         about = rng.sample(self._by_passages[own], min(settings.rows, len(self._by_passages[own])))
         beside = self._beside(rng, own, about[0], max(count, int(refused)))

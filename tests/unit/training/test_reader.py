@@ -197,9 +197,7 @@ class _StopAt(TrainerCallback):
 PAGE = {
     "title": "Allotments",
     "paragraphs": ["The gate is shut at nine.", "Water costs six crowns a year."],
-    "facts": [
-        {"paragraph": 0, "questions": ["When is it shut?", "At what hour do they lock up?"], "answers": ["nine"]}
-    ],
+    "facts": [{"paragraph": 0, "questions": ["When is it shut?", "When do they lock up?"], "answers": ["nine"]}],
     "not_told": ["How much does the gate cost?"],
 }
 TALK = {

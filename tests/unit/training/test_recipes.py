@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
-from remanence.errors import InvalidInputError
 from remanence.training.recall import RecallTask
 from remanence.training.recipes import load_module, load_recipe
 from remanence.training.text import TextTask
@@ -60,8 +60,11 @@ def test_the_smollm2_recipe_trains_a_reader_of_any_base_and_goes_on_after_a_cut(
     model.write(memory, "Alice: born in Oslo.")
     assert model.config.retrieval.refusal and model.ask(memory, "Where was Alice born?", max_new_tokens=3).text
     assert json.loads((tmp_path / "run/curve.json").read_text())["steps"] == 4
-    with pytest.raises(InvalidInputError, match="data= names"):
-        train(tmp_path / "other", base=str(base))
+    start, more = str(tmp_path / "run/final"), {"base": str(base), "steps": 1, "groups": 2}
+    further = train(tmp_path / "further", start=start, **more)  # on what comes with the package
+    before, after = (load_file(folder / "reader.safetensors") for folder in (final, further))
+    assert before.keys() == after.keys()
+    assert 0 < max(float((before[name] - after[name]).abs().max()) for name in before) < 0.01  # a step from there
 
 
 @pytest.mark.slow
