@@ -25,6 +25,7 @@ def retention_table(report: dict[str, Any]) -> Table:
     curves, survival = report["curves"], {p["distance"]: p["line"] for p in report["survival"]}
     score = report.get("score", "exact_match")
     asked = f"questions of {report['data']}" if "data" in report else "held-out people"
+    asked += ", names and values on no list" if report.get("people") == "unlisted" else ""
     name = score.replace("_", " ").capitalize()
     table = Table(title=f"{name}, {report['samples']} {asked} (N = {report['n']}, K = {report['k']})")
     table.add_column("distance", justify="right")

@@ -96,6 +96,13 @@ def retention(
     data: Annotated[
         Path | None, typer.Option(help="Passages in place of people: a SQuAD v1.1 or Natural Questions file.")
     ] = None,
+    people: Annotated[
+        str,
+        typer.Option(
+            help="Whose biographies: listed (names and values of the lists that the bundled models were trained on), "
+            "unlisted (made up of words that nothing was trained on), or both."
+        ),
+    ] = "both",
     model: LearnedModelOption = None,
     facts: Annotated[int, typer.Option(min=1, help="Facts per biography.")] = FACTS,
     tier: TierOption = None,
@@ -113,31 +120,42 @@ def retention(
     require_places(json_file, plot, state=state, data=data)
     if plot is not None and plot.suffix not in (".png", ".svg"):
         raise InvalidInputError(f"a plot is a .png or .svg file, not {plot.name}")
+    if people not in ("listed", "unlisted", "both"):
+        raise InvalidInputError(f"--people is listed, unlisted or both, not {people!r}")
+    kinds = ["passages"] if data is not None else ["listed", "unlisted"] if people == "both" else [people]
     from remanence.evaluation.passages import Passages
-    from remanence.evaluation.retention import measure
+    from remanence.evaluation.retention import Biographies, Samples, measure
     from remanence.terminal import retention_table
 
     engine = load_model(model or LEARNED)
     storage = new_storage(engine, tier, int8)
-    with interruptible(left(state, "finished batches are")), progress_bar("measuring") as progress:
-        report = measure(
-            engine,
-            distances=distances,
-            samples=samples,
-            conditions=cast("list[Condition] | None", memory),
-            storage=storage,
-            seed=seed,
-            attributes_per_biography=facts,
-            data=None if data is None else Passages(data, engine.tokenizer),
-            state=state,
-            progress=progress,
-        )
+    reports = []
+    for kind in kinds:
+        told: Samples = Biographies(facts, unlisted=kind == "unlisted")
+        if data is not None:
+            told = Passages(data, engine.tokenizer)
+        with interruptible(left(state, "finished batches are")), progress_bar(f"measuring {kind}") as progress:
+            made = measure(
+                engine,
+                distances=distances,
+                samples=samples,
+                conditions=cast("list[Condition] | None", memory),
+                storage=storage,
+                seed=seed,
+                data=told,
+                state=state if state is None or kind != "unlisted" else state / kind,
+                progress=progress,
+            )
+        reports.append(made)
+    report = reports[0] | ({"unlisted": reports[1]} if len(reports) > 1 else {})
     words = ["remanence", "eval", "retention", "--samples", str(samples), "--distances", distances]
-    words += ["--facts", str(facts)] if data is None else ["--data", str(data)]
+    words += ["--facts", str(facts), "--people", people] if data is None else ["--data", str(data)]
     words += ["--seed", str(seed), *(f"--memory={curve}" for curve in memory or [])]
     words += stored(tier, int8)
     report |= made_by(words, model, engine)
-    publish(report, retention_table(report), json_file)
+    for made in reports[:-1]:
+        out.print(retention_table(made))
+    publish(report, retention_table(reports[-1]), json_file)
     if plot is not None:
         from remanence.evaluation.plots import retention_plot
 

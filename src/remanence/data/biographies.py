@@ -13,9 +13,10 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-Split = Literal["train", "test"]
+from remanence.data import unlisted
+from remanence.data.unlisted import Split
 
 ATTRIBUTES: tuple[str, ...] = (
     "birthplace",
@@ -92,10 +93,12 @@ def sample_person(
     names: int | None = None,
     values: int | None = None,
     namesakes: Sequence[Person] = (),
+    open_share: float = 0.0,
 ) -> Person:
     """Draw a person.
 
     Args:
+        open_share: with this probability each name and each value is one that stands on no list.
         names, values: keep to the first so many of each list, for an easy start of training.
         namesakes: people to take the first name from, and from another the last: someone easily mistaken for them.
     """
@@ -110,7 +113,20 @@ def sample_person(
         if split_of(name) == split:
             break
     facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"][:values]) for attribute in ATTRIBUTES}
+    if open_share:
+        name, facts = _opened(rng, split, name, facts, 0.0 if namesakes else open_share, open_share)
     return Person(name, facts)
+
+
+def _opened(
+    rng: random.Random, split: Split, name: str, facts: dict[str, str], names: float, values: float
+) -> tuple[str, dict[str, str]]:
+    """With other names and values in the place of some, at these probabilities."""
+    first, last = name.split(" ", 1)
+    first = unlisted.first_name(rng, split) if rng.random() < names else first
+    last = unlisted.last_name(rng, split) if rng.random() < names else last
+    drawn = {a: unlisted.value(a, rng, split) if rng.random() < values else value for a, value in facts.items()}
+    return f"{first} {last}", drawn
 
 
 def biography(
@@ -174,9 +190,7 @@ def _sentence(template: str, person: Person, value: str, by_pronoun: bool) -> st
     """Fill a template: {S}, {O}, {P} are the person as subject, object, possessor, by name or by pronoun;
     {they} and {their} are pronouns always; {V} is the value."""
     first = person.name.partition(" ")[0]
-    pronoun = _first_names().get(first)
-    if pronoun is None:
-        raise ValueError(f"no pronoun is known for the first name {first!r}")
+    pronoun = _first_names().get(first) or (_SHE if unlisted.is_woman(first) else _HE)
     text = template.format(
         S=pronoun.they if by_pronoun else person.name,
         O=pronoun.them if by_pronoun else person.name,

@@ -41,12 +41,13 @@ class Episode:
         unrelated: the paragraphs around it, endless.
     """
 
-    def __init__(self, seed: int, index: int, facts: int = FACTS) -> None:
+    def __init__(self, seed: int, index: int, facts: int = FACTS, *, unlisted: bool = False) -> None:
+        """`unlisted`: names and values of the person stand on no list, and no word of them was trained on."""
         if not 1 <= facts <= len(ATTRIBUTES):
             raise InvalidInputError(f"a biography has 1 to {len(ATTRIBUTES)} facts, not {facts}")
         self._key = f"{seed}/{index}"
         rng = random.Random(self._key)
-        self.person = sample_person(rng, "test")
+        self.person = sample_person(rng, "test", open_share=float(unlisted))
         self.attributes = rng.sample(ATTRIBUTES, facts)
         self.fact = biography(self.person, rng, self.attributes)
         self.unrelated = unrelated(rng, {self.person.name}, facts)

@@ -73,25 +73,28 @@ class Samples(Protocol):
 
 
 class Biographies:
-    """Held-out people. An answer is right if it is the value asked for, to the letter."""
+    """Held-out people. An answer is right if it is the value asked for, to the letter.
+
+    `unlisted`: their names and values are made of words that are on no list, and that nothing was trained on.
+    """
 
     conditions: tuple[Condition, ...] = ("pool", "longterm", "none", "context")
     answer_tokens = ANSWER_TOKENS
     score = "exact_match"
 
-    def __init__(self, facts: int = FACTS) -> None:
-        self._facts = facts
-        self.chance: float | None = chance()
+    def __init__(self, facts: int = FACTS, *, unlisted: bool = False) -> None:
+        self._facts, self._unlisted = facts, unlisted
+        self.chance: float | None = None if unlisted else chance()
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"attributes_per_biography": self._facts}
+        return {"attributes_per_biography": self._facts, **({"people": "unlisted"} if self._unlisted else {})}
 
     def warm_up(self, model: MemoryModel) -> int:
         return 2 * writes_per_pool(model)
 
     def episode(self, seed: int, index: int) -> Told:
-        return Episode(seed, index, self._facts)
+        return Episode(seed, index, self._facts, unlisted=self._unlisted)
 
     def right(self, said: str, question: Question) -> bool:
         return answer_of(said) == question.truth

@@ -33,7 +33,7 @@ from remanence.training.trainer import StopAfter, last_checkpoint
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VALIDATION = 0.08  # of the passages of what is named
-_CACHE = 0.5  # of the memory of the machine, for encoded passages: each is read many times
+_CACHE = 0.35  # of the memory of the machine, for encoded passages: each is read many times
 _VALIDATED = 8  # steps whose loss is measured before and after
 
 

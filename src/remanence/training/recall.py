@@ -50,6 +50,7 @@ class Difficulty:
         facts: fewest and most facts of a biography, or pairs of a list.
         attributes: which may be in a biography.
         names: draw people from so many first and last names only; None: all. values: likewise, of each attribute.
+        open_share: how often a name or a value is one that stands on no list.
         pronouns: how often a sentence of a biography has a pronoun for the name.
         kind: what the chunks hold.
         prose: share of chunks that are ordinary prose, and hold nothing to ask.
@@ -60,13 +61,21 @@ class Difficulty:
     attributes: tuple[str, ...] = ATTRIBUTES
     names: int | None = None
     values: int | None = None
+    open_share: float = 0.0
     pronouns: float = 0.0
     kind: Kind = "biographies"
     prose: float = 0.25
 
 
 def biography_chunk(rng: random.Random, difficulty: Difficulty, namesakes: Sequence[Person] = ()) -> Chunk:
-    person = sample_person(rng, "train", names=difficulty.names, values=difficulty.values, namesakes=namesakes)
+    person = sample_person(
+        rng,
+        "train",
+        names=difficulty.names,
+        values=difficulty.values,
+        namesakes=namesakes,
+        open_share=difficulty.open_share,
+    )
     attributes = rng.sample(difficulty.attributes, rng.randint(*difficulty.facts))
 
     def ask(attribute: str) -> Ask:
@@ -80,7 +89,7 @@ def pairs_chunk(rng: random.Random, difficulty: Difficulty) -> Chunk:
     """`NAME VALUE.` a few times: what must be learned, without the English around it."""
     form = rng.choice(PAIR_FORMATS)
     drawn = [
-        sample_person(rng, "train", names=difficulty.names, values=difficulty.values)
+        sample_person(rng, "train", names=difficulty.names, values=difficulty.values, open_share=difficulty.open_share)
         for _ in range(rng.randint(*difficulty.facts))
     ]
     people = {person.name: person for person in drawn}

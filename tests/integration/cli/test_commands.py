@@ -342,25 +342,30 @@ def test_train_refuses_a_file_without_a_recipe() -> None:
 
 
 def test_retention_writes_figures_and_a_picture(checkpoint: str) -> None:
-    words = ["--samples", "2", "--distances", "0,1p", "--json", "r.json", "--plot", "r.png", "--facts", "2"]
-    text = done("eval", "retention", *words)
+    asked = ["--samples", "2", "--distances", "0,1p", "--json", "r.json", "--plot", "r.png", "--facts", "2"]
+    text = done("eval", "retention", *asked)
     assert "distance" in text
     report = json.loads(Path("r.json").read_text())
     assert list(report["curves"]) == ["pool", "none", "context"]
     assert [point["distance"] for point in report["curves"]["pool"]] == [0, 4]
-    command = f"remanence eval retention --samples 2 --distances 0,1p --facts 2 --seed 0 --model {checkpoint}"
-    assert report["command"] == command
+    assert "names and values on no list" in text
+    unlisted = report["unlisted"]
+    assert unlisted["people"] == "unlisted" and list(unlisted["curves"]) == list(report["curves"])
+    words = "--samples 2 --distances 0,1p --facts 2 --people both --seed 0"
+    assert report["command"] == f"remanence eval retention {words} --model {checkpoint}"
     assert set(report["versions"]) == {"remanence", "torch", "transformers", "python"}
     assert report["device"].endswith("with 1 thread")
     assert Path("r.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_retention_measures_only_the_curves_asked_for() -> None:
-    done("eval", "retention", "--samples", "1", "--distances", "0", "--memory", "none", "--json", "r.json")
+    words = ["--samples", "1", "--distances", "0", "--memory", "none", "--people", "listed", "--json", "r.json"]
+    done("eval", "retention", *words)
     report = json.loads(Path("r.json").read_text())
     assert list(report["curves"]) == ["none"]
-    assert report["survival"] == []
+    assert report["survival"] == [] and "unlisted" not in report
     assert "--memory=none" in report["command"]
+    assert "--people is listed" in refused("eval", "retention", "--people", "known")
 
 
 def test_retention_asks_about_the_passages_of_a_file(checkpoint: str) -> None:

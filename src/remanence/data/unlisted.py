@@ -1,0 +1,63 @@
+"""Names and values that stand on no list: made of syllables, or of two words.
+
+A quarter of all words are kept for testing: who and what is drawn for a test has no word of training in it.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import resources
+from typing import Any, Literal
+
+Split = Literal["train", "test"]
+
+_TEST_SHARE = 4  # one word in four
+_ENDINGS = {"birthplace": "town", "country": "country", "language": "language"}
+
+
+@cache
+def _content() -> dict[str, Any]:
+    text = resources.files("remanence.data").joinpath("unlisted.json").read_text(encoding="utf-8")
+    made: dict[str, Any] = json.loads(text)
+    return made
+
+
+def split_of_word(word: str) -> Split:
+    """The split hangs on the word alone."""
+    digest = hashlib.blake2b(word.lower().encode("utf-8"), digest_size=8, person=b"word").digest()
+    return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
+
+
+def first_name(rng: random.Random, split: Split) -> str:
+    """Of a woman or a man, as `is_woman` tells."""
+    return _of(split, lambda: _made(rng, rng.choice(("woman", "man"))))
+
+
+def is_woman(name: str) -> bool:
+    """Whether a first name of ours is a woman's: it ends in a vowel, or as `ille`."""
+    return name.endswith(("a", "e"))
+
+
+def last_name(rng: random.Random, split: Split) -> str:
+    return _of(split, lambda: _made(rng, "last"))
+
+
+def value(attribute: str, rng: random.Random, split: Split) -> str:
+    """What an attribute of `remanence.data.biographies` can be."""
+    if attribute in _ENDINGS:
+        return _of(split, lambda: _made(rng, _ENDINGS[attribute]))
+    return " ".join(_of(split, partial(rng.choice, words)) for words in _content()["compounds"][attribute])
+
+
+def _made(rng: random.Random, ending: str) -> str:
+    syllables = _content()["syllables"]
+    middle = rng.choice(syllables["middle"]) if rng.random() < 0.5 else ""
+    return str(rng.choice(syllables["start"]) + middle + rng.choice(syllables[ending]))
+
+
+def _of(split: Split, draw: Callable[[], str]) -> str:
+    while split_of_word(word := draw()) != split:
+        pass
+    return word
