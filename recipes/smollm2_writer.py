@@ -1,0 +1,84 @@
+"""A learned writer for SmolLM2-135M-Instruct: K slots for a chunk of 2K or 4K tokens, written and read by twin LoRA.
+
+    remanence train recipes/smollm2_writer.py -- base=path/to/smollm2 data=path/to/questions held_out=path/to/dev.json
+
+First passages are recited from their slots alone, then also asked about.
+"""
+
+from pathlib import Path
+
+import torch
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from remanence import MemoryModel
+from remanence.config import LoraSettings, MemoryConfig
+from remanence.training.card import write_card
+from remanence.training.compression import CompressionSettings, CompressionTask
+from remanence.training.curriculum import Curriculum
+from remanence.training.questions import load_questions, own_questions, passages_of
+from remanence.training.recipes import training_arguments
+from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+
+SLOTS_PER_WRITE = 32
+POOL = 32  # writes
+LORA = LoraSettings(r=16, lora_alpha=32.0)
+RECIPE = "recipes/smollm2_writer.py"
+
+
+def train(
+    output: Path,
+    *,
+    resume: bool = False,
+    minutes: float | None = None,
+    base: str,
+    data: str,
+    held_out: str = "",
+    ratio: int = 4,
+    steps: int = 1500,
+    reciting: float = 0.4,
+    lr: float = 5e-4,
+    passages: int = 12,
+    log_to: str = "none",
+) -> Path | None:
+    """Train it; returns the folder of the model, or None while there are steps left to take.
+
+    Args:
+        data, held_out: as the reader takes them.
+        ratio: tokens of a chunk for each slot.
+        reciting: share of the steps that only recite.
+        passages: written in a step.
+    """
+    decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
+    config = MemoryConfig(writer="learned", slots=POOL * SLOTS_PER_WRITE, slots_per_write=SLOTS_PER_WRITE, lora=LORA)
+    model = MemoryModel.attach(decoder, AutoTokenizer.from_pretrained(base), config)
+    kept = load_questions([Path(part) for part in data.split(",")])
+    questions = own_questions().joined(kept.without(passages_of([Path(p) for p in held_out.split(",") if p])))
+    task = CompressionTask(model, questions, CompressionSettings(chunk=ratio * SLOTS_PER_WRITE, passages=passages))
+    trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb)}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name or id(parameter) in trained)
+    optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
+    model.hf.set_attn_implementation("sdpa_float32")
+    trainer = MemoryTrainer(
+        model,
+        through="all",
+        text_weight=1.0,
+        args=training_arguments(
+            output, steps=steps, warmup=50, decay=steps // 3, save_steps=100, log_steps=25, log_to=log_to
+        ),
+        curriculum=Curriculum(
+            lambda step, _: task.batch(step, recite=step < reciting * steps), levels=1, steps=steps, threshold=()
+        ),
+        optimizers=(optimizer, None),
+        callbacks=[] if minutes is None else [StopAfter(minutes)],
+    )
+    trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(output)))
+    if trainer.state.global_step < steps:
+        return None
+    model.hf.set_attn_implementation("sdpa")
+    final = output / "model"
+    model.eval().save_pretrained(final)
+    write_card(trainer, final, recipe=RECIPE, base=base, data=[data], settings={"ratio": ratio, "lr": lr})
+    write_log(trainer, final / "training_log.json", recipe=RECIPE, steps=trainer.state.global_step)
+    return final
