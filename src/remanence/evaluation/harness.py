@@ -9,16 +9,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from remanence.errors import InvalidInputError
 from remanence.evaluation.metrics import Metric
+from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
 from remanence.model.validation import Fingerprint
 
@@ -101,14 +100,10 @@ def _parts(model: MemoryModel) -> dict[str, str]:
     """The trained parts for text slots, each with a digest of its weights."""
     digests = {}
     if "reader" in model.parts:
-        digests["reader"] = Fingerprint().of(model.hf, "reader", _adapters)
+        digests["reader"] = Fingerprint().of(model.hf, "reader", adapter_parameters)
     if model.token_retriever is not None:
         digests["retriever"] = model.token_retriever.name
     return digests
-
-
-def _adapters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in module.named_parameters() if ".lora_" in name)
 
 
 class Run:

@@ -123,6 +123,11 @@ def without_twins(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name.replace(".base_layer.", "."), parameter
 
 
+def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of the adapters, by name."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if ".lora_" in name)
+
+
 WRITE, READ = "writer", "reader"
 _NOT_ADAPTED = {"o_proj", "dense"}
 
@@ -188,7 +193,7 @@ def add_twin_lora(
     )
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     _inject(model, config, dict.fromkeys([write, read]))
-    held = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    held = dict(adapter_parameters(model))
     if missing := sorted(set(held) ^ set(weights)):
         raise CheckpointError(f"LoRA weights do not match the model, first at {missing[0]}")
     for name, parameter in held.items():

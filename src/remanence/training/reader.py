@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from remanence.errors import InvalidInputError
 from remanence.kernels.grouped import GROUPED
+from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
 from remanence.training.lessons import Lessons
 from remanence.training.packing import Group, answer_loss
@@ -79,7 +80,7 @@ def _only(items: list[list[Group]]) -> dict[str, list[Group]]:
 
 def adapter(model: MemoryModel) -> dict[str, nn.Parameter]:
     """The parameters of the reading adapter, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+    return dict(adapter_parameters(model))
 
 
 def require_reader(model: MemoryModel) -> None:
