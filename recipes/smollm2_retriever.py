@@ -1,16 +1,14 @@
 """The retriever of SmolLM2-135M-Instruct: finds what a question is about among the chunks of a text memory.
 
-    remanence train recipes/smollm2_retriever.py -- base=path/to/model data=path/to/questions
+    remanence train recipes/smollm2_retriever.py -- base=path/to/model data=path/to/questions held_out=path/to/dev.json
 
-`data` is a folder with `squadshifts/new_wiki_v1.0.json` and `reddit_v1.0.json`; of `nq/nq-open-oracle.jsonl` the first
-half is taken. Passages that stand in `squad_dev_v1.1/*.json` are left out.
+`data` and `held_out` are those of the reader. What the reader is validated on is not trained on here either: the
+retriever that finds it best is kept.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,12 +16,14 @@ from remanence import MemoryModel
 from remanence.data.conversations import Post, conversations
 from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
-from remanence.training.questions import own_questions
+from remanence.recipes.smollm2 import questions_of
+from remanence.training.questions import PAGE, TALK, QuestionSet
 from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, train_retriever
 
 SETTINGS = RetrieverSettings(layers=(2, 8, 14))
 TURNS = 4200
-Answered = tuple[str, list[str]]  # a question and its answers
+LEFT_OUT = ("babi",)  # files whose questions are the same about many passages
+POSTS = ("reddit",)  # files whose passages are told as turns of conversations too
 
 
 def train(
@@ -33,12 +33,13 @@ def train(
     minutes: float | None = None,
     base: str,
     data: str,
+    held_out: str,
     steps: int = SETTINGS.steps,
 ) -> Path | None:
-    """Train it, or go on with what `output` holds, which is there as `retriever.safetensors` from the first save on.
+    """Train it, or go on with what `output` holds.
 
     Returns:
-        The file; None while there are steps left to take.
+        The file `retriever.safetensors`; None while there are steps left to take.
     """
     if not resume and (output / "run.json").exists():
         raise InvalidInputError(f"{output} holds a run already; go on with --resume, or name another folder")
@@ -46,60 +47,49 @@ def train(
     hf = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=max(SETTINGS.layers) + 1)
     model = MemoryModel.attach(hf, AutoTokenizer.from_pretrained(base))
     settings = replace(SETTINGS, steps=steps)
-    made = train_retriever(model, questions(Path(data)), output, settings, minutes=minutes, told=_print)
+    made = train_retriever(
+        model, texts_of(*questions_of(data, held_out)), output, settings, minutes=minutes, told=_print
+    )
     return None if made is None else output / file_of("retriever")
 
 
-def questions(folder: Path) -> RetrieverData:
-    """Passages and what is asked about them, turns of conversations that are made of posts, and what comes with the
-    package: pages and conversations."""
-    test = {text for file in folder.glob("squad_dev_v1.1/*.json") for text, _ in _squad(file)}
+def texts_of(train: QuestionSet, validation: QuestionSet) -> RetrieverData:
+    """Passages and what is asked about them, and turns of conversations that are made of posts."""
     texts: list[str] = []
+    numbers: list[int] = []
     asked: list[Asked] = []
-
-    def add(text: str, about: list[Answered]) -> None:
-        texts.append(text)
-        asked.extend(Asked(question, (len(texts) - 1,)) for question, _ in about)
-
-    posts = []
-    for name in ("new_wiki", "reddit"):
-        for text, about in _squad(folder / f"squadshifts/{name}_v1.0.json"):
-            if text not in test:
-                add(text, about)
-                posts += [Post(text, about)] if name == "reddit" else []
-    for text, about in _natural_questions(folder / "nq/nq-open-oracle.jsonl"):
-        if text not in test:
-            add(text, about)
-    numbers = [-1] * len(texts)
-    for turn in conversations(posts, turns=TURNS, seed=SETTINGS.seed):
-        add(turn.text, [(question, []) for question in turn.questions])
-        numbers.append(turn.conversation)
-    own = own_questions()
-    topics = [topic.partition("#")[0] for topic in own.topics]
-    pages = {topic: max(numbers) + 1 + place for place, topic in enumerate(dict.fromkeys(topics))}
-    first = len(texts)
-    texts += own.passages
-    numbers += [pages[topic] for topic in topics]
-    answered = [question for question in own.questions if question.answers]
-    asked += [Asked(question.text, tuple(first + passage for passage in question.passages)) for question in answered]
-    return RetrieverData(texts, numbers, asked)
+    together: dict[str, int] = {}
+    for part in (validation, train):
+        places: dict[int, int] = {}
+        for passage, topic in _used(part):
+            places[passage] = len(texts)
+            texts.append(part.passages[passage])
+            page = topic.partition("#")[0]
+            numbers.append(together.setdefault(page, len(together)) if page.startswith((PAGE, TALK)) else -1)
+        answered = [q for q in part.questions if q.answers and q.passages[0] in places]
+        asked += [Asked(q.text, tuple(places[passage] for passage in q.passages)) for q in answered]
+        if part is validation:
+            held_out = frozenset(range(len(texts)))
+    for turn in conversations(list(_posts(train)), turns=TURNS, seed=SETTINGS.seed):
+        asked += [Asked(question, (len(texts),)) for question in turn.questions]
+        texts.append(turn.text)
+        numbers.append(len(together) + turn.conversation)
+    return RetrieverData(texts, numbers, asked, held_out)
 
 
-def _squad(file: Path) -> Iterator[tuple[str, list[Answered]]]:
-    for article in json.loads(file.read_text(encoding="utf-8"))["data"]:
-        for paragraph in article["paragraphs"]:
-            about = [(qa["question"].strip(), [a["text"] for a in qa["answers"]]) for qa in paragraph["qas"]]
-            if answered := [each for each in about if each[1]]:
-                yield paragraph["context"].strip(), answered
+def _used(part: QuestionSet) -> Iterator[tuple[int, str]]:
+    """Passages that are asked about, with their topics."""
+    for passage in sorted({passage for question in part.questions for passage in question.passages}):
+        if not part.topics[passage].startswith(LEFT_OUT):
+            yield passage, part.topics[passage]
 
 
-def _natural_questions(file: Path) -> Iterator[tuple[str, list[Answered]]]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    for line in lines[: len(lines) // 2]:  # the other half is a test
-        record: dict[str, Any] = json.loads(line)
-        text = record["ctxs"][0]["text"].strip()
-        if any(answer.lower() in text.lower() for answer in record["answers"]):
-            yield text, [(record["question"], record["answers"])]
+def _posts(part: QuestionSet) -> Iterator[Post]:
+    about: dict[int, list[tuple[str, tuple[str, ...]]]] = {}
+    for question in part.questions:
+        if part.topics[question.passages[0]].startswith(POSTS):
+            about.setdefault(question.passages[0], []).append((question.text, question.answers))
+    return (Post(part.passages[passage], questions) for passage, questions in about.items())
 
 
 def _print(what: str, done: int, total: int) -> None:

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from remanence import MemoryModel
 from remanence.config import LoraSettings, MemoryConfig
+from remanence.model.lora import adapter_parameters
+from remanence.recipes.smollm2 import questions_of
 from remanence.training.card import write_card
 from remanence.training.compression import CompressionSettings, CompressionTask
 from remanence.training.curriculum import Curriculum
-from remanence.training.questions import load_questions, own_questions, passages_of
 from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
 
@@ -52,12 +53,12 @@ def train(
     decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     config = MemoryConfig(writer="learned", slots=POOL * SLOTS_PER_WRITE, slots_per_write=SLOTS_PER_WRITE, lora=LORA)
     model = MemoryModel.attach(decoder, AutoTokenizer.from_pretrained(base), config)
-    kept = load_questions([Path(part) for part in data.split(",")])
-    questions = own_questions().joined(kept.without(passages_of([Path(p) for p in held_out.split(",") if p])))
+    questions, _ = questions_of(data, held_out)
     task = CompressionTask(model, questions, CompressionSettings(chunk=ratio * SLOTS_PER_WRITE, passages=passages))
-    trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb)}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name or id(parameter) in trained)
+    adapters = (parameter for _, parameter in adapter_parameters(model))
+    trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *adapters)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
     optimizer = AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, betas=(0.9, 0.98), weight_decay=0.0)
     model.hf.set_attn_implementation("sdpa_float32")
     trainer = MemoryTrainer(

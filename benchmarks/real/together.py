@@ -4,8 +4,8 @@
 
 plain          each passage encoded behind the head alone, oldest first: what is built in
 by score       the best passage next to the question
-cooler 0.9     keys of the passages divided by 0.9, which sharpens attention to them (APE, arXiv 2502.05431, without its
-               scale)
+cooler 0.9     keys of the passages divided by 0.9, which sharpens attention to them, and by 0.8 (APE, arXiv 2502.05431,
+               without its scale)
 15 % again     of the tokens, those whose keys and values would differ most behind all passages before them, as they
                would be there (CacheBlend, arXiv 2405.16444; its own selection is cheaper)
 all again      every passage encoded behind all before it: one long text
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     model = MemoryModel.from_pretrained(given.model).optimize_for_cpu()
     writer: Any = model.writer
@@ -100,16 +100,17 @@ def main() -> None:
             with reading_all(model):
                 answer = model.ask(sorted_ if name == "by score" else memory, asked, max_new_tokens=12)
             hits[name].append(hit(answer.text, one.truths))
+        writer.slots = plain
         if number % 10 == 9:
             print(number + 1, {name: sum(right) for name, right in hits.items()}, flush=True)
     made = {
         name: {"hit": sum(right) / len(right), "interval": wilson(sum(right), len(right))}
         for name, right in hits.items()
     }
-    if given.json:
-        command = f"python benchmarks/real/together.py --data {given.data.name} --count {given.count}"
-        about = {"n": given.count, "ways": made, **run_stamp(command, model.device)}
-        given.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    about = {"n": len(hits["plain"]), "ways": made}
+    command = f"python benchmarks/real/together.py --data {given.data.name} --count {given.count} --model {given.model}"
+    made_by = run_stamp(command, model.device)
+    given.json.write_text(json.dumps({**about, **made_by}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

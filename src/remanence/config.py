@@ -156,6 +156,7 @@ class RetrievalConfig(Settings):
         min_score: chunks that score below it are not read; None: chunks are read whatever they score. Scores lie in
             [0, 1] and mean the same in a memory of any size.
         text_min_score: the same for text that is no conversation, where no reader can refuse; None: as `min_score`.
+            Where `min_score` is None, it is not asked for either.
         near_best: nor are those that score below this share of the best score: what is read beside the right chunk
             distracts.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
@@ -192,12 +193,12 @@ class RetrievalConfig(Settings):
         """The least score that is read, given that of the best chunk."""
         if self.min_score is None:
             return 0.0
-        alone = self.text_min_score if self.text_min_score is not None and not chat else self.min_score
-        return max(alone, self.near_best * best)
+        least = self.min_score if chat or self.text_min_score is None else self.text_min_score
+        return max(least, self.near_best * best)
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""
-        return self.found_bias + self.score_weight * _logit(score) >= self.refusal_weight * _logit(refusing)
+        return self.found_bias + self.score_weight * logit(score) >= self.refusal_weight * logit(refusing)
 
 
 @_settings
@@ -331,7 +332,7 @@ class MemoryConfig(Settings):
         return config.replace(**overrides)
 
 
-def _logit(probability: float) -> float:
+def logit(probability: float) -> float:
     held = min(max(probability, 1e-9), 1 - 1e-9)
     return log(held / (1 - held))
 

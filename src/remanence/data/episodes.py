@@ -11,19 +11,22 @@ from remanence.texts import Question
 FACTS = 3  # per biography: the middle of what the bundled checkpoint was trained on
 
 
-def unrelated(rng: random.Random, taken: Container[str], facts: int = FACTS) -> Iterator[str]:
+def unrelated(
+    rng: random.Random, taken: Container[str], facts: int = FACTS, *, unlisted: bool = False
+) -> Iterator[str]:
     """Biographies of held-out people and paragraphs of novels in turn, without end; either may come first.
 
     Args:
         taken: full names that must not occur: a set of names, or a text that they stand in.
         facts: facts per biography.
+        unlisted: names and values of the people stand on no list.
     """
     telling = rng.random() < 0.5
     while True:
         if telling:
-            person = sample_person(rng, "test")
+            person = sample_person(rng, "test", open_share=float(unlisted))
             while person.name in taken:
-                person = sample_person(rng, "test")
+                person = sample_person(rng, "test", open_share=float(unlisted))
             yield biography(person, rng, rng.sample(ATTRIBUTES, facts))
         else:
             yield rng.choice(paragraphs())
@@ -42,7 +45,7 @@ class Episode:
     """
 
     def __init__(self, seed: int, index: int, facts: int = FACTS, *, unlisted: bool = False) -> None:
-        """`unlisted`: names and values of the person stand on no list, and no word of them was trained on."""
+        """`unlisted`: names and values of all people stand on no list, and no word of them was trained on."""
         if not 1 <= facts <= len(ATTRIBUTES):
             raise InvalidInputError(f"a biography has 1 to {len(ATTRIBUTES)} facts, not {facts}")
         self._key = f"{seed}/{index}"
@@ -50,7 +53,7 @@ class Episode:
         self.person = sample_person(rng, "test", open_share=float(unlisted))
         self.attributes = rng.sample(ATTRIBUTES, facts)
         self.fact = biography(self.person, rng, self.attributes)
-        self.unrelated = unrelated(rng, {self.person.name}, facts)
+        self.unrelated = unrelated(rng, {self.person.name}, facts, unlisted=unlisted)
 
     def question(self, distance: int) -> Question:
         rng = random.Random(f"{self._key}/{distance}")

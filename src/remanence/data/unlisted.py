@@ -1,6 +1,7 @@
 """Names and values that stand on no list: made of syllables, or of two words.
 
-A quarter of all words are kept for testing: who and what is drawn for a test has no word of training in it.
+A quarter of all words are kept for testing: who and what is drawn for a test has no word of training in it, nor one of
+the lists of `biographies.json`.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ def first_name(rng: random.Random, split: Split) -> str:
 
 
 def is_woman(name: str) -> bool:
-    """Whether a first name of ours is a woman's: it ends in a vowel, or as `ille`."""
+    """Whether a first name of ours is a woman's: it ends in a or e."""
     return name.endswith(("a", "e"))
 
 
@@ -58,6 +59,14 @@ def _made(rng: random.Random, ending: str) -> str:
 
 
 def _of(split: Split, draw: Callable[[], str]) -> str:
-    while split_of_word(word := draw()) != split:
+    while split_of_word(word := draw()) != split or word.lower() in _listed():
         pass
     return word
+
+
+@cache
+def _listed() -> frozenset[str]:
+    corpus = json.loads(resources.files("remanence.data").joinpath("biographies.json").read_text(encoding="utf-8"))
+    values = [value for attribute in corpus["attributes"].values() for value in attribute["values"]]
+    listed = [*corpus["female"], *corpus["male"], *corpus["last"], *values]
+    return frozenset(word for text in listed for word in text.lower().split())

@@ -32,7 +32,7 @@ from remanence.training.trainer import StopAfter, last_checkpoint
 
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-VALIDATION = 0.08  # of the passages of what is named
+_VALIDATION = 0.08  # of the passages of what is named
 _CACHE = 0.35  # of the memory of the machine, for encoded passages: each is read many times
 _VALIDATED = 8  # steps whose loss is measured before and after
 
@@ -60,13 +60,13 @@ def train(
         data: files or folders of questions beside those that come with the package, separated by commas.
         held_out: files whose passages are never trained on, separated by commas.
         base: the folder of another decoder; None: SmolLM2, where `remanence setup` put it.
-        start: a checkpoint whose reader is trained further; its settings stay.
+        start: a checkpoint whose reader is trained further. When a memory was told has to be fitted anew.
         rank: of a new adapter; groups: sets of passages in a step.
         workers: processes that encode the passages of the next steps; 1 pays where another core is free, on a CPU.
     """
     out = Console(soft_wrap=True)
     folder, report_to = Path(base) if base else find_base(NAME), reporters(log_to)
-    questions, validation = _questions(data, held_out)
+    questions, validation = questions_of(data, held_out)
     model = _model(folder, rank, start)
     prepare(model)
     settings = LessonSettings(groups=groups)
@@ -90,22 +90,29 @@ def train(
     return output / "final"
 
 
-def _questions(data: str | None, held_out: str | None) -> tuple[QuestionSet, QuestionSet]:
-    """To train on and to validate on: questions about what comes with the package, and those that are named."""
+def questions_of(data: str | None, held_out: str | None) -> tuple[QuestionSet, QuestionSet]:
+    """To train on and to validate on: questions about what comes with the package, and those that are named.
+
+    Whatever is trained for SmolLM2 with the same arguments has the same questions to validate on.
+    """
     train, validation = own_questions(), own_questions(held_out=True)
     if data:
-        named = load_questions([Path(part) for part in data.split(",")])
-        kept = named.without(passages_of([Path(part) for part in held_out.split(",")] if held_out else []))
-        more, checked = kept.split(VALIDATION)
+        kept = load_questions(_paths(data)).without(passages_of(_paths(held_out)))
+        more, checked = kept.split(_VALIDATION)
         train, validation = train.joined(more), validation.joined(checked)
     return train, validation
+
+
+def _paths(listed: str | None) -> list[Path]:
+    return [Path(part) for part in (listed or "").split(",") if part]
 
 
 def _model(folder: Path, rank: int, start: str | None) -> MemoryModel:
     """The decoder in bfloat16 where the machine multiplies in it, with a fresh adapter or that of a checkpoint."""
     dtype = torch.bfloat16 if _has_bfloat16() else torch.float32
     if start is not None:
-        return _caching(MemoryModel.from_pretrained(start, base=folder, dtype=dtype, parts=["reader"]))
+        device = "cuda" if torch.cuda.is_available() else None
+        return _caching(MemoryModel.from_pretrained(start, base=folder, dtype=dtype, device=device, parts=["reader"]))
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if torch.cuda.is_available():
         hf = hf.to("cuda")

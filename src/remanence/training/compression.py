@@ -19,6 +19,7 @@ from remanence.training.objectives import Episodes
 from remanence.training.questions import Question, QuestionSet
 
 RECITE = "Repeat what you were told."
+_HINT = 4  # tokens
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class CompressionTask:
             mixed = [own, *others]
             rng.shuffle(mixed)
             order.append(mixed)
-            start = rng.randrange(max(1, len(chunk) - settings.recited))
+            start = rng.randrange(max(1, len(chunk) - settings.recited + 1))
             part = chunk[start : start + settings.recited]
-            cue, rest = (self._cue(RECITE), part) if start == 0 else ([*self._cue(RECITE), *part[:4]], part[4:])
-            recited = Example(cue, rest if rest else part[-1:])
+            hint = min(_HINT, len(part) - 1)  # which of the passages, and from where
+            recited = Example([*self._cue(RECITE), *part[:hint]], part[hint:])
             rows.append([*([] if recite else self._asked(rng, questions)), recited])
         places = torch.tensor(order)
         asked = places == torch.arange(len(drawn))[:, None]
@@ -81,19 +82,22 @@ class CompressionTask:
     def _drawn(self, rng: random.Random, passage: int) -> tuple[list[int], list[Question]]:
         """Tokens of a passage, cut around an answer, and the questions that they answer."""
         text, questions = self._passages[passage], self._about[passage]
-        ids = self._ids(text)
-        if len(ids) > self._settings.chunk:
-            answer, room = rng.choice(questions).answers[0], self._settings.chunk
+        ids, room = self._ids(text), self._settings.chunk
+        if len(ids) > room:
+            around = rng.choice([q for q in questions if q.answers[0].lower() in text.lower()] or questions)
+            answer = around.answers[0]
             before = len(self._ids(text[: max(1, text.lower().find(answer.lower()))]))
             last = max(1, room - len(self._ids(answer)) - 2)  # where the answer still fits
             start = min(max(0, before - rng.randrange(last)), len(ids) - room)
             ids = ids[start : start + room]
-        said = self._texts.tokenizer.decode(ids).lower()
-        return ids, [q for q in questions if q.answers[0].lower() in said] or questions[:1]
+            said = self._texts.tokenizer.decode(ids).lower()
+            questions = [q for q in questions if q.answers[0].lower() in said] or [around]
+        return ids, questions
 
     def _asked(self, rng: random.Random, questions: Sequence[Question]) -> list[Example]:
         picked = [rng.choice(questions) for _ in range(self._settings.questions)]
-        return [Example(self._cue(one.text), [*self._ids(one.answers[0]), *self._end]) for one in picked]
+        space = "" if self._texts.chats else " "
+        return [Example(self._cue(one.text), [*self._ids(space + one.answers[0]), *self._end]) for one in picked]
 
     def _cue(self, text: str) -> list[int]:
         content = [{"role": "user", "content": text}] if self._texts.chats else f"Question: {text} Answer:"

@@ -6,21 +6,18 @@ logistic regression parts the two by the logits of the score and of the probabil
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from remanence.config import RetrievalConfig
+from remanence.config import RetrievalConfig, logit
 from remanence.errors import InvalidInputError
 from remanence.memory import Memory
 from remanence.model import read
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
-from remanence.training.lessons import REFUSAL
 from remanence.training.questions import Question
 
-_LEAST = 1e-9  # of a probability, whose logit is taken
 _DECAY = 1e-3
 
 
@@ -47,8 +44,8 @@ class Observation:
 def observed(
     model: MemoryModel, kind: str, passages: Sequence[str], questions: Sequence[Question]
 ) -> Iterator[Observation]:
-    """Ask questions of a memory of passages, and again without those that answer. A question without an answer is
-    asked once.
+    """Ask questions of a memory of passages, and again without those that answer, unless the answer stands elsewhere
+    too. A question without an answer is asked once.
 
     Args:
         questions: about `passages`, by their places.
@@ -61,10 +58,12 @@ def observed(
         about = [writes[passage] for passage in question.passages]
         if question.answers:
             yield _asked(model, kind, memory, question.text, about, told=True)
-            without = memory.fork()
-            for write in about:
-                model.forget(without, write)
-            yield _asked(model, kind, without, question.text, [], told=False)
+            others = "\n".join(text for place, text in enumerate(passages) if place not in question.passages).lower()
+            if not any(answer.lower() in others for answer in question.answers):
+                without = memory.fork()
+                for write in about:
+                    model.forget(without, write)
+                yield _asked(model, kind, without, question.text, [], told=False)
         else:
             yield _asked(model, kind, memory, question.text, [], told=False)
 
@@ -78,7 +77,7 @@ def _asked(
     sources = read.found_writes(made)
     if not sources:
         return Observation(kind, told, 0.0, 1.0)
-    token = int(model.texts.ids(REFUSAL, model.device, date=TODAY)[0])
+    token = int(model.texts.ids(model.config.retrieval.refusal, model.device, date=TODAY)[0])
     logits = read.forward(model, made, {"logits_to_keep": 1}).logits[0, -1].float()
     write, score = sources[0]
     return Observation(kind, told, score, float(logits.softmax(-1)[token]), write in about)
@@ -96,7 +95,7 @@ def fitted(config: RetrievalConfig, observations: Sequence[Observation]) -> Retr
     counts = {(one.kind, one.told): 0 for one in seen}
     for one in seen:
         counts[one.kind, one.told] += 1
-    rows = torch.tensor([[_logit(one.score), -_logit(one.refusing), 1.0] for one in seen])
+    rows = torch.tensor([[logit(one.score), -logit(one.refusing), 1.0] for one in seen])
     told = torch.tensor([float(one.told) for one in seen])
     share = torch.tensor([1 / counts[one.kind, one.told] for one in seen])
     weights = torch.zeros(3, requires_grad=True)
@@ -131,8 +130,3 @@ def shares(config: RetrievalConfig, observations: Sequence[Observation]) -> dict
 
 def _mean(values: Sequence[bool]) -> float:
     return round(sum(values) / len(values), 3) if values else float("nan")
-
-
-def _logit(p: float) -> float:
-    p = min(max(p, _LEAST), 1 - _LEAST)
-    return log(p / (1 - p))

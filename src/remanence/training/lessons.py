@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from remanence.data.notes import general_prompt, note
+from remanence.errors import InvalidInputError
 from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
 from remanence.model.text import TextWriter
 from remanence.training.packing import Group, Row
-from remanence.training.questions import Question, QuestionSet
+from remanence.training.questions import PAGE, TALK, Question, QuestionSet
 
 REFUSAL = "I was not told."
 _AROUND = (0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 6, 8)  # how many passages stand beside those of a question, drawn evenly
 _LONGEST_PROMPT, _LONGEST_ANSWER = 96, 24  # tokens
 _NEAR = 8  # passages that resemble a question
-_PAGE = 40  # passages of a topic, at most, that a memory holds together
+_TOGETHER = 40  # passages of a topic, at most, that a memory holds together
 _CHARACTERS = 3  # of a token, at least on average
 
 
@@ -47,6 +48,10 @@ class LessonSettings:
     talks: float = 0.15
     refused: float = 0.2
     general: float = 0.2
+
+    def __post_init__(self) -> None:
+        if min(self.notes, self.pages, self.talks) < 0 or self.notes + self.pages + self.talks > 1:
+            raise InvalidInputError("notes, pages and talks are shares of all sets; together they are at most 1")
 
 
 class Lessons:
@@ -134,15 +139,15 @@ class Lessons:
         return [question for own in sets if set(own) <= set(read) for question in self._by_passages[own]]
 
     def _kind(self, own: Sequence[int]) -> str:
-        name = self.data.topics[own[0]].split("/")[0].removesuffix("_held_out")
-        return name if name in ("pages", "talks") else "others"
+        topic = self.data.topics[own[0]]
+        return "pages" if topic.startswith(PAGE) else "talks" if topic.startswith(TALK) else "others"
 
     def _beside(self, rng: random.Random, own: Sequence[int], question: Question, count: int) -> list[int]:
         """Passages that a question does not need: such that resemble it, of the same topic, or any."""
         scores = self._postings.scores(asked(question.text))
         near = sorted((p for p in scores if p not in own), key=lambda p: (-scores[p], p))[:_NEAR]
         topic, every = self._topics[self.data.topics[own[0]]], self._every
-        alike = 0.5 if len(topic) <= _PAGE else 0.2  # what stands on a page is told together
+        alike = 0.5 if len(topic) <= _TOGETHER else 0.2  # what stands on a page is told together
         found: list[int] = []
         for _ in range(4 * count):
             drawn = rng.random()

@@ -9,7 +9,7 @@
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,7 @@ from remanence.data.talks import talk
 from remanence.errors import InvalidInputError
 from remanence.memory.lexical import Postings, asked, words
 
+PAGE, TALK = "page: ", "talk: "  # how topics begin whose passages are told together
 _COPIES = 3  # of a conversation, with other names and dates
 _LOOKS_LIKE = 2  # paragraphs of a page that a question resembles which none answers
 
@@ -71,11 +72,15 @@ class QuestionSet:
             self.questions.append(Question(text.strip(), tuple(accepted), numbers))
 
     def without(self, texts: Iterable[str]) -> "QuestionSet":
-        """The questions about other passages than these, which are held out."""
+        """The questions about other passages than these, which are held out and become blank."""
         held_out = {text.strip() for text in texts}
-        kept = QuestionSet(self.passages, self.topics)
-        kept.questions = [q for q in self.questions if not any(self.passages[p] in held_out for p in q.passages)]
-        return kept
+        return self._only({place for place, text in enumerate(self.passages) if text not in held_out})
+
+    def _only(self, places: Container[int]) -> "QuestionSet":
+        """The questions about some passages alone; the others become blank."""
+        texts = [text if place in places else "" for place, text in enumerate(self.passages)]
+        kept = [question for question in self.questions if all(place in places for place in question.passages)]
+        return QuestionSet(texts, self.topics, kept)
 
     def joined(self, other: "QuestionSet") -> "QuestionSet":
         """The questions of both."""
@@ -87,7 +92,7 @@ class QuestionSet:
 
     def split(self, share: float, seed: int = 0) -> "tuple[QuestionSet, QuestionSet]":
         """Questions to train on and to validate on, which share no passage: about `share` of the passages go to the
-        second, whole topics where these are small."""
+        second, whole topics where these are small. What the first does not have is blank there."""
         rng, used = random.Random(seed), sorted({p for q in self.questions for p in q.passages})
         by_topic: dict[str, list[int]] = {}
         for passage in used:
@@ -95,14 +100,13 @@ class QuestionSet:
         held: set[int] = set()
         for topic in sorted(by_topic):
             members = by_topic[topic]
-            if len(members) <= max(8, len(used) // 20):
+            if len(members) <= max(8, len(used) // 20) or "#" in self.topics[members[0]]:
                 held |= set(members) if rng.random() < share else set()
             else:
                 held |= {passage for passage in members if rng.random() < share}
-        parts = [QuestionSet(self.passages, self.topics), QuestionSet(self.passages, self.topics)]
-        for question in self.questions:
-            parts[any(passage in held for passage in question.passages)].questions.append(question)
-        return parts[0], parts[1]
+        second = [q for q in self.questions if any(passage in held for passage in q.passages)]
+        first = self._only({place for place in range(len(self.passages)) if place not in held})
+        return first, QuestionSet(self.passages, self.topics, second)
 
 
 def load_questions(paths: Sequence[Path]) -> QuestionSet:
@@ -196,7 +200,7 @@ def _evidence(made: QuestionSet, record: dict[str, Any], name: str) -> None:
 
 
 def _page(made: QuestionSet, record: dict[str, Any], name: str) -> None:
-    numbers = [made.add_passage(paragraph, f"{name}/{record['title']}") for paragraph in record["paragraphs"]]
+    numbers = [made.add_passage(paragraph, f"{PAGE}{name}/{record['title']}") for paragraph in record["paragraphs"]]
     for fact in record["facts"]:
         for wording in fact["questions"]:
             made.ask(wording, fact["answers"][:1], [numbers[fact["paragraph"]]])
@@ -211,7 +215,7 @@ def _page(made: QuestionSet, record: dict[str, Any], name: str) -> None:
 def _talk(made: QuestionSet, record: dict[str, Any], name: str) -> None:
     for copy in range(_COPIES):
         said = talk(record, random.Random(f"{copy} {record['questions'][0]['question']}"))
-        topic = f"{name}/{record['questions'][0]['question']}#{copy}"
+        topic = f"{TALK}{name}/{record['questions'][0]['question']}#{copy}"
         numbers = [made.add_passage(turn, topic) for turn in said.turns]
         for question, answer, turns in said.questions:
             made.ask(question, [] if answer is None else [answer], [numbers[turn] for turn in turns])

@@ -53,11 +53,13 @@ class RetrieverData:
         texts: of a chunk's length each.
         conversations: of each text, the number of the conversation that it is a turn of; -1: of none.
         questions: about them.
+        held_out: numbers of texts that are not trained on: the retriever that finds these best is kept.
     """
 
     texts: Sequence[str]
     conversations: Sequence[int]
     questions: Sequence[Asked]
+    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,6 @@ class RetrieverSettings:
         asked: questions of a batch to begin with, and near: texts beside each that its words would find.
         conversations: every so many steps the batch is a conversation.
         drop: share of features that are left out; silent: of questions whose words are not looked at.
-        held_out: share of texts, and of conversations, that are not trained on: what finds these best is kept.
     """
 
     layers: tuple[int, ...]
@@ -83,7 +84,6 @@ class RetrieverSettings:
     conversations: int = 3
     drop: float = 0.1
     silent: float = 0.25
-    held_out: float = 0.05
     seed: int = 0
 
 
@@ -133,8 +133,8 @@ class _Run:
         _require_same(folder / "run.json", _identity(model, data, settings))
         self.questions = _Features(model, [q.question for q in data.questions], folder / "questions", settings, told)
         self.texts = _Features(model, data.texts, folder / "texts", settings, told)
-        held = _held_out(data, settings)
-        self.lexical, self.near = _words(data, held, told)
+        held = data.held_out
+        self.lexical, self.near = _words(data, told)
         self._held, self._checked = sorted(held), list[int]()
         self._asked_of: dict[int, list[int]] = defaultdict(list)
         for number, question in enumerate(data.questions):
@@ -245,7 +245,7 @@ class _Run:
 
     def _conversation(self, rng: random.Random) -> tuple[list[int], list[int]]:
         texts = self._turns[rng.choice(self._talks)]
-        numbers = [number for text in texts for number in self._asked_of.get(text, [])]
+        numbers = list(dict.fromkeys(number for text in texts for number in self._asked_of.get(text, [])))
         return rng.sample(numbers, min(70, len(numbers))), self._filled(rng, list(texts))
 
     def _filled(self, rng: random.Random, texts: list[int]) -> list[int]:
@@ -337,16 +337,7 @@ def _encoded(model: MemoryModel, texts: Sequence[Sequence[int]], layers: tuple[i
     yield from (made[at] for at in range(len(texts)))
 
 
-def _held_out(data: RetrieverData, settings: RetrieverSettings) -> set[int]:
-    """Texts that are not trained on: conversations whole."""
-    rng, share = random.Random(f"held out {settings.seed}"), settings.held_out
-    talks = sorted({number for number in data.conversations if number >= 0})
-    away = {number for number in talks if rng.random() < share}
-    drawn = [rng.random() < share for _ in data.texts]
-    return {t for t, number in enumerate(data.conversations) if (number in away if number >= 0 else drawn[t])}
-
-
-def _words(data: RetrieverData, held: set[int], told: Told | None) -> tuple[Tensor, list[list[int]]]:
+def _words(data: RetrieverData, told: Told | None) -> tuple[Tensor, list[list[int]]]:
     """Lexical scores `[Q, C]`, in float16, and for each question the texts that its words would find wrongly."""
     postings = Postings()
     for number, text in enumerate(data.texts):
@@ -356,7 +347,7 @@ def _words(data: RetrieverData, held: set[int], told: Told | None) -> tuple[Tens
         found = postings.scores(asked(question.question))
         scores[number, list(found)] = torch.tensor(list(found.values()), dtype=torch.float16)
         ranked = sorted(found, key=lambda text: (-found[text], text))[: 8 + len(question.texts)]
-        wrong = (text for text in ranked if text not in question.texts and text not in held)
+        wrong = (text for text in ranked if text not in question.texts and text not in data.held_out)
         near.append([text for text in wrong if data.conversations[text] < 0])
         if told is not None and number % 1000 == 999:
             told("words", number + 1, len(data.questions))
@@ -365,7 +356,7 @@ def _words(data: RetrieverData, held: set[int], told: Told | None) -> tuple[Tens
 
 def _identity(model: MemoryModel, data: RetrieverData, settings: RetrieverSettings) -> str:
     digest = blake2b(digest_size=16)
-    for part in (*data.texts, *map(str, data.conversations), *map(str, data.questions)):
+    for part in (*data.texts, *map(str, (data.conversations, sorted(data.held_out))), *map(str, data.questions)):
         digest.update(part.encode() + b"\0")
     made_of = {"model": model.fingerprint(), "data": digest.hexdigest(), "settings": asdict(settings)}
     return json.dumps(made_of, indent=2)

@@ -15,6 +15,7 @@ from remanence import MemoryModel
 from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.model.formats.native import SETTINGS
+from remanence.model.lora import adapter_parameters
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
@@ -196,9 +197,10 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
         model = model.with_longterm(LongTermConfig(stage.retrieved), slots=model.slots - stage.retrieved)
     if model.adapters is not None:
         added = [] if model.retriever is None else list(model.retriever.parameters())
-        trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *added)}
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".lora_" in name or id(parameter) in trained)
+        adapters = (parameter for _, parameter in adapter_parameters(model))
+        trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *added, *adapters)}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
     return model
 
 

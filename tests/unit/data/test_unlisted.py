@@ -20,6 +20,8 @@ def test_no_word_of_a_test_is_one_of_training() -> None:
     assert len(trained) > 1000 and len(tested) > 400 and not trained & tested
     assert all(split_of_word(word) == "train" for word in trained)
     assert len({sample_person(rng, "test", open_share=1.0).name for _ in range(400)}) > 350
+    listed = {word for text in vocabulary() for word in text.lower().split()}
+    assert not listed & {word.lower() for word in trained | tested}
 
 
 def test_shares_of_names_and_values_are_unlisted() -> None:
@@ -58,4 +60,6 @@ def test_episodes_of_unlisted_people_are_told_and_asked_alike() -> None:
     asked = told.question(3)
     assert asked.truth in told.fact and asked.truth not in values(told.attributes[0])
     assert set(told.person.name.split()).isdisjoint(vocabulary())
+    others = [next(told.unrelated) for _ in range(8)]
+    assert not any(first in text for text in others for first in ("Alice ", "John ", "Mary ", "David "))
     assert Biographies(unlisted=True).about["people"] == "unlisted" and "people" not in Biographies().about

@@ -33,7 +33,6 @@ def test_questions_are_asked_with_and_without_what_answers_them() -> None:
     assert seen[0].score > seen[1].score > 0
     assert seen[2].score > seen[1].score  # Alice's birth was not forgotten there
     assert all(0 < one.refusing < 1 for one in seen)
-    assert fitted(RetrievalConfig(refusal=REFUSAL), seen).refusal == REFUSAL
 
 
 def test_a_model_that_cannot_refuse_is_not_observed() -> None:
@@ -41,21 +40,27 @@ def test_a_model_that_cannot_refuse_is_not_observed() -> None:
         next(observed(model(), "towns", PASSAGES, []))
 
 
+def test_what_stands_elsewhere_too_is_not_asked_without_its_passage() -> None:
+    asked = [Question("Where was Alice born?", ("Oslo",), (0,))]
+    seen = list(observed(model(refusal=REFUSAL), "towns", [*PASSAGES, "Carol lives in Oslo."], asked))
+    assert [one.told for one in seen] == [True]
+
+
 def test_weights_part_what_was_told_and_kinds_count_alike() -> None:
     rng = random.Random(0)
 
-    def drawn(kind: str, told: bool, number: int) -> list[Observation]:
-        low, high = (0.5, 0.9) if told else (0.1, 0.6)
-        return [
-            Observation(kind, told, rng.uniform(low, high), 1 - rng.uniform(low, high), told) for _ in range(number)
-        ]
+    def drawn(kind: str, told: bool, number: int, low: float) -> list[Observation]:
+        pairs = [(rng.uniform(low, low + 0.4), rng.uniform(low, low + 0.4)) for _ in range(number)]
+        return [Observation(kind, told, score, 1 - other, told) for score, other in pairs]
 
-    seen = [*drawn("few", True, 30), *drawn("few", False, 30), *drawn("many", True, 300), *drawn("many", False, 300)]
-    config = fitted(RetrievalConfig(refusal=REFUSAL), seen)
+    few = [*drawn("few", True, 60, 0.3), *drawn("few", False, 60, 0.05)]  # lower scores, told or not
+    many = [*drawn("many", True, 600, 0.55), *drawn("many", False, 600, 0.25)]
+    config = fitted(RetrievalConfig(refusal=REFUSAL), few + many)
     assert config.score_weight > 0 and config.refusal_weight > 0
-    figures = shares(config, [*seen, Observation("few", False, 0.0, 1.0)])
-    assert all(value > 0.8 for kind in figures.values() for value in kind.values())
-    again = fitted(RetrievalConfig(refusal=REFUSAL), seen + drawn("many", True, 300) + drawn("many", False, 300))
-    assert again.found_bias == pytest.approx(config.found_bias, abs=0.15)
+    figures = shares(fitted(config, many), [*many, Observation("nothing was read", False, 0.0, 1.0)])
+    assert all(value > 0.85 for value in figures["many"].values())
+    assert figures["nothing was read"]["not told"] == 1.0
+    balanced = fitted(RetrievalConfig(refusal=REFUSAL), 10 * few + many)
+    assert config.found_bias == pytest.approx(balanced.found_bias, abs=0.05)
     with pytest.raises(InvalidInputError, match="add some"):
-        fitted(config, [one for one in seen if one.told])
+        fitted(config, [one for one in few if one.told])

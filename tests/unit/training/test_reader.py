@@ -17,7 +17,7 @@ from remanence.data.notes import general_prompt, note
 from remanence.errors import InvalidInputError
 from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
 from remanence.training.packing import answer_loss
-from remanence.training.questions import Question, QuestionSet, load_questions, own_questions, passages_of
+from remanence.training.questions import PAGE, Question, QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare
 from tests.support import tiny
 from tests.support.tiny import decoder
@@ -194,7 +194,7 @@ class _StopAt(TrainerCallback):
         return control
 
 
-PAGE = {
+ALLOTMENTS = {
     "title": "Allotments",
     "paragraphs": ["The gate is shut at nine.", "Water costs six crowns a year."],
     "facts": [{"paragraph": 0, "questions": ["When is it shut?", "When do they lock up?"], "answers": ["nine"]}],
@@ -205,6 +205,7 @@ TALK = {
     "sessions": [
         {"turns": [{"speaker": "A", "text": "I got a dog yesterday, {B}."}]},
         {"turns": [{"speaker": "B", "text": "My cat was three last Friday."}]},
+        {"turns": [{"speaker": "A", "text": f"Day {number}."} for number in range(8)]},
     ],
     "questions": [
         {"question": "When did {A} get a dog?", "answer": "{date-1}", "turns": [0], "swap": True},
@@ -215,7 +216,7 @@ TALK = {
 
 
 def test_pages_ask_in_two_wordings_and_beyond_what_they_say(tmp_path: Path) -> None:
-    (tmp_path / "pages.jsonl").write_text(json.dumps(PAGE))
+    (tmp_path / "pages.jsonl").write_text(json.dumps(ALLOTMENTS))
     made = load_questions([tmp_path])
     assert [(q.text, q.answers, q.passages) for q in made.questions] == [
         ("When is it shut?", ("nine",), (0,)),
@@ -227,7 +228,7 @@ def test_pages_ask_in_two_wordings_and_beyond_what_they_say(tmp_path: Path) -> N
 def test_talks_have_drawn_names_and_dates_and_ask_about_the_wrong_one(tmp_path: Path) -> None:
     (tmp_path / "talks.jsonl").write_text(json.dumps(TALK))
     made = load_questions([tmp_path])
-    assert len(made.passages) == 6 and len(set(made.topics)) == 3
+    assert len(made.passages) == 30 and len(set(made.topics)) == 3
     for copy in range(3):
         told, about, wrong, cat, both = made.questions[4 * copy :][0], *made.questions[4 * copy :][:4]
         turn = made.passages[told.passages[0]]
@@ -238,7 +239,7 @@ def test_talks_have_drawn_names_and_dates_and_ask_about_the_wrong_one(tmp_path: 
         day = datetime.strptime(about.answers[0], "%d %B %Y") + timedelta(days=1)
         assert str(day.year) in turn and f"{day:%B}" in turn and str(day.day) in turn
         assert datetime.strptime(cat.answers[0], "%d %B %Y").strftime("%A") == "Friday"
-        assert both.answers == ("a dog, a cat",) and both.passages == (2 * copy, 2 * copy + 1)
+        assert both.answers == ("a dog, a cat",) and both.passages == (10 * copy, 10 * copy + 1)
     one, other_part = made.split(0.5)
     assert not one.questions or not other_part.questions  # the three are one conversation
 
@@ -261,5 +262,5 @@ def test_what_comes_with_the_package_is_questions_with_answers() -> None:
     for one in made:
         for question in one.questions:
             assert "{" not in question.text + "".join(question.answers), question
-            if one.topics[question.passages[0]].startswith("pages"):
+            if one.topics[question.passages[0]].startswith(PAGE):
                 assert all(answer in one.passages[question.passages[0]] for answer in question.answers), question

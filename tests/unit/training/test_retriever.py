@@ -138,13 +138,12 @@ def test_train_retriever_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_is_never_in_a_batch_and_the_best_is_kept(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, held_out=0.3)
-    run = _Run(model(), data(), tmp_path, settings, None)
-    held = set(run._held)
-    assert held and run._checked
-    assert len({number in held for number in range(16, 24)}) == 1  # a conversation is held out whole
-    drawn = [run._passages(random.Random(seed))[1] for seed in range(20)]
-    assert not held & {text for texts in drawn for text in texts}
+    held = frozenset({3, 4, 5, 20})
+    run = _Run(model(), replace(data(), held_out=held), tmp_path, SETTINGS, None)
+    assert len(run._checked) == len(held)
+    for seed in range(20):
+        for numbers, texts in (run._passages(random.Random(seed)), run._conversation(random.Random(seed))):
+            assert not held & set(texts) and not held & {run.data.questions[number].texts[0] for number in numbers}
     first = run.found()
     assert 0 < first <= 1
     run.check()
