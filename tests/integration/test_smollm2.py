@@ -30,7 +30,7 @@ def test_it_answers_with_its_source_and_says_what_it_was_not_told(model: MemoryM
     memory = told(model, KEY, NIGHT, BOAT)
     for write, (question, word) in enumerate(
         [
-            ("Where is the spare key?", "cellar"),
+            ("Where is the spare key?", "boiler"),
             ("Who has the night shift?", "Ines"),
             ("When does the ferry to Varrick leave on Sundays?", "9:15"),
         ]
@@ -59,7 +59,7 @@ def test_commands_take_it_by_default(smollm2: str, tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("REMANENCE_MODEL")
     (tmp_path / "notes.txt").write_text("\n\n".join([KEY, NIGHT, BOAT]), encoding="utf-8")
     done("write", str(tmp_path / "notes.mem"), str(tmp_path / "notes.txt"))
-    assert "cellar" in done("ask", str(tmp_path / "notes.mem"), "Where is the spare key?")
+    assert "boiler" in done("ask", str(tmp_path / "notes.mem"), "Where is the spare key?")
 
 
 def test_commands_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

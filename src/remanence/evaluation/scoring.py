@@ -60,7 +60,8 @@ def score_tokens(
         if not isinstance(cache, MemoryCache):  # which knows by itself where padding stands
             read = left_padded(contexts, model.pad)[1]
             mask = torch.cat([read, torch.ones_like(ids[:, :-1], dtype=torch.bool)], dim=1)
-        with torch.no_grad(), model.role("read"):
+        reading = model.role("read") if isinstance(cache, MemoryCache) else model.stock()
+        with torch.no_grad(), reading:
             rest = model.hf(input_ids=ids[:, :-1], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits = torch.cat([logits, rest], dim=1)
     each = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]
