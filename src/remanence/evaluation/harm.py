@@ -14,7 +14,7 @@ from statistics import fmean
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.columns import Column
+from remanence.evaluation.columns import Column, only
 from remanence.evaluation.harness import Evaluation, Item, Measure, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scoring import score_tokens
@@ -100,12 +100,13 @@ class _Measuring:
     def column(self, column: Column) -> Measure:
         def measure(items: Sequence[Item]) -> list[Record]:
             memory = self._told.memory if column.shows == "slots" else self._blank
-            return [
-                self._prompt(memory, one.content) if isinstance(one.content, str) else self._window(memory, one.content)
-                for one in items
-            ]
+            with only(self._model, column.parts):
+                return [self._asked(memory, one.content) for one in items]
 
         return measure
+
+    def _asked(self, memory: Memory, content: str | list[int]) -> Record:
+        return self._prompt(memory, content) if isinstance(content, str) else self._window(memory, content)
 
     def _window(self, memory: Memory, ids: list[int]) -> Record:
         asked, rest = ids[:ASKED_WITH], ids[ASKED_WITH:]
