@@ -5,6 +5,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -27,9 +28,10 @@ TIERS: dict[str, Callable[[], Memory]] = {
 
 
 def save_until_killed(memory: Memory, target: Path, told_to: int, asked: int) -> None:
-    """Write and save, and say the number of writes after each save; go on when asked to."""
+    """Write and save, and say the number of writes after each save, and before it 0; go on when asked to."""
     while os.read(asked, 1):
         go_on(memory, memory.write_count)
+        os.write(told_to, bytes(8))
         memory.save(target)
         os.write(told_to, memory.write_count.to_bytes(8, "little"))
 
@@ -43,6 +45,9 @@ def test_save_that_is_killed_loses_nothing_that_was_acknowledged(
     target, rng = tmp_path / "m", random.Random(0)
     memory = TIERS[tier]()
     memory.save(target)
+    begun = perf_counter()
+    memory.save(target)
+    length = perf_counter() - begun  # of a save, in which the kills are to fall
     expected = {memory.write_count: contents(memory)}  # after so many writes; they are the same in every process
     leftovers = 0
     for _ in range(KILLS):
@@ -50,15 +55,15 @@ def test_save_that_is_killed_loses_nothing_that_was_acknowledged(
         asked, ask = os.pipe()
         child = forked(lambda: save_until_killed(memory, target, writer, asked))  # noqa: B023
         os.close(writer)
-        for _ in range(1 + rng.randrange(3)):
-            os.write(ask, b"x")
-        acknowledged = int.from_bytes(os.read(reader, 8), "little")  # the first save; it is killed in one of the others
-        for _ in range(rng.randrange(4000)):
-            os.getpid()
+        os.write(ask, b"xxx")
+        _, acknowledged, _ = (int.from_bytes(os.read(reader, 8), "little") for _ in range(3))  # the second has begun
+        until = perf_counter() + rng.random() * length
+        while perf_counter() < until:
+            pass
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         while answer := os.read(reader, 8):
-            acknowledged = int.from_bytes(answer, "little")
+            acknowledged = int.from_bytes(answer, "little") or acknowledged
         for handle in (reader, asked, ask):
             os.close(handle)
         loaded = Memory.load(target)
