@@ -114,12 +114,12 @@ def sample_person(
             break
     facts = {attribute: rng.choice(corpus["attributes"][attribute]["values"][:values]) for attribute in ATTRIBUTES}
     if open_share:
-        name, facts = _opened(rng, split, name, facts, 0.0 if namesakes else open_share, open_share)
+        name, facts = _opened(rng, split, name, facts, names=0.0 if namesakes else open_share, values=open_share)
     return Person(name, facts)
 
 
 def _opened(
-    rng: random.Random, split: Split, name: str, facts: dict[str, str], names: float, values: float
+    rng: random.Random, split: Split, name: str, facts: dict[str, str], *, names: float, values: float
 ) -> tuple[str, dict[str, str]]:
     """With other names and values in the place of some, at these probabilities."""
     first, last = name.split(" ", 1)

@@ -1,7 +1,7 @@
 """Conversations of two friends, written for this project, with names and dates drawn: what a reader is trained on.
 
-Some questions ask about the wrong one of the two, so that nobody told the answer. `talks.jsonl` holds the texts, with
-{A} and {B} for the names, and times such as {date-1}, the day before a session.
+Some questions name the other speaker, who never said what is asked: they have no answer. `talks.jsonl` holds the texts.
+{A} and {B} stand for the names, and {date-1} for the day before a session.
 """
 
 import random

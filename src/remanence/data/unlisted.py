@@ -26,7 +26,7 @@ def _content() -> dict[str, Any]:
 
 
 def split_of_word(word: str) -> Split:
-    """The split hangs on the word alone."""
+    """The split of a word depends on the word alone."""
     digest = hashlib.blake2b(word.lower().encode("utf-8"), digest_size=8, person=b"word").digest()
     return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
 

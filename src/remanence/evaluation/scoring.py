@@ -46,6 +46,7 @@ def score(
     return [(sum(one.likelihoods), all(one.greedy)) for one in score_tokens(model, memory, pairs)[0]]
 
 
+@torch.no_grad()
 def score_tokens(
     model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
 ) -> tuple[list[Scored], bool]:
@@ -61,7 +62,7 @@ def score_tokens(
             read = left_padded(contexts, model.pad)[1]
             mask = torch.cat([read, torch.ones_like(ids[:, :-1], dtype=torch.bool)], dim=1)
         reading = model.role("read") if isinstance(cache, MemoryCache) else model.stock()
-        with torch.no_grad(), reading:
+        with reading:
             rest = model.hf(input_ids=ids[:, :-1], attention_mask=mask, past_key_values=cache, use_cache=True).logits
         logits = torch.cat([logits, rest], dim=1)
     each = logits.float().log_softmax(dim=-1).gather(2, ids[..., None])[..., 0]

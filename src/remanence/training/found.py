@@ -73,7 +73,7 @@ def _asked(
 ) -> Observation:
     content = [{"role": "user", "content": question}]
     made = model._reading(memory, content, None, False, None, query=question)
-    made.refusal = None  # what is observed is what it would be decided by
+    made.refusal = None  # the forward pass must keep what is read: its logits are observed
     sources = read.found_writes(made)
     if not sources:
         return Observation(kind, told, 0.0, 1.0)

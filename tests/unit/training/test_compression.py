@@ -1,4 +1,4 @@
-"""Training a learned writer on passages: what a step asks, and that what was written is learned to be read."""
+"""Training a learned writer on passages: what a step asks, and that the loss of answers falls."""
 
 from pathlib import Path
 
