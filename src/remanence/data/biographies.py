@@ -7,7 +7,6 @@ learned about one person says anything about another.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -82,8 +81,7 @@ def _first_name_list() -> list[str]:
 
 def split_of(name: str) -> Split:
     """The split hangs on the name alone, so no run, seed or platform can put a test person into training."""
-    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
+    return unlisted.hashed_split(name, _TEST_SHARE)
 
 
 def sample_person(

@@ -27,8 +27,13 @@ def _content() -> dict[str, Any]:
 
 def split_of_word(word: str) -> Split:
     """The split of a word depends on the word alone."""
-    digest = hashlib.blake2b(word.lower().encode("utf-8"), digest_size=8, person=b"word").digest()
-    return "test" if int.from_bytes(digest, "big") % _TEST_SHARE == 0 else "train"
+    return hashed_split(word.lower(), _TEST_SHARE, b"word")
+
+
+def hashed_split(text: str, one_in: int, person: bytes = b"") -> Split:
+    """One text in so many is for testing. It depends on the text alone, so no run, seed or platform can move it."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, person=person).digest()
+    return "test" if int.from_bytes(digest, "big") % one_in == 0 else "train"
 
 
 def first_name(rng: random.Random, split: Split) -> str:
