@@ -163,7 +163,8 @@ class RetrievalConfig(Settings):
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
             found_bias + score_weight·logit(s) < refusal_weight·logit(p), with s the score of the best chunk and p the
-            probability of beginning so. Fitted to questions about other texts than the reader was trained on.
+            probability of beginning so, nor where p is above a half. Fitted to questions about other texts than the
+            reader was trained on.
     """
 
     slots: Count = 1024
@@ -198,7 +199,9 @@ class RetrievalConfig(Settings):
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""
-        return self.found_bias + self.score_weight * logit(score) >= self.refusal_weight * logit(refusing)
+        return refusing <= 0.5 and self.found_bias + self.score_weight * logit(score) >= self.refusal_weight * logit(
+            refusing
+        )
 
 
 @_settings

@@ -255,9 +255,10 @@ def test_rows_that_are_refused_leave_the_others_as_they_are() -> None:
         assert refused == (likely[row] == high)
 
 
-def test_a_high_score_outweighs_that_the_reader_would_refuse() -> None:
-    config = RetrievalConfig(refusal=REFUSAL, score_weight=0.5, refusal_weight=1.0, found_bias=1.0)
-    assert config.found(0.99, 0.9) and not config.found(0.3, 0.9) and config.found(0.3, 0.5)
+def test_a_high_score_outweighs_that_the_reader_may_refuse_but_not_that_it_will() -> None:
+    config = RetrievalConfig(refusal=REFUSAL, score_weight=0.5, refusal_weight=1.0)
+    assert config.found(0.99, 0.5) and not config.found(0.3, 0.5) and config.found(0.3, 0.1)
+    assert not config.found(0.99, 0.6)
     assert not config.found(0.0, 1.0) and config.found(1.0, 0.0)
     with pytest.raises(InvalidInputError, match="found_bias must be finite"):
         RetrievalConfig(found_bias=float("nan"))
