@@ -20,16 +20,17 @@ def load_recipe(path: Path) -> Recipe:
     """The `train` function of a recipe: a file, or by its name one that comes with the package.
 
     Raises:
-        FileNotFoundError: no such file; lists the recipes in `recipes/` and in the folder that was named.
+        FileNotFoundError: no such file; lists the package's recipes, those in `recipes/` and in the folder named.
         InvalidInputError: the file is no Python, or has no function `train`.
     """
-    packaged = Path(__file__).parent.parent / "recipes" / f"{path}.py"
+    own = Path(__file__).parent.parent / "recipes"
+    packaged = own / f"{path}.py"
     if not path.exists() and packaged.is_file():
         path = packaged
     if not path.is_file():
-        found = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
-        there = f"recipes here: {', '.join(found)}" if found else "there are none in recipes/ either"
-        raise FileNotFoundError(f"there is no recipe {path}; {there}")
+        named = sorted(file.stem for file in own.glob("[!_]*.py"))
+        files = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
+        raise FileNotFoundError(f"there is no recipe {path}; recipes here: {', '.join([*named, *files])}")
     train = getattr(load_module(path), "train", None)
     if not callable(train):
         raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")

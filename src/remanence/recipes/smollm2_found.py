@@ -1,6 +1,6 @@
 """When SmolLM2's memory was told what it is asked: fits the weights of a trained reader and retriever.
 
-    remanence train recipes/smollm2_found.py -- model=path/to/model data=path/to/questions held_out=path/to/dev.json
+    remanence train smollm2_found -- model=path/to/model data=path/to/questions held_out=path/to/dev.json
 
 `data` and `held_out` are those of the reader. Asked are the questions that it is validated on, which neither it nor the
 retriever was trained on. The output folder is the checkpoint, with the weights.

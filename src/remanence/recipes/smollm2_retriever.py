@@ -1,6 +1,6 @@
 """The retriever of SmolLM2-135M-Instruct: finds what a question is about among the chunks of a text memory.
 
-    remanence train recipes/smollm2_retriever.py -- base=path/to/model data=path/to/questions held_out=path/to/dev.json
+    remanence train smollm2_retriever -- base=path/to/model data=path/to/questions held_out=path/to/dev.json
 
 `data` and `held_out` are those of the reader. What the reader is validated on is not trained on here either: the
 retriever that finds it best is kept.

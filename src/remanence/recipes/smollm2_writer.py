@@ -1,6 +1,6 @@
 """A learned writer for SmolLM2-135M-Instruct: K slots for a chunk of 2K or 4K tokens, written and read by twin LoRA.
 
-    remanence train recipes/smollm2_writer.py -- base=path/to/smollm2 data=path/to/questions held_out=path/to/dev.json
+    remanence train smollm2_writer -- base=path/to/smollm2 data=path/to/questions held_out=path/to/dev.json
 
 First passages are recited from their slots alone, then also asked about.
 """
@@ -24,7 +24,7 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint
 SLOTS_PER_WRITE = 32
 POOL = 32  # writes
 LORA = LoraSettings(r=16, lora_alpha=32.0)
-RECIPE = "recipes/smollm2_writer.py"
+RECIPE = "src/remanence/recipes/smollm2_writer.py"
 
 
 def train(
