@@ -18,7 +18,8 @@ from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
 from remanence.recipes.smollm2 import questions_of
 from remanence.training.questions import PAGE, TALK, QuestionSet
-from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, train_retriever
+from remanence.training.retriever import RetrieverSettings, train_retriever
+from remanence.training.retriever_data import Asked, RetrieverData
 
 SETTINGS = RetrieverSettings(layers=(2, 8, 14))
 TURNS = 4200
@@ -47,9 +48,8 @@ def train(
     hf = AutoModelForCausalLM.from_pretrained(base, num_hidden_layers=max(SETTINGS.layers) + 1)
     model = MemoryModel.attach(hf, AutoTokenizer.from_pretrained(base))
     settings = replace(SETTINGS, steps=steps)
-    made = train_retriever(
-        model, texts_of(*questions_of(data, held_out)), output, settings, minutes=minutes, told=_print
-    )
+    texts = texts_of(*questions_of(data, held_out))
+    made = train_retriever(model, texts, output, settings, minutes=minutes, told=_print)
     return None if made is None else output / file_of("retriever")
 
 

@@ -62,11 +62,15 @@ class Heads(nn.Module):
         told = softplus(-right).mean() + softplus(wrong[:, 0]).mean() + 0.5 * softplus(wrong[:, 1:]).mean()
         return ranked + 0.5 * told
 
-    def scores(self, batch: Batch) -> Tensor:  # [Q, C], logits
+    def keys(self, chunks: Segments) -> Tensor:  # [N, S]
+        """The vectors of the chunks' tokens."""
+        return normalize(self.key(dropout(chunks.rows, self._drop, self.training)), dim=-1)
+
+    def scores(self, batch: Batch, keys: Tensor | None = None) -> Tensor:  # [Q, C], logits
+        """`keys`: what `keys` made of the chunks; None: made here."""
         asked = dropout(batch.questions.rows, self._drop, self.training)
         queries = normalize(self.query(asked), dim=-1)
-        held = dropout(batch.chunks.rows, self._drop, self.training)
-        keys = normalize(self.key(held), dim=-1)
+        keys = self.keys(batch.chunks) if keys is None else keys
         weights = self.share(asked)[:, 0].masked_fill(~batch.kept, -30.0)
         shares = _softmax(weights, batch.questions.starts)
         best = _best(queries.detach(), keys.detach(), batch.chunks.starts)

@@ -44,7 +44,7 @@ class LessonSettings:
     rows: int = 6
     slots: int = 1400
     notes: float = 0.1
-    pages: float = 0.35
+    pages: float = 0.2
     talks: float = 0.15
     refused: float = 0.2
     general: float = 0.2

@@ -9,11 +9,10 @@ import math
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,45 +20,16 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from remanence.errors import InvalidInputError
-from remanence.memory.lexical import Postings, asked, words
-from remanence.model.chat import TODAY
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
-from remanence.model.text import TextWriter
-from remanence.training.late import Batch, Heads, Scale, Segments, standardised
+from remanence.training.late import Batch, Heads, Segments
+from remanence.training.retriever_data import Features, RetrieverData, Told, lexical_scores
 
-Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
-
-_SHARD = 500  # texts whose features are kept in one file
 _WARM_UP = 40  # steps
 _COMMON = 150  # tokens of questions that say nothing of what is asked
 _EVERY = 100  # steps between two saves
 _CHECKED = 400  # questions about what was held out
-
-
-class Asked(NamedTuple):
-    """A question, and the texts that answer it, by their places."""
-
-    question: str
-    texts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RetrieverData:
-    """What a retriever is trained on.
-
-    Attributes:
-        texts: of a chunk's length each.
-        conversations: of each text, the number of the conversation that it is a turn of; -1: of none.
-        questions: about them.
-        held_out: numbers of texts that are not trained on: the retriever that finds these best is kept.
-    """
-
-    texts: Sequence[str]
-    conversations: Sequence[int]
-    questions: Sequence[Asked]
-    held_out: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -131,10 +101,12 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.data, self.settings, self.folder, self.step = data, settings, folder, 0
         _require_same(folder / "run.json", _identity(model, data, settings))
-        self.questions = _Features(model, [q.question for q in data.questions], folder / "questions", settings, told)
-        self.texts = _Features(model, data.texts, folder / "texts", settings, told)
+        self.questions = Features(
+            model, [q.question for q in data.questions], folder / "questions", settings.layers, told
+        )
+        self.texts = Features(model, data.texts, folder / "texts", settings.layers, told)
         held = data.held_out
-        self.lexical, self.near = _words(data, told)
+        self.lexical, self.near = lexical_scores(data, folder, told)
         self._held, self._checked = sorted(held), list[int]()
         self._asked_of: dict[int, list[int]] = defaultdict(list)
         for number, question in enumerate(data.questions):
@@ -196,16 +168,22 @@ class _Run:
     @torch.no_grad()
     def found(self) -> float:
         """Mean reciprocal rank of the right text among all that were held out; 0 where nothing was."""
+        if not self._checked:
+            return 0.0
         self.heads.eval()
         ranks: list[Tensor] = []
+        parts = [self.texts.segments(self._held[start : start + 64]) for start in range(0, len(self._held), 64)]
+        keys = torch.cat([self.heads.keys(part) for part in parts])
+        lengths = torch.cat([part.starts.diff() for part in parts])
+        held = Segments(keys[:0], torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
         for start in range(0, min(len(self._checked), _CHECKED), 64):
             numbers = self._checked[start : min(start + 64, _CHECKED)]
-            batch = self._against(numbers, self._held)
-            scores = self.heads.scores(batch)
+            batch = self._against(numbers, self._held, held)
+            scores = self.heads.scores(batch, keys)
             best = scores.masked_fill(~batch.right, -torch.inf).amax(1, keepdim=True)
             ranks.append((scores > best).sum(1) + 1)
         self.heads.train()
-        return float((1 / torch.cat(ranks)).mean()) if ranks else 0.0
+        return float((1 / torch.cat(ranks)).mean())
 
     def _batch(self, rng: random.Random) -> Batch:
         talk = self._talks and (self.step % self.settings.conversations == self.settings.conversations - 1)
@@ -217,13 +195,13 @@ class _Run:
             batch.kept[own] = self._kept(rng, numbers[row])
         return batch._replace(silent=silent)
 
-    def _against(self, numbers: Sequence[int], texts: Sequence[int]) -> Batch:
-        """Questions against texts, with all their words."""
+    def _against(self, numbers: Sequence[int], texts: Sequence[int], chunks: Segments | None = None) -> Batch:
+        """Questions against texts, with all their words. `chunks`: of the texts, where these are at hand."""
         place = {text: at for at, text in enumerate(texts)}
         right = torch.zeros(len(numbers), len(texts), dtype=torch.bool)
         for row, number in enumerate(numbers):
             right[row, [place[text] for text in self.data.questions[number].texts]] = True
-        asked, held = self.questions.segments(numbers), self.texts.segments(texts)
+        asked, held = self.questions.segments(numbers), chunks or self.texts.segments(texts)
         kept = torch.ones(len(asked.rows), dtype=torch.bool)
         lexical = self.lexical[torch.tensor(numbers)][:, torch.tensor(texts)].float()
         return Batch(asked, held, kept, lexical, right, torch.zeros(len(numbers), dtype=torch.bool))
@@ -288,70 +266,6 @@ class _Run:
                 _, number, kind = name.split(".")
                 moments[int(number)][kind] = part
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
-
-
-class _Features:
-    """Features of texts, encoded once and kept in a folder, standardised."""
-
-    def __init__(
-        self, model: MemoryModel, texts: Sequence[str], folder: Path, settings: RetrieverSettings, told: Told | None
-    ) -> None:
-        folder.mkdir(exist_ok=True)
-        self.ids: list[list[int]] = [model.texts.ids(t, torch.device("cpu"), date=TODAY).tolist() for t in texts]
-        shards = []
-        for start in range(0, len(texts), _SHARD):
-            file = folder / f"{start:08d}.safetensors"
-            if not file.is_file():
-                rows = torch.cat(list(_encoded(model, self.ids[start : start + _SHARD], settings.layers)))
-                save_file({"rows": rows.half()}, file.with_suffix(".partial"))
-                file.with_suffix(".partial").replace(file)
-            if told is not None:
-                told(folder.name, min(start + _SHARD, len(texts)), len(texts))
-            shards.append(file)
-        sample = [load_file(file)["rows"] for file in shards[:: max(1, len(shards) // 8)]]
-        self.scale = Scale.of(torch.cat(sample))
-        self.rows = torch.cat([self.scale.reduced(load_file(file)["rows"]) for file in shards])
-        self._starts = torch.tensor([0, *map(len, self.ids)]).cumsum(0)
-
-    def segments(self, numbers: Sequence[int]) -> Segments:
-        lengths = torch.tensor([0, *(len(self.ids[number]) for number in numbers)])
-        rows = torch.cat([self.rows[self._starts[number] : self._starts[number + 1]] for number in numbers])
-        return Segments(standardised(rows), lengths.cumsum(0))
-
-
-@torch.no_grad()
-def _encoded(model: MemoryModel, texts: Sequence[Sequence[int]], layers: tuple[int, ...]) -> Iterator[Tensor]:
-    """Of each text `[n, F]`, encoded behind the head of a new memory."""
-    if not isinstance(model.writer, TextWriter):
-        raise InvalidInputError("a retriever is trained for a text memory; attach the model without slots_per_write")
-    head = model.texts.head(TODAY)
-    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-    made: dict[int, Tensor] = {}
-    for start in range(0, len(order), 16):
-        batch = order[start : start + 16]
-        for at, encoded in zip(
-            batch, model.writer.encode([(head, torch.tensor(texts[at])) for at in batch]), strict=True
-        ):
-            picked = encoded.slots[:, list(layers)].permute(2, 1, 0, 3, 4)
-            made[at] = picked.flatten(1).float().cpu()
-    yield from (made[at] for at in range(len(texts)))
-
-
-def _words(data: RetrieverData, told: Told | None) -> tuple[Tensor, list[list[int]]]:
-    """Lexical scores `[Q, C]`, in float16, and for each question the texts that its words would find wrongly."""
-    postings = Postings()
-    for number, text in enumerate(data.texts):
-        postings.add(number, words(text))
-    scores, near = torch.zeros(len(data.questions), len(data.texts), dtype=torch.float16), []
-    for number, question in enumerate(data.questions):
-        found = postings.scores(asked(question.question))
-        scores[number, list(found)] = torch.tensor(list(found.values()), dtype=torch.float16)
-        ranked = sorted(found, key=lambda text: (-found[text], text))[: 8 + len(question.texts)]
-        wrong = (text for text in ranked if text not in question.texts and text not in data.held_out)
-        near.append([text for text in wrong if data.conversations[text] < 0])
-        if told is not None and number % 1000 == 999:
-            told("words", number + 1, len(data.questions))
-    return scores, near
 
 
 def _identity(model: MemoryModel, data: RetrieverData, settings: RetrieverSettings) -> str:

@@ -13,7 +13,8 @@ from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import load_retriever
 from remanence.training.late import Batch, Heads, Scale, Segments, _best, standardised
-from remanence.training.retriever import Asked, RetrieverData, RetrieverSettings, _Run, train_retriever
+from remanence.training.retriever import RetrieverSettings, _Run, train_retriever
+from remanence.training.retriever_data import Asked, RetrieverData
 from tests.support.tiny import decoder, tokenizer, with_memory, with_text
 
 SETTINGS = RetrieverSettings(layers=(0, 1), size=8, steps=6, asked=4, seed=1)
