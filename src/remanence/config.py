@@ -199,9 +199,8 @@ class RetrievalConfig(Settings):
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""
-        return refusing <= 0.5 and self.found_bias + self.score_weight * logit(score) >= self.refusal_weight * logit(
-            refusing
-        )
+        told = self.found_bias + self.score_weight * logit(score)
+        return refusing <= 0.5 and told >= self.refusal_weight * logit(refusing)
 
 
 @_settings

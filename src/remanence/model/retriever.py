@@ -170,9 +170,8 @@ class TokenRetriever(nn.Module):
         return f"late interaction 1 {held.hexdigest()}"
 
     def features(self, slots: Tensor) -> Tensor:  # [2, L, n, H, D] -> [n, F]
-        """What it reads of slots: key and value of each of its layers, one behind the other."""
-        picked = slots[:, list(self.layers)].permute(2, 1, 0, 3, 4)  # [n, layers, 2, H, D]
-        return picked.flatten(1).float()
+        """What it reads of slots."""
+        return token_features(slots, self.layers)
 
     @torch.no_grad()
     def keys(self, slots: Tensor) -> Tensor:  # [2, L, n, H, D] -> [n, size], int8
@@ -194,6 +193,12 @@ class TokenRetriever(nn.Module):
                 f"this retriever reads {self.query.shape[1]} numbers of layers {list(self.layers)}; the decoder has "
                 f"{layers} layers with {slot} each: take the retriever that was trained for it"
             )
+
+
+def token_features(slots: Tensor, layers: Sequence[int]) -> Tensor:  # [2, L, n, H, D] -> [n, F]
+    """Key and value of each token at some layers, one behind the other."""
+    picked = slots[:, list(layers)].permute(2, 1, 0, 3, 4)  # [n, layers, 2, H, D]
+    return picked.flatten(1).float()
 
 
 def save_retriever(retriever: TokenRetriever, path: Path) -> None:

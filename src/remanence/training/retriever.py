@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW
 
@@ -24,7 +24,7 @@ from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
 from remanence.training.late import Batch, Heads, Segments
-from remanence.training.retriever_data import Features, RetrieverData, Told, lexical_scores
+from remanence.training.retriever_data import Features, RetrieverData, Told, lexical_scores, save_whole
 
 _WARM_UP = 40  # steps
 _COMMON = 150  # tokens of questions that say nothing of what is asked
@@ -172,10 +172,8 @@ class _Run:
             return 0.0
         self.heads.eval()
         ranks: list[Tensor] = []
-        parts = [self.texts.segments(self._held[start : start + 64]) for start in range(0, len(self._held), 64)]
-        keys = torch.cat([self.heads.keys(part) for part in parts])
-        lengths = torch.cat([part.starts.diff() for part in parts])
-        held = Segments(keys[:0], torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+        held = self.texts.segments(self._held)
+        keys = self.heads.keys(held)
         for start in range(0, min(len(self._checked), _CHECKED), 64):
             numbers = self._checked[start : min(start + 64, _CHECKED)]
             batch = self._against(numbers, self._held, held)
@@ -246,9 +244,7 @@ class _Run:
         for number, held in self.optimizer.state_dict()["state"].items():
             state |= {f"optimizer.{number}.{name}": torch.as_tensor(part) for name, part in held.items()}
         state |= {"step": torch.tensor(self.step), "best": torch.tensor(self.best)}
-        partial = self.folder / "state.safetensors.partial"
-        save_file({name: part.clone() for name, part in state.items()}, partial)
-        partial.replace(self.folder / "state.safetensors")
+        save_whole({name: part.clone() for name, part in state.items()}, self.folder / "state.safetensors")
         (self.folder / "curve.json").write_text(json.dumps(self.curve) + "\n")
 
     def _load(self) -> None:

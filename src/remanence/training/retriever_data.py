@@ -16,6 +16,7 @@ from remanence.errors import InvalidInputError
 from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
+from remanence.model.retriever import token_features
 from remanence.model.text import TextWriter
 from remanence.training.late import Scale, Segments, standardised
 
@@ -49,6 +50,13 @@ class RetrieverData:
     held_out: frozenset[int] = frozenset()
 
 
+def save_whole(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write a file of tensors, which a run that is cut leaves as it was."""
+    partial = file.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(file)
+
+
 class Features:
     """Features of texts, encoded once and kept in a folder, standardised."""
 
@@ -62,8 +70,7 @@ class Features:
             file = folder / f"{start:08d}.safetensors"
             if not file.is_file():
                 rows = torch.cat(list(_encoded(model, self.ids[start : start + _SHARD], layers)))
-                save_file({"rows": rows.half()}, file.with_suffix(".partial"))
-                file.with_suffix(".partial").replace(file)
+                save_whole({"rows": rows.half()}, file)
             if told is not None:
                 told(folder.name, min(start + _SHARD, len(texts)), len(texts))
             shards.append(file)
@@ -91,8 +98,7 @@ def _encoded(model: MemoryModel, texts: Sequence[Sequence[int]], layers: tuple[i
         for at, encoded in zip(
             batch, model.writer.encode([(head, torch.tensor(texts[at])) for at in batch]), strict=True
         ):
-            picked = encoded.slots[:, list(layers)].permute(2, 1, 0, 3, 4)
-            made[at] = picked.flatten(1).float().cpu()
+            made[at] = token_features(encoded.slots, layers).cpu()
     yield from (made[at] for at in range(len(texts)))
 
 
@@ -105,17 +111,16 @@ def lexical_scores(data: RetrieverData, folder: Path, told: Told | None) -> tupl
         for number, text in enumerate(data.texts):
             postings.add(number, words(text))
         scores = torch.zeros(len(data.questions), len(data.texts), dtype=torch.float16)
-        near = torch.full((len(data.questions), _NEAR), -1)
+        near = torch.full((len(data.questions), _NEAR + max(len(q.texts) for q in data.questions)), -1)
         for number, question in enumerate(data.questions):
             found = postings.scores(asked(question.question))
             scores[number, list(found)] = torch.tensor(list(found.values()), dtype=torch.float16)
             ranked = sorted(found, key=lambda text: (-found[text], text))[: _NEAR + len(question.texts)]
-            wrong = [text for text in ranked if text not in question.texts and text not in data.held_out]
-            wrong = [text for text in wrong if data.conversations[text] < 0][:_NEAR]
+            others = (text for text in ranked if text not in question.texts and text not in data.held_out)
+            wrong = [text for text in others if data.conversations[text] < 0]
             near[number, : len(wrong)] = torch.tensor(wrong)
             if told is not None and number % 1000 == 999:
                 told("words", number + 1, len(data.questions))
-        save_file({"scores": scores, "near": near}, file.with_suffix(".partial"))
-        file.with_suffix(".partial").replace(file)
+        save_whole({"scores": scores, "near": near}, file)
     held = load_file(file)
     return held["scores"], [[text for text in row if text >= 0] for row in held["near"].tolist()]
