@@ -163,8 +163,8 @@ class RetrievalConfig(Settings):
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
             found_bias + score_weight·logit(s) < refusal_weight·logit(p), with s the score of the best chunk and p the
-            probability of beginning so, nor where p is above a half. Fitted to questions about other texts than the
-            reader was trained on.
+            probability of beginning so, nor where no other beginning is likelier. Fitted to questions about other texts
+            than the reader was trained on.
     """
 
     slots: Count = 1024

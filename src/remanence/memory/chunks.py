@@ -69,10 +69,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Query:
-    """What a prompt asks: its words, its latent vector `[S]`, float32, and what a trained retriever makes of it."""
+    """What a prompt asks: its words, and its latent vector `[S]`, float32, or what a trained retriever makes of it."""
 
     words: Sequence[Hashable]
-    latent: Tensor
+    latent: Tensor | None = None
     late: LateQuery | None = None
 
 
@@ -237,6 +237,7 @@ class Chunks:
         if query.late is not None and len(keys) == len(self):
             late = late_scores(keys, query.late)
             return {chunk: query.late.fused(words[chunk.key], one) for chunk, one in zip(self, late, strict=True)}
+        assert query.latent is not None, "chunks without keys are found by their latent vectors"
         latent = self._latents.cosines(query.latent)
         return {chunk: fused(words[key], latent[key]) for key, chunk in self._items.items()}
 

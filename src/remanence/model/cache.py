@@ -36,7 +36,7 @@ class PrefixLayer(CacheLayerMixin):
     def __init__(self, buffers: Buffers, prefix: int) -> None:
         super().__init__()
         self.keys, self.values = buffers
-        self._prefix = self._length = prefix
+        self._prefix = self._start = self._length = prefix
         self.places: Tensor | None = None  # [B, T], where the tokens of the first text go; None: behind the prefix
         self.is_initialized = True
 
@@ -44,7 +44,7 @@ class PrefixLayer(CacheLayerMixin):
         """Nothing to do: the buffers are there."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self._length == self._prefix:
+        if self._length == self._start:
             self._fit(key_states)
         start, end = self._length, self._length + key_states.shape[-2]
         self._reserve(end)
@@ -87,16 +87,26 @@ class PrefixLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        self._length = self._prefix
+        self.hold(0)
+
+    def hold(self, columns: int) -> None:
+        """Begin behind the first columns of the text, which are in the buffers already."""
+        self._start = self._length = self._prefix + columns
+
+    @property
+    def held(self) -> int:
+        """The columns that it begins behind."""
+        return self._start - self._prefix
 
     def again(self) -> "PrefixLayer":
         """The same prefix with no text behind it, in buffers of its own: gradients need them as they are."""
         made = PrefixLayer((self.keys.clone(), self.values.clone()), self._prefix)
         made.places = self.places
+        made.hold(self.held)
         return made
 
     def crop(self, tokens_to_remove: int) -> None:
-        self._length = max(self._prefix, self._length - abs(tokens_to_remove))
+        self._length = max(self._start, self._length - abs(tokens_to_remove))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Only the text moves: beams of one memory share its prefix, and a head in front of it."""

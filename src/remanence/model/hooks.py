@@ -27,6 +27,11 @@ class MemoryCache(Cache):
         """Whether it was made for this decoder."""
         return True
 
+    @property
+    def left_out(self) -> int:
+        """Columns of the text that the decoder is not fed, since they are there already."""
+        return 0
+
     def before_decoder(self, rows: int, tokens: int, device: torch.device) -> dict[str, Any]:
         """Arguments to set, given the shape of the text that the decoder is called with."""
         return {}
@@ -82,7 +87,9 @@ class _BeforeDecoder:
                 "the decoder's own gradient checkpointing drops the cache that memory is read from; call "
                 "model.gradient_checkpointing_enable() of the model with memory in its place, or model.eval() to read"
             )
-        kwargs.update(cache.before_decoder(text.shape[0], text.shape[1], text.device))
+        if given is not None and (left_out := cache.left_out):
+            args, kwargs["input_ids"] = args[1:], given[:, left_out:]
+        kwargs.update(cache.before_decoder(text.shape[0], text.shape[1] - cache.left_out, text.device))
         return args, kwargs
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from remanence.errors import InvalidInputError
 
@@ -171,3 +172,21 @@ def padding_id(*holders: Any) -> int:
             if value is not None:
                 return int(value)
     return 0
+
+
+def option(hf: PreTrainedModel, kwargs: dict[str, Any], name: str) -> Any:
+    """An option of `generate` as transformers will find it; None where nobody set it."""
+    given = kwargs.get(name)
+    for config in (kwargs.get("generation_config"), hf.generation_config):
+        given = getattr(config, name, None) if given is None else given
+    return given
+
+
+def new_tokens(hf: PreTrainedModel, kwargs: dict[str, Any]) -> int:
+    """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
+    return int(option(hf, kwargs, "max_new_tokens") or option(hf, kwargs, "max_length") or 20)
+
+
+def drawn_apart(hf: PreTrainedModel, kwargs: dict[str, Any]) -> bool:
+    """Whether the sequences of one prompt are drawn one by one. Beams take over each other's text instead."""
+    return bool(option(hf, kwargs, "do_sample")) and (option(hf, kwargs, "num_beams") or 1) == 1

@@ -32,6 +32,11 @@ from remanence.model.hooks import MemoryCache
 Head = tuple[int, ...]
 
 _AT_ONCE = 16
+_FRONTS = 8  # heads that are kept: users may have system messages of their own
+
+
+class _Enough(Exception):
+    """The layers above are not needed."""
 
 
 class _TextCache(MemoryCache):
@@ -40,11 +45,14 @@ class _TextCache(MemoryCache):
     Attributes:
         slots: per layer passed so far, keys (unrotated) and values `[B, T, H, D]`.
         hidden: `[B, T, d]`, what one layer is given.
+
+    Args:
+        layer: the one whose input is kept; last: the last whose slots are needed, where the pass stops.
     """
 
-    def __init__(self, backbone: Backbone, layers: list[DynamicLayer], layer: int) -> None:
+    def __init__(self, backbone: Backbone, layers: list[DynamicLayer], layer: int, last: int) -> None:
         super().__init__(layers=list[CacheLayerMixin](layers))
-        self._backbone, self._layer, self.hidden = backbone, layer, torch.empty(0)
+        self._backbone, self._layer, self._last, self.hidden = backbone, layer, last, torch.empty(0)
         self.slots: list[tuple[Tensor, Tensor]] = []
 
     def before_layer(self, layer: int, hidden: Tensor) -> Tensor:
@@ -52,8 +60,14 @@ class _TextCache(MemoryCache):
             self.hidden = hidden
         return hidden
 
+    def mean(self, row: int, count: int) -> Tensor:  # [d]
+        """Of a text's hidden states."""
+        return self.hidden[row, :count].float().mean(0).cpu()
+
     def before_attention(self, layer: int, normed: Tensor) -> None:
         self.slots.append(self._backbone.project_normed(layer, normed))
+        if layer == self._last < len(self.layers) - 1:
+            raise _Enough
 
 
 class Encoded(NamedTuple):
@@ -74,7 +88,7 @@ class Latents:
     def __init__(self, model: MemoryDecoder) -> None:
         self._model = model
         self._common: dict[Any, dict[str, Tensor]] = {}
-        self._heads: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        self._fronts: dict[Any, _Front] = {}
 
     def of_chunk(self, mean: Tensor, head: Head) -> Tensor:  # [d] -> [d]
         """Of a chunk's mean hidden state, encoded behind the head."""
@@ -88,22 +102,41 @@ class Latents:
 
     def encode(self, texts: Sequence[Tensor], head: Head) -> list[Encoded]:  # [n] each
         """Encode texts in one stock pass behind a head, whose own keys and values are kept."""
+        cache = self._passed(texts, head, len(self._model.backbone.layers) - 1)
+        lengths = map(len, texts)
+        return [Encoded(cache.mean(row, n), self._slots(cache, row, n)) for row, n in enumerate(lengths)]
+
+    def means(self, texts: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each
+        """Their means alone, which need no layer above."""
+        cache = self._passed(texts, head, self._model.latent_layer)
+        return [cache.mean(row, count) for row, count in enumerate(map(len, texts))]
+
+    def lower_slots(self, texts: Sequence[Tensor], head: Head, last: int) -> list[Tensor]:
+        """`[2, last + 1, n, H, D]` each: their slots up to a layer, which need none above."""
+        cache = self._passed(texts, head, last)
+        return [self._slots(cache, row, count) for row, count in enumerate(map(len, texts))]
+
+    def _passed(self, texts: Sequence[Tensor], head: Head, last: int) -> _TextCache:
+        """One pass over texts, up to a layer, and what was collected of it."""
         model = self._model
-        front, rows = self._front(head), [ids.to(model.device).long() for ids in texts]
+        rows = [ids.to(model.device).long() for ids in texts]
         # Padded behind, where a causal decoder does not look.
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=model.pad)
-        layers = [DynamicLayer() for _ in model.backbone.layers]
-        for layer, (keys, values) in zip(layers, front, strict=False):
+        held = [DynamicLayer() for _ in model.backbone.layers]
+        for layer, (keys, values) in zip(held, self._front(head).turned if head else (), strict=False):
             layer.update(*(part.expand(len(rows), -1, -1, -1) for part in (keys, values)))
-        cache = _TextCache(model.backbone, layers, model.latent_layer)
-        with model.role("write"):
+        cache = _TextCache(model.backbone, held, model.latent_layer, last)
+        with model.role("write"), suppress(_Enough):
             model.backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
-        made = []
-        for row, count in enumerate(map(len, rows)):
-            pairs = [(keys[row, :count], values[row, :count]) for keys, values in cache.slots]
-            slots = torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)])
-            made.append(Encoded(cache.hidden[row, :count].float().mean(0).cpu(), slots.to(model.backbone.dtype)))
-        return made
+        return cache
+
+    def _slots(self, cache: _TextCache, row: int, count: int) -> Tensor:  # [2, L, count, H, D]
+        pairs = [(keys[row, :count], values[row, :count]) for keys, values in cache.slots]
+        return torch.stack([torch.stack(part) for part in zip(*pairs, strict=True)]).to(self._model.backbone.dtype)
+
+    def head_slots(self, head: Head) -> Tensor:  # [2, L, h, H, D]
+        """The slots of a head that is not empty."""
+        return self._front(head).slots
 
     def _of_model(self, head: Head) -> dict[str, Tensor]:
         """What texts have in common: made once for weights and head, and kept on disk, since it takes some seconds."""
@@ -132,18 +165,23 @@ class Latents:
 
     def _means(self, texts: Sequence[Tensor], head: Head) -> list[Tensor]:  # [n] each -> [d] each, float32
         batches = [texts[start : start + _AT_ONCE] for start in range(0, len(texts), _AT_ONCE)]
-        return [encoded.mean for batch in batches for encoded in self.encode(batch, head)]
+        return [mean for batch in batches for mean in self.means(batch, head)]
 
-    def _front(self, head: Head) -> list[tuple[Tensor, Tensor]]:  # [1, H, h, D] each, for each layer
+    def _front(self, head: Head) -> "_Front":
         key = self._model.last_stamp, head
-        if head and key not in self._heads:
-            layers = [DynamicLayer() for _ in self._model.backbone.layers]
-            with self._model.role("write"):
-                ids = torch.tensor([head], device=self._model.device)
-                cache = MemoryCache(layers=list[CacheLayerMixin](layers))
-                self._model.backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)
-            self._heads = {key: [(layer.keys, layer.values) for layer in layers]}
-        return self._heads[key] if head else []
+        if key not in self._fronts:
+            cache = self._passed([torch.tensor(head)], (), len(self._model.backbone.layers) - 1)
+            turned = [(layer.keys, layer.values) for layer in cache.layers]
+            same = [(k, v) for k, v in self._fronts.items() if k[0] == key[0]][1 - _FRONTS :]
+            self._fronts = {**dict(same), key: _Front(turned, self._slots(cache, 0, len(head)))}
+        return self._fronts[key]
+
+
+class _Front(NamedTuple):
+    """What a head is in each layer: turned keys and values `[1, H, h, D]`; and its slots `[2, L, h, H, D]`."""
+
+    turned: list[tuple[Tensor, Tensor]]
+    slots: Tensor
 
 
 @cache

@@ -17,11 +17,13 @@ from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import TODAY, Prompt
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
-from remanence.model.inputs import left_padded
+from remanence.model.inputs import drawn_apart, left_padded, new_tokens, option
 from remanence.model.retriever import Retrieval
 from remanence.model.text import Source, TextWriter, choose, text_prefix
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+_IN_PARTS = (*_ASSISTED, "prefill_chunk_size")  # the first pass is not over the whole prompts
+_OF_ALL = ("output_hidden_states", "output_attentions")  # the first pass says something of every token
 SET_HERE = ("input_ids", "inputs", "inputs_embeds", "past_key_values", "position_ids", "cache_position")
 
 
@@ -116,8 +118,12 @@ class Refusal:
 
     def instead(self, logits: Tensor) -> Reading | None:  # [rows, V]
         """What is read instead, by the logits behind the prompts, of which a row may have several; None: no other."""
-        first = logits[:: len(logits) // len(self.scores)].float().softmax(-1)[:, self.token].tolist()
-        told = [score is None or self.config.found(score, p) for score, p in zip(self.scores, first, strict=True)]
+        logits = logits[:: len(logits) // len(self.scores)].float()
+        first, likeliest = logits.softmax(-1)[:, self.token].tolist(), logits.argmax(-1).tolist()
+        told = [
+            score is None or (best != self.token and self.config.found(score, p))
+            for score, p, best in zip(self.scores, first, likeliest, strict=True)
+        ]
         return None if all(told) else self.without([not each for each in told])
 
 
@@ -147,18 +153,18 @@ def learned_reading(
     """
     if retrieve_every is not None and retrieve_every < 1:
         raise InvalidInputError(f"retrieve_every counts generated tokens, so {retrieve_every} makes no sense")
-    room = 0 if kwargs is None else new_tokens(model, kwargs)
+    room = 0 if kwargs is None else new_tokens(model.hf, kwargs)
     kwargs = {} if kwargs is None else kwargs
-    if retrieve_every is not None and any(option(model, kwargs, name) is not None for name in _ASSISTED):
+    if retrieve_every is not None and any(option(model.hf, kwargs, name) is not None for name in _ASSISTED):
         raise InvalidInputError(
             "retrieve_every counts the tokens of the text, and those of an assistant may be taken back; leave out one"
         )
-    if any(memory.longterm is not None for memory in memories) and option(model, kwargs, "prefill_chunk_size"):
+    if any(memory.longterm is not None for memory in memories) and option(model.hf, kwargs, "prefill_chunk_size"):
         raise InvalidInputError(
             "what a prompt retrieves depends on all of it, so it cannot be read in parts; leave out prefill_chunk_size"
         )
-    sequences = option(model, kwargs, "num_return_sequences") or 1
-    if retrieve_every is not None and sequences > 1 and _drawn_apart(model, kwargs):
+    sequences = option(model.hf, kwargs, "num_return_sequences") or 1
+    if retrieve_every is not None and sequences > 1 and drawn_apart(model.hf, kwargs):
         memories = [memory for memory in memories for _ in range(sequences)]
         prompts = [prompt for prompt in prompts for _ in range(sequences)]
         kwargs["num_return_sequences"] = 1
@@ -207,14 +213,15 @@ def text_reading(
     kwargs: dict[str, Any] | None = None,
 ) -> Reading:
     """What rows read of text memories, one or several each. `kwargs`: options of `generate`, if it is one."""
-    room = 0 if kwargs is None else new_tokens(model, kwargs)
+    room = 0 if kwargs is None else new_tokens(model.hf, kwargs)
+    fed = kwargs is None or any(option(model.hf, kwargs, name) for name in (*_IN_PARTS, *_OF_ALL))
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
     chosen, sources = choose(model, writer, rows, prompts, room)
 
     def without(refused: Sequence[bool]) -> Reading:
         read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
-        made = _chosen_reading(model, writer, rows, prompts, read, room) or Reading(stock, stock_mask, stock)
+        made = _chosen_reading(model, writer, rows, prompts, read, room, fed) or Reading(stock, stock_mask, stock)
         made.given = stock
         made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         return made
@@ -235,19 +242,21 @@ def _chosen_reading(
     prompts: Sequence[Prompt],
     chosen: Sequence[Sequence[tuple[Memory, Chunk]]],
     room: int,
+    fed: bool,
 ) -> Reading | None:
-    """What rows read that read these chunks; None where no row reads any."""
+    """What rows read that read these chunks; None where no row reads any. `fed`: heads take part in the first pass."""
     if not any(chosen):
         return None
-    ids, heads, slots = [], [], []
+    ids, heads, fronts, slots = [], [], [], []
     for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
         row, head, _ = prompt.behind(writer.head_of(memories[0])) if picked else (prompt.ids, 0, 0)
         ids.append(row)
         heads.append(head)
+        fronts.append(writer.latents.head_slots(tuple(row[:head].tolist())) if head and not fed else None)
         of_memory = [(memory, [chunk for owner, chunk in picked if owner is memory]) for memory in memories]
         slots.append([part for memory, chunks in of_memory for part in writer.slots(memory, chunks)])
     padded, mask = left_padded(ids, model.pad)
-    cache = text_prefix(model.backbone, slots, heads, mask, room=room)
+    cache = text_prefix(model.backbone, slots, heads, mask, fronts=None if fed else fronts, room=room)
     cache.gate = None if model.adapters is None else model.adapters.gate
     return Reading(padded, mask, padded, cache)
 
@@ -312,8 +321,8 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
 
     The logits behind the prompts say whether a row reads nothing after all: the generation then starts again.
     """
-    if any(option(model, kwargs, name) is not None for name in (*_ASSISTED, "prefill_chunk_size")):
-        settle(model, reading)  # the first pass is not over the whole prompts
+    if any(option(model.hf, kwargs, name) is not None for name in _IN_PARTS):
+        settle(model, reading)
     if reading.refusal is None:
         return _generate(model, reading, kwargs)
 
@@ -368,24 +377,6 @@ def _generate(model: MemoryDecoder, reading: Reading, options: dict[str, Any]) -
         return sequences
     out.sequences = sequences
     return out
-
-
-def option(model: MemoryDecoder, kwargs: dict[str, Any], name: str) -> Any:
-    """An option of `generate` as transformers will find it; None where nobody set it."""
-    given = kwargs.get(name)
-    for config in (kwargs.get("generation_config"), model.hf.generation_config):
-        given = getattr(config, name, None) if given is None else given
-    return given
-
-
-def new_tokens(model: MemoryDecoder, kwargs: dict[str, Any]) -> int:
-    """Tokens that a generation may add, to size its buffers; a guess is enough, they grow."""
-    return int(option(model, kwargs, "max_new_tokens") or option(model, kwargs, "max_length") or 20)
-
-
-def _drawn_apart(model: MemoryDecoder, kwargs: dict[str, Any]) -> bool:
-    """Whether the sequences of one prompt are drawn one by one. Beams take over each other's text instead."""
-    return bool(option(model, kwargs, "do_sample")) and (option(model, kwargs, "num_beams") or 1) == 1
 
 
 def found_writes(reading: Reading) -> list[Source]:

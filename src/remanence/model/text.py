@@ -69,6 +69,12 @@ class TextPrefixCache(PrefixCache):
         lengths, heads = self._lengths[:, 0].tolist(), self._heads[:, 0].tolist()
         return [self.prefix - n + p + h for n, p, h in zip(lengths, padding, heads, strict=True)]
 
+    @property
+    def left_out(self) -> int:
+        first = self.layers[0]
+        assert isinstance(first, PrefixLayer)
+        return first.held if first.get_seq_length() == self.prefix + first.held else 0
+
     def _acting(self, rows: int, start: int, end: int) -> Tensor:
         """Behind the head, whose keys and values are the stock model's."""
         acting = super()._acting(rows, start, end)
@@ -94,6 +100,7 @@ def text_prefix(
     heads: Sequence[int],
     mask: Tensor,
     *,
+    fronts: Sequence[Tensor | None] | None = None,
     room: int = 0,
     kind: type[TextPrefixCache] = TextPrefixCache,
 ) -> TextPrefixCache:
@@ -102,6 +109,8 @@ def text_prefix(
     Args:
         heads: tokens of each row's head, which is part of its prompt.
         mask: `[B, T]` bool of the prompts, padded on the left; room: tokens that may follow.
+        fronts: the slots of each row's head `[2, L, h, H, D]`, None where it has none: columns that are head or padding
+            in every row are then left out of the first pass. None: the heads are fed.
         kind: of cache, which is told the mask.
     """
     lengths = [sum(chunk.shape[2] for chunk in row) for row in rows]
@@ -109,11 +118,17 @@ def text_prefix(
     layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
     cache = kind(backbone, layers, prefix, list(heads), lengths)
     cache.set_prompt(mask)
+    padding = (mask == 0).sum(1).tolist()
+    if fronts is not None:
+        left_out = min(tokens - 1, *(p + h for p, h in zip(padding, heads, strict=True)))
+        for layer in layers:
+            layer.hold(left_out)
     own_cache = weakref.proxy(cache)  # a circle would hold the slots until the garbage collector comes
 
     def fill(longest: int) -> None:
         first = torch.tensor(heads, device=mask.device)[:, None]
         rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
+        in_head = backbone.rotary(torch.arange(max(1, *heads), device=mask.device)[None], layers[0].keys, longest)
         starts = own_cache.starts
         for layer, held in enumerate(layers):
             cos, sin = rotary(layer)
@@ -124,6 +139,14 @@ def text_prefix(
                 slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
                 own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
                 held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
+                held.values[row, at] = slots[1]
+            for row, front in enumerate(fronts or ()):
+                count = min(heads[row], layers[0].held - padding[row])
+                if front is None or count <= 0:
+                    continue
+                (cos, sin), slots = in_head(layer), front[:, layer, :count]
+                at = slice(starts[row] - heads[row], starts[row] - heads[row] + count)
+                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[0, :count], sin[0, :count])
                 held.values[row, at] = slots[1]
 
     cache.fill = fill
@@ -286,11 +309,13 @@ class TextWriter:
     def _queries(
         self, ids: Sequence[Tensor], words: Sequence[Sequence[Hashable]], head: tuple[int, ...]
     ) -> list[Query]:
-        retriever, latents, made = self.model.token_retriever, self.latents, []
-        for (mean, slots), own in zip(latents.encode(ids, head), words, strict=True):
-            late = None if retriever is None else retriever.asked(retriever.features(slots))
-            made.append(Query(own, latents.of_question(mean, head), late))
-        return made
+        retriever, latents = self.model.token_retriever, self.latents
+        if retriever is None:
+            means = latents.means(ids, head)
+            return [Query(own, latents.of_question(mean, head)) for own, mean in zip(words, means, strict=True)]
+        slots = latents.lower_slots(ids, head, max(retriever.layers))
+        lates = [retriever.asked(retriever.features(one)) for one in slots]
+        return [Query(own, late=late) for own, late in zip(words, lates, strict=True)]
 
 
 def choose(

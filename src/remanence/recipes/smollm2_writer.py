@@ -5,6 +5,7 @@
 First passages are recited from their slots alone, then also asked about.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def train(
     base: str,
     data: str,
     held_out: str = "",
-    ratio: int = 4,
+    ratios: Sequence[int] = (2, 4),
     steps: int = 1500,
     reciting: float = 0.4,
     lr: float = 5e-4,
@@ -46,15 +47,22 @@ def train(
 
     Args:
         data, held_out: as the reader takes them.
-        ratio: tokens of a chunk for each slot.
+        ratios: tokens of a chunk for each slot; each step draws one, and the model takes the highest.
         reciting: share of the steps that only recite.
         passages: written in a step.
     """
     decoder = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
-    config = MemoryConfig(writer="learned", slots=POOL * SLOTS_PER_WRITE, slots_per_write=SLOTS_PER_WRITE, lora=LORA)
+    chunks = [ratio * SLOTS_PER_WRITE for ratio in ratios]
+    config = MemoryConfig(
+        writer="learned",
+        slots=POOL * SLOTS_PER_WRITE,
+        slots_per_write=SLOTS_PER_WRITE,
+        chunk=max(chunks),
+        lora=LORA,
+    )
     model = MemoryModel.attach(decoder, AutoTokenizer.from_pretrained(base), config)
     questions, _ = questions_of(data, held_out)
-    task = CompressionTask(model, questions, CompressionSettings(chunk=ratio * SLOTS_PER_WRITE, passages=passages))
+    task = CompressionTask(model, questions, CompressionSettings(chunks, passages=passages))
     adapters = (parameter for _, parameter in adapter_parameters(model))
     trained = {id(p) for p in (model.bos_embedding, model.new_memory_positional_emb, *adapters)}
     for parameter in model.parameters():
@@ -80,6 +88,6 @@ def train(
     model.hf.set_attn_implementation("sdpa")
     final = output / "model"
     model.eval().save_pretrained(final)
-    write_card(trainer, final, recipe=RECIPE, base=base, data=[data], settings={"ratio": ratio, "lr": lr})
+    write_card(trainer, final, recipe=RECIPE, base=base, data=[data], settings={"ratios": list(ratios), "lr": lr})
     write_log(trainer, final / "training_log.json", recipe=RECIPE, steps=trainer.state.global_step)
     return final

@@ -27,13 +27,13 @@ class CompressionSettings:
     """What a step is made of.
 
     Attributes:
-        chunk: tokens of a passage that are written, around the answers that are asked for.
+        chunks: most tokens of a passage that are written, around the answers that are asked for; each step draws one.
         passages: written in a step; in_view: most that a row reads.
         questions: examples of a row that ask; the last example recites the passage.
         recited: most tokens of it.
     """
 
-    chunk: int
+    chunks: Sequence[int]
     passages: int = 12
     in_view: int = 2
     questions: int = 3
@@ -58,7 +58,8 @@ class CompressionTask:
     def batch(self, number: int, *, recite: bool) -> Batch:
         """Batch `number` of the run. `recite`: passages are recited only, and nothing is asked."""
         rng, settings = random.Random(f"{self._seed}/{number}"), self._settings
-        drawn = [self._drawn(rng, passage) for passage in rng.sample(self._numbers, settings.passages)]
+        room = rng.choice(settings.chunks)
+        drawn = [self._drawn(rng, passage, room) for passage in rng.sample(self._numbers, settings.passages)]
         ids, lengths = left_pad([chunk for chunk, _ in drawn], self._pad, self._k)
         order, rows = [], []
         view = rng.randint(1, settings.in_view)
@@ -79,10 +80,10 @@ class CompressionTask:
             "task": "recite" if recite else "memory",
         }
 
-    def _drawn(self, rng: random.Random, passage: int) -> tuple[list[int], list[Question]]:
+    def _drawn(self, rng: random.Random, passage: int, room: int) -> tuple[list[int], list[Question]]:
         """Tokens of a passage, cut around an answer, and the questions that they answer."""
         text, questions = self._passages[passage], self._about[passage]
-        ids, room = self._ids(text), self._settings.chunk
+        ids = self._ids(text)
         if len(ids) > room:
             around = rng.choice([q for q in questions if q.answers[0].lower() in text.lower()] or questions)
             answer = around.answers[0]

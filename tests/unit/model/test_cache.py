@@ -210,8 +210,12 @@ def test_pool_prefix_takes_rows_of_other_lengths_and_rows_without() -> None:
 
 
 @torch.no_grad()
-def test_text_prefix_takes_rows_of_other_heads_lengths_and_padding() -> None:
-    """Each row is the stock call on its head, its chunks and its rest, where one chunk saw all that is before it."""
+@pytest.mark.parametrize("fed", [True, False])
+def test_text_prefix_takes_rows_of_other_heads_lengths_and_padding(fed: bool) -> None:
+    """Each row is the stock call on its head, its chunks and its rest, where one chunk saw all that is before it.
+
+    Not `fed`: columns that are head or padding in every row, here two, take no part in the pass.
+    """
     model = KINDS["text"]()
     prompts, heads = [ids(7), ids(4, seed=1), ids(5, seed=2), ids(6, seed=3)], [2, 1, 3, 2]
     told_of = [ids(9, seed=4), ids(3, seed=5), None, ids(9, seed=6)]
@@ -224,9 +228,14 @@ def test_text_prefix_takes_rows_of_other_heads_lengths_and_padding() -> None:
     mask = torch.stack([torch.arange(width) >= width - len(prompt) for prompt in prompts])
     padded = torch.zeros(len(prompts), width, dtype=torch.long)
     padded[mask] = torch.cat(prompts)
-    cache = text_prefix(model.backbone, rows, heads, mask)
+    fronts = [
+        writer.latents.head_slots(tuple(prompt[:head].tolist())) for prompt, head in zip(prompts, heads, strict=True)
+    ]
+    cache = text_prefix(model.backbone, rows, heads, mask, fronts=None if fed else fronts)
     with expecting(cache):
         out = model.hf(padded, past_key_values=cache, use_cache=True).logits
+    assert out.shape[1] == (width if fed else width - 2)
+    out = torch.nn.functional.pad(out, (0, 0, width - out.shape[1], 0))
     for row, (prompt, head, chunk) in enumerate(zip(prompts, heads, told_of, strict=True)):
         own = [prompt[:head], *([] if chunk is None else [chunk]), prompt[head:]]
         stock = model.hf(torch.cat(own)[None]).logits[0, -len(prompt) + head :]

@@ -14,6 +14,7 @@ from remanence import Memory, MemoryModel
 from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
+from remanence.model.read import Refusal
 from tests.support import tiny
 from tests.support.models import randomised, realigned
 from tests.support.tiny import decoder, ids
@@ -282,3 +283,12 @@ def test_from_pretrained_takes_a_base_by_its_name(tmp_path: Path, monkeypatch: p
     model.write(memory, "Alice was born in Oslo.")
     assert model.config.writer == "text" and model.adapters is None and model.backbone.dtype == torch.float32
     assert model.ask(memory, "Where was Alice born?", max_new_tokens=2).text is not None
+
+
+def test_nothing_is_read_where_the_reader_would_begin_to_refuse() -> None:
+    config = RetrievalConfig(refusal=REFUSAL, score_weight=5.0, refusal_weight=0.0)
+    refusal = Refusal(2, [0.99, 0.99, None], config, lambda refused: refused)  # type: ignore[arg-type, return-value]
+    likely = torch.tensor([0.3, 0.3, 0.4])  # but no more than a half
+    logits = torch.stack([likely, likely.roll(1), likely]).log()
+    assert refusal.instead(logits) == [True, False, False]
+    assert refusal.instead(logits[[1, 1, 0]]) is None

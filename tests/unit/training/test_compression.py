@@ -17,7 +17,7 @@ from remanence.training.trainer import MemoryTrainer
 from tests.support import tiny
 from tests.support.tiny import decoder, with_memory
 
-SETTINGS = CompressionSettings(chunk=16, passages=3, in_view=2, questions=2, recited=6)
+SETTINGS = CompressionSettings(chunks=[16, 24], passages=3, in_view=2, questions=2, recited=6)
 
 
 def model() -> MemoryModel:
@@ -35,23 +35,25 @@ def questions() -> QuestionSet:
 def test_steps_cut_passages_around_what_is_asked() -> None:
     reading = model()
     task = CompressionTask(reading, questions(), SETTINGS)
+    longest = set()
     for number in range(6):
         made = task.batch(number, recite=False)["batch"]
         assert isinstance(made, Episodes)
+        longest.add(max(made.lengths))
         assert made.prompts.examples == 3 and len(made.chunks) == 3
         assert torch.equal(made.asked.sum(1), torch.ones(3, dtype=torch.long))
         assert torch.equal(made.order[made.asked], torch.arange(3))  # each row is about the passage of its number
-        assert max(made.lengths) <= SETTINGS.chunk
         rows = made.prompts.ids.unflatten(1, (3, -1)), made.prompts.labels.unflatten(1, (3, -1))
         for ids, labels, chunk in zip(*rows, made.chunks, strict=True):
             said = [reading.tokenizer.decode(one[one >= 0]) for one in labels]
             written = reading.tokenizer.decode(chunk)
             assert all(answer.removesuffix(reading.tokenizer.eos_token).strip() in written for answer in said[:2])
             assert said[2].strip() in written and RECITE in reading.tokenizer.decode(ids[2])
+    assert longest == {16, 24}
     assert torch.equal(task.batch(5, recite=True)["batch"].chunks, task.batch(5, recite=True)["batch"].chunks)
     assert task.batch(5, recite=True)["batch"].prompts.examples == 1
     with pytest.raises(InvalidInputError, match="5 passages"):
-        CompressionTask(reading, questions(), CompressionSettings(chunk=16, passages=5))
+        CompressionTask(reading, questions(), CompressionSettings(chunks=[16], passages=5))
 
 
 def test_passages_are_learned_to_be_recited(tmp_path: Path) -> None:
