@@ -19,7 +19,7 @@ Role = Literal["write", "read"]
 
 
 class Gate:
-    """Where an adapter acts, as a hook on its last products, which it multiplies by 0 or 1.
+    """Where an adapter acts, as a hook on its first products, of the few numbers of its rank: it multiplies by 0 or 1.
 
     Attributes:
         open: `[B, T]` bool, for which tokens of which rows it acts; None: for all.
@@ -63,7 +63,7 @@ class TwinLora:
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self.gate = Gate()
         for layer in self._layers:
-            layer.lora_B[read].register_forward_hook(self.gate)
+            layer.lora_A[read].register_forward_hook(self.gate)
         self._wanted = list(wanted)
         self._lock = threading.RLock()
         self.role: Role | None = None  # of the call that runs
