@@ -274,6 +274,7 @@ def test_text_that_is_no_conversation_is_not_refused() -> None:
 def test_from_pretrained_takes_a_base_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder(vocab_size=300).to(torch.bfloat16).save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setenv("REMANENCE_CACHE", str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError, match="remanence setup smollm2"):
         MemoryModel.from_pretrained("smollm2")
     monkeypatch.setattr("remanence.model.formats.native.find_base", lambda name: tmp_path)
