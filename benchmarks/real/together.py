@@ -14,7 +14,6 @@ other system   a system message of the user's own in front of the question, wher
 
 import argparse
 import json
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from remanence import MemoryModel
 from remanence.environment import run_stamp
 from remanence.evaluation.columns import hit, reading_all
 from remanence.evaluation.intervals import wilson
-from remanence.evaluation.squad import read_questions
+from remanence.evaluation.squad import among_others, read_questions
 from remanence.model.text import TextWriter
 
 Slots = Callable[[Any, Sequence[Any]], list[Tensor]]
@@ -82,17 +81,14 @@ def main() -> None:
     questions = read_questions(given.data, model.tokenizer)
     hits: dict[str, list[bool]] = {name: [] for name in ways}
     for number, one in enumerate(questions.asked[: given.count]):
-        rng, article = random.Random(f"together {number}"), questions.articles[one.passage]
-        others = [place for place, name in enumerate(questions.articles) if name != article]
-        told = [one.passage, *rng.sample(others, 3)]
-        rng.shuffle(told)
+        told, _ = among_others(questions, one, 4)
         memory = model.new_memory()
-        for place in told:
-            model.write(memory, questions.passages[place])
+        for passage in told:
+            model.write(memory, passage)
         sorted_ = model.new_memory()  # what is read stands in the order in which it was written
         ranked = [write for write, _ in model.search(memory, one.text, k=4)]
         for write in reversed(ranked):
-            model.write(sorted_, questions.passages[told[[r.id for r in memory.writes].index(write)]])
+            model.write(sorted_, told[[r.id for r in memory.writes].index(write)])
         for name, slots in ways.items():
             writer.slots = slots
             user = [{"role": "user", "content": one.text}]

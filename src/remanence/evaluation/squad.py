@@ -215,7 +215,8 @@ class _Held:
             told = self._up_to(scene.passages)
             return (told.without(asked.passage), []) if scene.untold else (told, [asked.passage])
         if self._own is None or self._own[0] != (scene, asked):
-            self._own = (scene, asked), self._among_others(asked, scene.passages)
+            passages, place = among_others(self._questions, asked, scene.passages)
+            self._own = (scene, asked), (Told(self.model, passages), [place])
         return self._own[1]
 
     def _up_to(self, length: int) -> Told:
@@ -226,13 +227,14 @@ class _Held:
             self._shared[length] = before.then(passages, self._folder)
         return self._shared[length]
 
-    def _among_others(self, asked: Asked, number: int) -> tuple[Told, list[int]]:
-        """A passage among those of other articles."""
-        passages, articles = self._questions.passages, self._questions.articles
-        own, rng = passages[asked.passage], random.Random(f"{asked.passage}/{asked.text}/{number}")
-        others = [text for text, article in zip(passages, articles, strict=True) if article != articles[asked.passage]]
-        if len(others) < number - 1:
-            raise InvalidInputError("the file has too few articles for passages of others; ask about 1 passage only")
-        told = [own, *rng.sample(others, number - 1)]
-        rng.shuffle(told)
-        return Told(self.model, told), [told.index(own)]
+
+def among_others(questions: Questions, asked: Asked, number: int) -> tuple[list[str], int]:
+    """A passage among those of other articles, as many in all as `number`, and its place there."""
+    passages, articles = questions.passages, questions.articles
+    own, rng = passages[asked.passage], random.Random(f"{asked.passage}/{asked.text}/{number}")
+    others = [text for text, article in zip(passages, articles, strict=True) if article != articles[asked.passage]]
+    if len(others) < number - 1:
+        raise InvalidInputError("the file has too few articles for passages of others; ask about 1 passage only")
+    told = [own, *rng.sample(others, number - 1)]
+    rng.shuffle(told)
+    return told, told.index(own)
