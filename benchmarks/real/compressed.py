@@ -49,9 +49,11 @@ def main() -> None:
     for ratio in map(int, given.ratios.split(",")):
         model.config = model.config.replace(chunk=ratio * model.slots_per_write)
         measure(f"{ratio} tokens a slot", told=True)
-    log = json.loads((given.model / "training_log.json").read_text(encoding="utf-8"))
+    state = given.model / "trainer_state.json"  # of a checkpoint in the middle of training
+    log = json.loads((state if state.exists() else given.model / "training_log.json").read_text(encoding="utf-8"))
+    curve = log.get("log_history") or log["log"]
     command = f"python benchmarks/real/compressed.py --data {given.data.name} --count {given.count}"
-    made = {"n": len(asked), "ratios": figures, **run_stamp(command, model.device), "training": log}
+    made = {"n": len(asked), "ratios": figures, **run_stamp(command, model.device), "training": curve}
     given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
