@@ -64,6 +64,14 @@ def own_text(figures: Figures) -> str:
     return grid(["", "questions", "95 %"], rows)
 
 
+def compressed(figures: Figures) -> str:
+    rows = [
+        [name, f"{one['hit']:.3f}", "{:.2f} to {:.2f}".format(*one["interval"])]
+        for name, one in figures["ratios"].items()
+    ]
+    return grid([f"one passage, {figures['n']} questions", "hit", "95 %"], rows)
+
+
 SECTIONS = (
     Section(
         "Real questions",
@@ -71,7 +79,11 @@ SECTIONS = (
         "with the passages that BM25 finds. *slots*: text slots that the memory itself retrieves; *fits*: the newest "
         "text; *oracle*: the passages that hold the answer.",
         ("real/",),
-        {**{f"eval {name}": real for name in REAL}, "benchmarks/real/own_text.py": own_text},
+        {
+            **{f"eval {name}": real for name in REAL},
+            "benchmarks/real/own_text.py": own_text,
+            "benchmarks/real/compressed.py": compressed,
+        },
     ),
     Section(
         "What is recalled, and for how long",
