@@ -88,8 +88,9 @@ class _BeforeDecoder:
                 "model.gradient_checkpointing_enable() of the model with memory in its place, or model.eval() to read"
             )
         if given is not None and (left_out := cache.left_out):
-            args, kwargs["input_ids"] = args[1:], given[:, left_out:]
-        kwargs.update(cache.before_decoder(text.shape[0], text.shape[1] - cache.left_out, text.device))
+            text = given[:, left_out:]
+            args, kwargs["input_ids"] = args[1:], text
+        kwargs.update(cache.before_decoder(text.shape[0], text.shape[1], text.device))
         return args, kwargs
 
 

@@ -118,35 +118,30 @@ def text_prefix(
     layers, _ = new_layers(backbone, len(rows), prefix, tokens + room)
     cache = kind(backbone, layers, prefix, list(heads), lengths)
     cache.set_prompt(mask)
-    padding = (mask == 0).sum(1).tolist()
+    padding: list[int] = []
     if fronts is not None:
+        padding = (~mask).sum(1).tolist()
         left_out = min(tokens - 1, *(p + h for p, h in zip(padding, heads, strict=True)))
         for layer in layers:
             layer.hold(left_out)
     own_cache = weakref.proxy(cache)  # a circle would hold the slots until the garbage collector comes
 
     def fill(longest: int) -> None:
-        first = torch.tensor(heads, device=mask.device)[:, None]
-        rotary = backbone.rotary(first + torch.arange(prefix, device=mask.device), layers[0].keys, longest)
-        in_head = backbone.rotary(torch.arange(max(1, *heads), device=mask.device)[None], layers[0].keys, longest)
-        starts = own_cache.starts
+        rotary = backbone.rotary(torch.arange(max(heads) + prefix, device=mask.device)[None], layers[0].keys, longest)
+        blocks: list[tuple[Sequence[Tensor], int, int, int]] = []  # slots, their row, first entry and first position
+        for row, (start, head) in enumerate(zip(own_cache.starts, heads, strict=True)):
+            front = None if fronts is None else fronts[row]
+            if front is not None and (count := min(head, layers[0].held - padding[row])) > 0:
+                blocks.append(([front[:, :, :count]], row, start - head, 0))
+            if rows[row]:
+                blocks.append((rows[row], row, start, head))
         for layer, held in enumerate(layers):
-            cos, sin = rotary(layer)
+            cos, sin = (part[0] for part in rotary(layer))
             held.keys[:, : prefix + tokens], held.values[:, : prefix + tokens] = 0, 0  # padding, finite
-            for row, chunks in enumerate(rows):
-                if not chunks:
-                    continue
-                slots = torch.cat([chunk[:, layer] for chunk in chunks], dim=1)  # [2, n, H, D]
-                own, at = slice(0, lengths[row]), slice(starts[row], starts[row] + lengths[row])
-                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[row, own], sin[row, own])
-                held.values[row, at] = slots[1]
-            for row, front in enumerate(fronts or ()):
-                count = min(heads[row], layers[0].held - padding[row])
-                if front is None or count <= 0:
-                    continue
-                (cos, sin), slots = in_head(layer), front[:, layer, :count]
-                at = slice(starts[row] - heads[row], starts[row] - heads[row] + count)
-                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[0, :count], sin[0, :count])
+            for parts, row, entry, position in blocks:
+                slots = torch.cat([part[:, layer] for part in parts], dim=1)  # [2, n, H, D]
+                at, own = (slice(first, first + slots.shape[1]) for first in (entry, position))
+                held.keys[row, at] = backbone.rotate(layer, slots[0], cos[own], sin[own])
                 held.values[row, at] = slots[1]
 
     cache.fill = fill
