@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from functools import wraps
-from math import isfinite, log
+from math import exp, isfinite, log
 from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, dataclass_transform, get_args
@@ -159,6 +159,8 @@ class RetrievalConfig(Settings):
             Where `min_score` is None, it is not asked for either.
         near_best: nor are those that score below this share of the best score: what is read beside the right chunk
             distracts.
+        rerank: so many chunks that score best in a conversation are shown to a reader that can refuse, one by one: the
+            odds of a chunk's score are divided by the odds that it begins to refuse. None: they are not.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
@@ -171,6 +173,7 @@ class RetrievalConfig(Settings):
     min_score: float | None = 0.25
     text_min_score: float | None = None
     near_best: float = 0.0
+    rerank: Count | None = None
     refusal: str | None = None
     score_weight: float = 0.0
     refusal_weight: float = 1.0
@@ -186,16 +189,21 @@ class RetrievalConfig(Settings):
                 )
         if not 0 <= self.near_best <= 1:
             raise InvalidInputError(f"near_best is a share of the best score, from 0 to 1, not {self.near_best}")
+        if self.rerank is not None and self.rerank < 1:
+            raise InvalidInputError(f"rerank counts chunks, so {self.rerank} makes no sense; None tries none")
         for name in ("score_weight", "refusal_weight", "found_bias"):
             if not isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")
 
-    def floor(self, best: float, *, chat: bool) -> float:
-        """The least score that is read, given that of the best chunk."""
+    def least(self, *, chat: bool) -> float:
+        """The least score of a chunk that may be read."""
         if self.min_score is None:
             return 0.0
-        least = self.min_score if chat or self.text_min_score is None else self.text_min_score
-        return max(least, self.near_best * best)
+        return self.min_score if chat or self.text_min_score is None else self.text_min_score
+
+    def near(self, best: float) -> float:
+        """The least score that is read beside the best chunk, given the score of that."""
+        return 0.0 if self.min_score is None else self.near_best * best
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""
@@ -337,6 +345,10 @@ class MemoryConfig(Settings):
 def logit(probability: float) -> float:
     held = min(max(probability, 1e-9), 1 - 1e-9)
     return log(held / (1 - held))
+
+
+def sigmoid(log_odds: float) -> float:
+    return 1 / (1 + exp(-log_odds))
 
 
 def check_slots(n: int, k: int) -> None:

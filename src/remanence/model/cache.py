@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.errors import UnsupportedModelError
+from remanence.kernels.rotation import rotate_rows
 from remanence.memory.pool import Pool
 from remanence.model.backbone import Backbone
 from remanence.model.hooks import MemoryCache
 from remanence.model.lora import Gate
 from remanence.model.prefix_store import Buffers
 from remanence.model.retriever import Retrieval
-from remanence.model.rotation import rotate_rows
 
 Fill = Callable[[int], None]  # puts what stays of the prefix into the buffers, for a prompt whose last position is this
 

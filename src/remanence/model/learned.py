@@ -255,7 +255,7 @@ class LearnedWriter:
         dtype = backbone.dtype  # whatever autocast makes of them
         keys, values = (torch.stack(part, dim=1).to(dtype) for part in zip(*pairs, strict=True))
         hidden = hidden.to(dtype)
-        found = [None] * len(hidden) if retriever is None else retriever.keys(backbone, hidden).to(dtype)
+        found = [None] * len(hidden) if retriever is None else retriever.keys(backbone.normed, hidden).to(dtype)
         return [NewSlots(*parts) for parts in zip(hidden, keys, values, tokens, found, strict=True)]
 
     def checked(self, slots: Tensor) -> Tensor:  # [L, q, d]

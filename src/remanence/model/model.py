@@ -16,11 +16,12 @@ from remanence.memory.transaction import Progress, WriteOptions, write
 from remanence.memory.writes import Receipt
 from remanence.model import read as reading
 from remanence.model.chat import TODAY, Prompt
+from remanence.model.choosing import scores, sources_of
 from remanence.model.decoder import Memories, MemoryDecoder
 from remanence.model.formats import native
 from remanence.model.inputs import Content, Message, check_text, checked_metadata, is_text, to_rows
 from remanence.model.learned import LearnedWriter
-from remanence.model.text import TextWriter, chunks_of, scores
+from remanence.model.text import TextWriter, chunks_of
 from remanence.model.validation import listed
 
 
@@ -322,10 +323,7 @@ class MemoryModel(MemoryDecoder):
         content = question if isinstance(memory, Memory) else [question]
         rows, prompts = self._prompts(memories, content, False)
         if isinstance(self.writer, TextWriter):
-            best: dict[int, float] = {}
-            for score, _, chunk in scores(self.writer, rows, prompts)[0]:
-                best.setdefault(chunk.write, score)
-            return list(best.items())[: integer("k", k)]
+            return sources_of(scores(self.writer, rows, prompts)[0])[: integer("k", k)]
         if self.retriever is None:
             raise InvalidInputError("this model has no retriever, so it cannot search; its pool is read as a whole")
         made = self._reading(memories, content, None, False)

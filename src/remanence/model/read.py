@@ -11,15 +11,15 @@ from transformers.generation.streamers import BaseStreamer
 
 from remanence.config import RetrievalConfig
 from remanence.errors import CorruptMemoryError, InvalidInputError
-from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory, locked
 from remanence.model.cache import PrefixCache, pool_prefix
-from remanence.model.chat import TODAY, Prompt
+from remanence.model.chat import Prompt
+from remanence.model.choosing import Source, choose, prefix, refusal_token
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import drawn_apart, left_padded, new_tokens, option
 from remanence.model.retriever import Retrieval
-from remanence.model.text import Source, TextWriter, choose, text_prefix
+from remanence.model.text import TextWriter
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _IN_PARTS = (*_ASSISTED, "prefill_chunk_size")  # the first pass is not over the whole prompts
@@ -221,8 +221,8 @@ def text_reading(
 
     def without(refused: Sequence[bool]) -> Reading:
         read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
-        made = _chosen_reading(model, writer, rows, prompts, read, room, fed) or Reading(stock, stock_mask, stock)
-        made.given = stock
+        behind = prefix(model, writer, rows, prompts, read, room=room, fed=fed) or (stock, stock_mask, None)
+        made = Reading(*behind[:2], stock, behind[2])
         made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         return made
 
@@ -230,35 +230,8 @@ def text_reading(
     config = model.config.retrieval
     scores = [found[0][1] if prompt.chat and found else None for prompt, found in zip(prompts, sources, strict=True)]
     if config.refusal is not None and any(score is not None for score in scores):
-        token = int(model.texts.ids(config.refusal, model.device, date=TODAY)[0])
-        made.refusal = Refusal(token, scores, config, without)
+        made.refusal = Refusal(refusal_token(model), scores, config, without)
     return made
-
-
-def _chosen_reading(
-    model: MemoryDecoder,
-    writer: TextWriter,
-    rows: Sequence[Sequence[Memory]],
-    prompts: Sequence[Prompt],
-    chosen: Sequence[Sequence[tuple[Memory, Chunk]]],
-    room: int,
-    fed: bool,
-) -> Reading | None:
-    """What rows read that read these chunks; None where no row reads any. `fed`: heads take part in the first pass."""
-    if not any(chosen):
-        return None
-    ids, heads, fronts, slots = [], [], [], []
-    for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
-        row, head, _ = prompt.behind(writer.head_of(memories[0])) if picked else (prompt.ids, 0, 0)
-        ids.append(row)
-        heads.append(head)
-        fronts.append(writer.latents.head_slots(tuple(row[:head].tolist())) if head and not fed else None)
-        of_memory = [(memory, [chunk for owner, chunk in picked if owner is memory]) for memory in memories]
-        slots.append([part for memory, chunks in of_memory for part in writer.slots(memory, chunks)])
-    padded, mask = left_padded(ids, model.pad)
-    cache = text_prefix(model.backbone, slots, heads, mask, fronts=None if fed else fronts, room=room)
-    cache.gate = None if model.adapters is None else model.adapters.gate
-    return Reading(padded, mask, padded, cache)
 
 
 def forward(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> Any:

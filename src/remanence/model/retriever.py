@@ -6,7 +6,7 @@ holds. That of a text memory reads slots, so its keys can be made anew from slot
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ from remanence.memory.late import Fusion, LateQuery, to_int8
 from remanence.memory.longterm import LongTerm, Retrieved
 from remanence.memory.pool import Pool
 from remanence.memory.scoring import CrossLayerPrior
-from remanence.model.backbone import Backbone
 
 _FORMAT = "remanence-retriever-1"
 _PARTS = ("query", "query_bias", "key", "key_bias", "share", "offset", "offset_bias")
@@ -48,9 +47,11 @@ class Retriever(nn.Module):
         self.query = nn.ModuleList(_projector(hidden_size, size, depth) for _ in range(layers))
         self.key = nn.ModuleList(_projector(hidden_size, size, depth) for _ in range(layers))
 
-    def keys(self, backbone: Backbone, hidden: Tensor) -> Tensor:  # [B, L, q, d] -> [B, L, q, size]
-        """Retrieval keys of slots in hidden form."""
-        keys = [key(backbone.normed(layer, hidden[:, layer])) for layer, key in enumerate(self.key)]
+    def keys(
+        self, normed: Callable[[int, Tensor], Tensor], hidden: Tensor
+    ) -> Tensor:  # [B, L, q, d] -> [B, L, q, size]
+        """Retrieval keys of slots in hidden form; `normed`: what a layer's attention sees of `[B, q, d]`."""
+        keys = [key(normed(layer, hidden[:, layer])) for layer, key in enumerate(self.key)]
         return torch.stack(keys, dim=1)
 
 

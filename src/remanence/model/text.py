@@ -23,7 +23,6 @@ from remanence.model.decoder import MemoryDecoder
 from remanence.model.latent import Encoded, Latents
 from remanence.model.prefix_store import SlotCache
 
-Source = tuple[int, float]  # id of a write, and its score
 _AT_ONCE = 4096  # tokens that are encoded in one pass
 
 
@@ -311,55 +310,6 @@ class TextWriter:
         slots = latents.lower_slots(ids, head, max(retriever.layers))
         lates = [retriever.asked(retriever.features(one)) for one in slots]
         return [Query(own, late=late) for own, late in zip(words, lates, strict=True)]
-
-
-def choose(
-    model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int = 0
-) -> tuple[list[list[tuple[Memory, Chunk]]], list[list[Source]]]:
-    """The chunks that each row reads, oldest first, and the writes that they are of, best first."""
-    limit, config = model.positions, model.config.retrieval
-    chosen: list[list[tuple[Memory, Chunk]]] = []
-    sources: list[list[Source]] = []
-    scored = scores(writer, rows, prompts)
-    for memories, prompt, ranked in zip(rows, prompts, scored, strict=True):
-        left = config.slots
-        if limit is not None and ranked:
-            left = min(left, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
-        picked: list[tuple[float, Memory, Chunk]] = []
-        floor = config.floor(ranked[0][0], chat=prompt.chat) if ranked else 0.0
-        for score, memory, chunk in ranked:
-            if score < floor:
-                break
-            if chunk.tokens <= left:
-                picked.append((score, memory, chunk))
-                left -= chunk.tokens
-        best: dict[int, float] = {}
-        for score, _, chunk in picked:
-            best.setdefault(chunk.write, score)
-        sources.append(list(best.items()))
-        order = {id(memory): place for place, memory in enumerate(memories)}
-        picked.sort(key=lambda item: (order[id(item[1])], item[2].key))
-        chosen.append([(memory, chunk) for _, memory, chunk in picked])
-    return chosen, sources
-
-
-def scores(
-    writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt]
-) -> list[list[tuple[float, Memory, Chunk]]]:
-    """All chunks of each row's memories, best first; of equal score the later first."""
-    found: list[list[tuple[float, Memory, Chunk]]] = []
-    for memories, prompt in zip(rows, prompts, strict=True):
-        ranked: list[tuple[float, Memory, Chunk]] = []
-        if any(memory.written for memory in memories):
-            queries = writer.queries(prompt, writer.head_of(memories[0]))
-            for memory in memories:
-                with memory.lock:
-                    writer.make_keys(memory)
-                    each = [chunks_of(memory).scores(query) for query in queries]
-                ranked += [(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
-            ranked.sort(key=lambda item: (-item[0], -item[2].key))
-        found.append(ranked)
-    return found
 
 
 def chunks_of(memory: Memory) -> Chunks:

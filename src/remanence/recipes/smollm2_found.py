@@ -34,12 +34,13 @@ def train(
     min_score: float | None = None,
     text_min_score: float | None = None,
     near_best: float | None = None,
+    rerank: int | None = None,
 ) -> Path:
     """Fit the weights; returns the folder of the checkpoint that has them.
 
     Args:
         model: a folder with a reader and a retriever.
-        min_score, text_min_score, near_best: settings to change.
+        min_score, text_min_score, near_best, rerank: settings to change.
     """
     if resume or minutes is not None:
         raise InvalidInputError("the weights are fitted in one go, within minutes; leave out --resume and --minutes")
@@ -47,7 +48,7 @@ def train(
         raise InvalidInputError(f"model= is a folder with a checkpoint, and {output} a folder that is not there yet")
     loaded = MemoryModel.from_pretrained(model)
     loaded.optimize_for_cpu()
-    changed = {"min_score": min_score, "text_min_score": text_min_score, "near_best": near_best}
+    changed = {"min_score": min_score, "text_min_score": text_min_score, "near_best": near_best, "rerank": rerank}
     config = loaded.config.retrieval.replace(**{name: to for name, to in changed.items() if to is not None})
     loaded.config = loaded.config.replace(retrieval=config)
     seen: list[Observation] = []

@@ -14,7 +14,7 @@ from remanence.config import RetrievalConfig, logit
 from remanence.errors import InvalidInputError
 from remanence.memory import Memory
 from remanence.model import read
-from remanence.model.chat import TODAY
+from remanence.model.choosing import refusal_token
 from remanence.model.model import MemoryModel
 from remanence.training.questions import Question
 
@@ -77,10 +77,9 @@ def _asked(
     sources = read.found_writes(made)
     if not sources:
         return Observation(kind, told, 0.0, 1.0)
-    token = int(model.texts.ids(model.config.retrieval.refusal, model.device, date=TODAY)[0])
     logits = read.forward(model, made, {"logits_to_keep": 1}).logits[0, -1].float()
     write, score = sources[0]
-    return Observation(kind, told, score, float(logits.softmax(-1)[token]), write in about)
+    return Observation(kind, told, score, float(logits.softmax(-1)[refusal_token(model)]), write in about)
 
 
 def fitted(config: RetrievalConfig, observations: Sequence[Observation]) -> RetrievalConfig:

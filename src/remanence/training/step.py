@@ -153,5 +153,5 @@ class TrainingStep(nn.Module):
         if made is None:
             return StepOutput(nothing.made, nothing.keys, observed, metrics)
         retriever = self.model.retriever
-        keys = made[..., :0] if retriever is None else retriever.keys(self.model.backbone, made)
+        keys = made[..., :0] if retriever is None else retriever.keys(self.model.backbone.normed, made)
         return StepOutput(made.detach().float(), keys.float(), observed, metrics)

@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicCache
 
 from remanence.errors import UnsupportedModelError
 from remanence.kernels.gqa_sdpa import SHARED_HEADS, share_heads
+from remanence.kernels.rotation import rotate_rows
 from remanence.model.backbone import FAMILIES, Backbone
-from remanence.model.rotation import rotate_rows
 from tests.support import tiny
 from tests.support.tiny import attentions, decoder, ids
 

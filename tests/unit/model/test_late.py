@@ -12,8 +12,9 @@ from remanence import Memory, MemoryModel
 from remanence.config import RetrievalConfig, StorageConfig, Tier
 from remanence.errors import CheckpointError, InvalidInputError
 from remanence.memory.spec import KEYS_BY
+from remanence.model.choosing import choose
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
-from remanence.model.text import TextWriter, choose, chunks_of
+from remanence.model.text import TextWriter, chunks_of
 from tests.support.late import FUSION, token_retriever
 from tests.support.models import realigned
 from tests.support.tiny import decoder, ids, with_memory, with_text
@@ -258,8 +259,8 @@ def test_text_that_is_no_conversation_has_a_least_score_of_its_own() -> None:
     memory = told(model)
     score = model.search(memory, QUESTION, k=1)[0][1]
     settings = RetrievalConfig(min_score=score / 2, text_min_score=(1 + score) / 2)
-    assert (settings.floor(score, chat=True), settings.floor(score, chat=False)) == (score / 2, (1 + score) / 2)
-    assert RetrievalConfig(min_score=0.3).floor(0.5, chat=False) == 0.3
+    assert (settings.least(chat=True), settings.least(chat=False)) == (score / 2, (1 + score) / 2)
+    assert RetrievalConfig(min_score=0.3).least(chat=False) == 0.3
     model.config = model.config.replace(retrieval=settings)
     rows, prompts = model._prompts(memory, QUESTION, False)
     for chat in (False, True):

@@ -104,7 +104,7 @@ def test_keys_are_projected_from_what_attention_sees(depth: int) -> None:
     retriever, hidden = model.retriever, torch.randn(2, tiny.LAYERS, 5, 32)
     assert retriever is not None and (retriever.size, retriever.depth) == (16, depth)
     with torch.no_grad():
-        keys = retriever.keys(model.backbone, hidden)
+        keys = retriever.keys(model.backbone.normed, hidden)
         for layer in range(tiny.LAYERS):
             normed = model.hf.base_model.layers[layer].input_layernorm(hidden[:, layer])
             torch.testing.assert_close(keys[:, layer], retriever.key[layer](normed))

@@ -65,7 +65,7 @@ def chunks_of(model: MemoryModel, batch: Recollections, banked: int = BANK) -> t
     older = torch.randn(banked, layers, K, size, generator=generator)
     assert model.retriever is not None
     bank = Bank(banked)
-    bank.add(older, model.retriever.keys(model.backbone, older))
+    bank.add(older, model.retriever.keys(model.backbone.normed, older))
     previous = torch.randn(CHUNKS, layers, K, size, generator=generator)
     return write_chunks(model, batch.chunks, batch.lengths, previous), bank
 

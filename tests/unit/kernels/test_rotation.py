@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from remanence.model.rotation import rotate, rotate_rows
+from remanence.kernels.rotation import rotate, rotate_rows
 
 
 @pytest.mark.parametrize("rotated", [8, 4, 2], ids=["all", "half", "a quarter"])
