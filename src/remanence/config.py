@@ -159,8 +159,9 @@ class RetrievalConfig(Settings):
             Where `min_score` is None, it is not asked for either.
         near_best: nor are those that score below this share of the best score: what is read beside the right chunk
             distracts.
-        rerank: so many chunks that score best in a conversation are shown to a reader that can refuse, one by one: the
-            odds of a chunk's score are divided by the odds that it begins to refuse. None: they are not.
+        rerank: where several chunks are to be read in a conversation, so many are first shown to the reader, one by
+            one. `near_best` then holds for the odds of their scores divided by the odds that it begins to refuse. None:
+            all are read; so they are where it was not trained to refuse.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
@@ -195,15 +196,12 @@ class RetrievalConfig(Settings):
             if not isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")
 
-    def least(self, *, chat: bool) -> float:
-        """The least score of a chunk that may be read."""
+    def least(self, best: float, *, chat: bool) -> float:
+        """The least score that is read, given that of the best chunk."""
         if self.min_score is None:
             return 0.0
-        return self.min_score if chat or self.text_min_score is None else self.text_min_score
-
-    def near(self, best: float) -> float:
-        """The least score that is read beside the best chunk, given the score of that."""
-        return 0.0 if self.min_score is None else self.near_best * best
+        least = self.min_score if chat or self.text_min_score is None else self.text_min_score
+        return max(least, self.near_best * best)
 
     def found(self, score: float, refusing: float) -> bool:
         """Whether anything is read, given the best chunk's score and the probability of beginning to refuse."""

@@ -1,6 +1,6 @@
 """What prompts read of text memories: chunks are found by their scores, then tried one by one by a trained reader."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -33,40 +33,45 @@ def choose(
 ) -> tuple[list[list[Picked]], list[list[Source]]]:
     """The chunks that each row reads, oldest first, and the writes that they are of, best first."""
     config = model.config.retrieval
-    left = [_left(model, writer, memories, prompt, room) for memories, prompt in zip(rows, prompts, strict=True)]
-    scored = scores(writer, rows, prompts)
-    for place, (ranked, prompt) in enumerate(zip(scored, prompts, strict=True)):
-        scored[place] = [one for one in ranked if one.score >= config.least(chat=prompt.chat)]
+    picked = [
+        _fitting(model, writer, memories, prompt, ranked, room)
+        for memories, prompt, ranked in zip(rows, prompts, scores(writer, rows, prompts), strict=True)
+    ]
     if config.refusal is not None and config.rerank is not None:
-        tried = [
-            [one for one in ranked if one.chunk.tokens <= most][: config.rerank] if prompt.chat else []
-            for ranked, most, prompt in zip(scored, left, prompts, strict=True)
-        ]
-        for place, ranked in _reranked(model, writer, rows, prompts, tried):
-            scored[place] = ranked
+        talks = [place for place, prompt in enumerate(prompts) if prompt.chat and len(picked[place]) > 1]
+        tried = [(place, one) for place in talks for one in picked[place][: config.rerank]]
+        for place, best in _reranked(model, writer, rows, prompts, tried).items():
+            picked[place] = best
     chosen: list[list[Picked]] = []
-    sources: list[list[Source]] = []
-    for memories, ranked, most in zip(rows, scored, left, strict=True):
-        picked: list[Scored] = []
-        for one in ranked:
-            if one.score < config.near(ranked[0].score):
-                break
-            if one.chunk.tokens <= most:
-                picked.append(one)
-                most -= one.chunk.tokens
-        sources.append(sources_of(picked))
+    for memories, own in zip(rows, picked, strict=True):
         order = {id(memory): place for place, memory in enumerate(memories)}
-        picked.sort(key=lambda one: (order[id(one.memory)], one.chunk.key))
-        chosen.append([(one.memory, one.chunk) for one in picked])
-    return chosen, sources
+        own = sorted(own, key=lambda one: (order[id(one.memory)], one.chunk.key))
+        chosen.append([(one.memory, one.chunk) for one in own])
+    return chosen, [sources_of(own) for own in picked]
 
 
-def _left(model: MemoryDecoder, writer: TextWriter, memories: Sequence[Memory], prompt: Prompt, room: int) -> int:
-    """Most slots that a prompt reads."""
-    most, limit = model.config.retrieval.slots, model.positions
-    if limit is None or not any(memory.written for memory in memories):
-        return most
-    return min(most, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
+def _fitting(
+    model: MemoryDecoder,
+    writer: TextWriter,
+    memories: Sequence[Memory],
+    prompt: Prompt,
+    ranked: Sequence[Scored],
+    room: int,
+) -> list[Scored]:
+    """The chunks that score well enough, best first, as many as there is room for."""
+    config, limit = model.config.retrieval, model.positions
+    left = config.slots
+    if limit is not None and ranked:
+        left = min(left, limit - len(prompt.behind(writer.head_of(memories[0]))[0]) - room)
+    picked: list[Scored] = []
+    least = config.least(ranked[0].score, chat=prompt.chat) if ranked else 0.0
+    for one in ranked:
+        if one.score < least:
+            break
+        if one.chunk.tokens <= left:
+            picked.append(one)
+            left -= one.chunk.tokens
+    return picked
 
 
 def scores(writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt]) -> list[list[Scored]]:
@@ -81,21 +86,17 @@ def scores(writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequen
                     writer.make_keys(memory)
                     each = [chunks_of(memory).scores(query) for query in queries]
                 ranked += [Scored(max(one[chunk] for one in each), memory, chunk) for chunk in each[0]]
-            ranked.sort(key=_best_first)
+            ranked.sort(key=lambda one: (-one.score, -one.chunk.key))
         found.append(ranked)
     return found
 
 
 def sources_of(scored: Sequence[Scored]) -> list[Source]:
-    """The writes that chunks are of, each with the score of its best chunk; the chunks come best first."""
+    """The writes that chunks are of, in the order of these, each with its best score."""
     best: dict[int, float] = {}
     for one in scored:
-        best.setdefault(one.chunk.write, one.score)
+        best[one.chunk.write] = max(one.score, best.get(one.chunk.write, 0.0))
     return list(best.items())
-
-
-def _best_first(one: Scored) -> tuple[float, int]:
-    return -one.score, -one.chunk.key
 
 
 def _reranked(
@@ -103,27 +104,35 @@ def _reranked(
     writer: TextWriter,
     rows: Sequence[Sequence[Memory]],
     prompts: Sequence[Prompt],
-    scored: Sequence[Sequence[Scored]],
-) -> Iterable[tuple[int, list[Scored]]]:
-    """The places of rows with chunks that may be read, and these chunks by new scores, best first.
+    tried: Sequence[tuple[int, Scored]],
+) -> dict[int, list[Scored]]:
+    """Of each row that is tried, the chunks that are read, best first.
 
-    The reader is shown each chunk by itself. What it says is evidence beside the retriever's: the odds of a score are
-    divided by the odds that the reader begins to refuse.
+    The reader is shown each chunk by itself. What it says is evidence beside the retriever's: the odds of a chunk's
+    score are divided by the odds that the reader begins to refuse.
+
+    Args:
+        tried: places of rows, and chunks that these may read.
     """
-    tried = [(place, one) for place, ranked in enumerate(scored) for one in ranked]
-    found: dict[int, list[Scored]] = {place: [] for place, _ in tried}
+    weighed: dict[int, list[tuple[float, Scored]]] = {}
     token = refusal_token(model)
     for start in range(0, len(tried), _AT_ONCE):
         batch = tried[start : start + _AT_ONCE]
         own_rows, own_prompts = [rows[place] for place, _ in batch], [prompts[place] for place, _ in batch]
-        made = prefix(model, writer, own_rows, own_prompts, [[(one.memory, one.chunk)] for _, one in batch])
-        assert made is not None
-        ids, _, cache = made
+        behind = prefix(model, writer, own_rows, own_prompts, [[(one.memory, one.chunk)] for _, one in batch])
+        assert behind is not None
+        ids, _, cache = behind
         with model.role("read"), expecting(cache):
             logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         for (place, one), refusing in zip(batch, logits.float().softmax(-1)[:, token].tolist(), strict=True):
-            found[place].append(one._replace(score=sigmoid(logit(one.score) - logit(refusing))))
-    return [(place, sorted(ranked, key=_best_first)) for place, ranked in found.items()]
+            weight = sigmoid(logit(one.score) - logit(refusing))
+            weighed.setdefault(place, []).append((weight, one))
+    made, near = dict[int, list[Scored]](), model.config.retrieval.near_best
+    for place, found in weighed.items():
+        best = max(weight for weight, _ in found)
+        kept = [(weight, one) for weight, one in found if weight >= near * best]
+        made[place] = [one for _, one in sorted(kept, key=lambda item: -item[0])]
+    return made
 
 
 def refusal_token(model: MemoryDecoder) -> int:

@@ -10,7 +10,7 @@ from remanence import Memory, MemoryModel
 from remanence.config import RetrievalConfig, logit, sigmoid
 from remanence.errors import InvalidInputError
 from remanence.model import choosing
-from remanence.model.choosing import Source, choose, refusal_token
+from remanence.model.choosing import Source, _reranked, choose, refusal_token, scores, sources_of
 from remanence.model.text import TextWriter
 from tests.unit.model.test_reader import chatting
 
@@ -41,22 +41,21 @@ def chosen(model: MemoryModel, memories: Sequence[Memory], content: Sequence[Any
     return choose(model, model.writer, rows, prompts)[1]
 
 
-def plain(model: MemoryModel, memory: Memory, question: str, most: int) -> list[Source]:
-    """Each of the chunks that score best in a memory that holds nothing else, read by a call of its own."""
-    made: list[Source] = []
+def plain(model: MemoryModel, memory: Memory, question: str, most: int) -> list[tuple[float, int, float]]:
+    """Weight, write and score of each of the chunks that score best, read by a call of its own in a memory that holds
+    nothing else; best first."""
+    made: list[tuple[float, int, float]] = []
+    settings = model.config
     for write, score in model.search(memory, message(question), k=most):
         alone = memory.fork()
         for record in memory.writes:
             if record.id != write:
                 model.forget(alone, record.id)
-        settings, model.config = (
-            model.config,
-            model.config.replace(retrieval=RetrievalConfig(min_score=None, refusal=None)),
-        )
+        model.config = settings.replace(retrieval=RetrievalConfig(min_score=None, refusal=None))
         refusing = model.read(alone, message(question)).logits[0, -1].softmax(-1)
         model.config = settings
-        made.append((write, sigmoid(logit(score) - logit(float(refusing[refusal_token(model)])))))
-    return sorted(made, key=lambda source: -source[1])
+        made.append((sigmoid(logit(score) - logit(float(refusing[refusal_token(model)]))), write, score))
+    return sorted(made, reverse=True)
 
 
 @pytest.mark.parametrize("most", [1, 3, 9])
@@ -65,20 +64,19 @@ def test_chunks_are_tried_one_by_one_as_by_calls_of_their_own(most: int, monkeyp
     monkeypatch.setattr(choosing, "_AT_ONCE", 4)
     found = chosen(model, [memory] * 3, [message(question) for question in ASKED])
     for question, sources in zip(ASKED, found, strict=True):
-        expected = plain(model, memory, question, most)
-        assert [write for write, _ in sources] == [write for write, _ in expected]
-        for (_, score), (_, other) in zip(sources, expected, strict=True):
-            assert score == pytest.approx(other, rel=2e-5)
+        assert sources == [(write, score) for _, write, score in plain(model, memory, question, most)]
 
 
 def test_the_best_decides_what_is_read_beside_it() -> None:
     model, memory = told(rerank=9)
-    [sources] = chosen(model, [memory], [message(ASKED[0])])
-    share = (sources[1][1] + sources[2][1]) / 2 / sources[0][1]
+    first, second, third, *_ = plain(model, memory, ASKED[0], 9)
+    share = (second[0] + third[0]) / 2 / first[0]
     model.config = model.config.replace(retrieval=model.config.retrieval.replace(near_best=share))
-    assert chosen(model, [memory], [message(ASKED[0])]) == [sources[:2]]
-    answer = model.ask(memory, ASKED[0], max_new_tokens=4)
-    assert answer.sources in ([], sources[:2])
+    assert isinstance(model.writer, TextWriter)
+    rows, prompts = model._prompts([memory], [message(ASKED[0])], False)
+    tried = [(0, one) for one in scores(model.writer, rows, prompts)[0]]
+    [read] = _reranked(model, model.writer, rows, prompts, tried).values()
+    assert sources_of(read) == [(write, score) for _, write, score in (first, second)]
 
 
 def test_rows_that_are_no_conversation_or_have_no_memory_are_not_tried() -> None:
@@ -91,19 +89,11 @@ def test_rows_that_are_no_conversation_or_have_no_memory_are_not_tried() -> None
     assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == 1 + len(TEXTS)
 
 
-def test_a_chunk_below_the_least_score_or_too_long_is_not_tried() -> None:
+def test_what_is_read_alone_anyway_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     model, memory = told(rerank=9)
-    scores = [score for _, score in model.search(memory, message(ASKED[1]), k=9)]
-    least = (scores[1] + scores[2]) / 2
-    model.config = model.config.replace(retrieval=model.config.retrieval.replace(min_score=least))
-    assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == 2
-    longest = max(chunk.tokens for chunk in memory.chunks or ())
-    model.config = model.config.replace(
-        retrieval=RetrievalConfig(min_score=0.0, refusal="Oslo", rerank=9, slots=longest - 1)
-    )
-    [sources] = chosen(model, [memory], [message(ASKED[1])])
-    sizes = {chunk.write: chunk.tokens for chunk in memory.chunks or ()}
-    assert sources and sum(sizes[write] for write, _ in sources) < longest
+    model.config = model.config.replace(retrieval=model.config.retrieval.replace(near_best=1.0))
+    monkeypatch.setattr(choosing, "prefix", lambda *given, **options: pytest.fail("a chunk was tried"))
+    assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == 1
 
 
 def test_rerank_counts_chunks() -> None:

@@ -259,8 +259,8 @@ def test_text_that_is_no_conversation_has_a_least_score_of_its_own() -> None:
     memory = told(model)
     score = model.search(memory, QUESTION, k=1)[0][1]
     settings = RetrievalConfig(min_score=score / 2, text_min_score=(1 + score) / 2)
-    assert (settings.least(chat=True), settings.least(chat=False)) == (score / 2, (1 + score) / 2)
-    assert RetrievalConfig(min_score=0.3).least(chat=False) == 0.3
+    assert (settings.least(score, chat=True), settings.least(score, chat=False)) == (score / 2, (1 + score) / 2)
+    assert RetrievalConfig(min_score=0.3).least(0.5, chat=False) == 0.3
     model.config = model.config.replace(retrieval=settings)
     rows, prompts = model._prompts(memory, QUESTION, False)
     for chat in (False, True):
