@@ -1,13 +1,14 @@
 """Names and values that stand on no list: made of syllables, or of two words.
 
 A quarter of all words are kept for testing: who and what is drawn for a test has no word of training in it, nor one of
-the lists of `biographies.json`.
+the lists of `biographies.json`. In training the two words may be any: lists of some hundred words would be learned by
+heart, and a word that stands on none could not be said.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib import resources
 from typing import Any, Literal
@@ -16,6 +17,7 @@ Split = Literal["train", "test"]
 
 _TEST_SHARE = 4  # one word in four
 _ENDINGS = {"birthplace": "town", "country": "country", "language": "language"}
+_KINDS = ("last", "town", "country", "language")
 
 
 @cache
@@ -54,7 +56,14 @@ def value(attribute: str, rng: random.Random, split: Split) -> str:
     """What an attribute of `remanence.data.biographies` can be."""
     if attribute in _ENDINGS:
         return _of(split, lambda: _made(rng, _ENDINGS[attribute]))
-    return " ".join(_of(split, partial(rng.choice, words)) for words in _content()["compounds"][attribute])
+    return " ".join(_of(split, partial(_word, rng, split, words)) for words in _content()["compounds"][attribute])
+
+
+def _word(rng: random.Random, split: Split, words: Sequence[str]) -> str:
+    """One of some words; in training half of the time any other word, common or made up, so that it must be read."""
+    if split == "test" or rng.random() < 0.5:
+        return rng.choice(words)
+    return rng.choice(_common() if rng.random() < 0.5 else [_made(rng, rng.choice(_KINDS)).lower()])
 
 
 def _made(rng: random.Random, ending: str) -> str:
@@ -67,6 +76,13 @@ def _of(split: Split, draw: Callable[[], str]) -> str:
     while split_of_word(word := draw()) != split or word.lower() in _listed():
         pass
     return word
+
+
+@cache
+def _common() -> list[str]:
+    """The commoner words of English of four letters or more."""
+    text = resources.files("remanence.data").joinpath("word_frequencies.json").read_text(encoding="utf-8")
+    return [word for word in json.loads(text)["frequencies"] if word.isalpha() and len(word) > 3]
 
 
 @cache

@@ -3,6 +3,7 @@
 import random
 import re
 
+from remanence.data import unlisted
 from remanence.data.biographies import ATTRIBUTES, Person, biography, sample_person, values, vocabulary
 from remanence.data.episodes import Episode
 from remanence.data.unlisted import is_woman, split_of_word
@@ -22,6 +23,16 @@ def test_no_word_of_a_test_is_one_of_training() -> None:
     assert len({sample_person(rng, "test", open_share=1.0).name for _ in range(400)}) > 350
     listed = {word for text in vocabulary() for word in text.lower().split()}
     assert not listed & {word.lower() for word in trained | tested}
+
+
+def test_compounds_of_training_are_of_any_words_and_those_of_tests_of_the_lists() -> None:
+    rng = random.Random(4)
+    on_lists = {word for lists in unlisted._content()["compounds"].values() for words in lists for word in words}
+    shares = {}
+    for split in ("train", "test"):
+        drawn = [unlisted.value("pet", rng, split).split() for _ in range(400)]  # type: ignore[arg-type]
+        shares[split] = sum(word in on_lists for words in drawn for word in words) / 800
+    assert 0.4 < shares["train"] < 0.65 and shares["test"] == 1
 
 
 def test_shares_of_names_and_values_are_unlisted() -> None:
