@@ -1,14 +1,17 @@
 """The bundled checkpoint: a tiny Qwen3 that writes short biographies into memory and answers questions about them.
 
     REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/tiny
+    REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/open -- start=runs/tiny/model
 
-REMANENCE_PROSE names a folder with English text, searched for `*.txt` (stories, one paragraph per line) and for
-`wiki_*` (Wikipedia, as WikiExtractor writes it).
+The first run learns to recall names and values of lists, the second any others too. REMANENCE_PROSE names a folder with
+English text, searched for `*.txt` (stories, one paragraph per line) and for `wiki_*` (Wikipedia, as WikiExtractor
+writes it).
 """
 
 import glob
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,18 +77,27 @@ LEVELS = (
     Level(Difficulty(0, (3, 3), pronouns=0.25), pairs=0.1, context=0.15, shared=False),
     Level(Difficulty(0, (2, 4), pronouns=0.5), pairs=0.05, context=0.15, shared=False),
 )
+# What stands on no list has several tokens, which must be read one by one; the same way again, then.
+OPEN = (
+    Level(Difficulty(1, (2, 3), open_share=0.5), pairs=0.3, context=0.3, scale=0.5),
+    Level(Difficulty(2, (3, 3), open_share=0.5), pairs=0.3, context=0.2, scale=0.5),
+    Level(Difficulty(4, (3, 3), open_share=0.5), pairs=0.25, context=0.2),
+    Level(Difficulty(0, (3, 3), pronouns=0.25, open_share=0.5), pairs=0.1, context=0.15, shared=False),
+    Level(Difficulty(0, (2, 4), pronouns=0.5, open_share=0.5), pairs=0.05, context=0.15, shared=False),
+)
+OPEN_THRESHOLDS = (0.8, 0.8, 0.8, 0.75)
 LANGUAGE_FROM = 5  # from this level on some texts stand behind a pool that is of no use to them
 THRESHOLDS = (0.85, 0.82, 0.84, 0.84, 0.84, 0.84, 0.84, 0.84, 0.75)
 
 
-def build_batch(task: RecallTask, step: int, number: int) -> Batch:
+def build_batch(task: RecallTask, step: int, number: int, levels: Sequence[Level] = LEVELS) -> Batch:
     rng = random.Random(f"{SEED}/{step}/{number}")
     drawn = rng.random()
     if drawn < 0.1:
         return {"batch": task.language(rng), "task": "language"}
-    if drawn < 0.2 and number >= LANGUAGE_FROM:
-        return {"batch": task.language_behind_memory(rng, LEVELS[-1].difficulty), "task": "language_memory"}
-    return recall_batch(task, rng, LEVELS[number])
+    if drawn < 0.2 and (number >= LANGUAGE_FROM or levels is OPEN):
+        return {"batch": task.language_behind_memory(rng, levels[-1].difficulty), "task": "language_memory"}
+    return recall_batch(task, rng, levels[number])
 
 
 def recall_batch(task: RecallTask, rng: random.Random, level: Level) -> Batch:
@@ -209,8 +221,13 @@ def train(
     steps: int = 4500,
     optimizer: str = "default",
     log_to: str = "none",
+    start: str | None = None,
 ) -> Path:
-    """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model."""
+    """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model.
+
+    Args:
+        start: a checkpoint that recalls names and values of lists, to learn any others too.
+    """
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
@@ -218,8 +235,12 @@ def train(
     paragraphs = prose(folder)
     final = output / "model"
     tokenizer_file = output / "tokenizer"
-    if resume and tokenizer_file.is_dir():
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
+    levels, thresholds = (LEVELS, THRESHOLDS) if start is None else (OPEN, OPEN_THRESHOLDS)
+    begun = None if start is None else MemoryModel.from_pretrained(start)
+    if begun is not None:
+        tokenizer: Any = begun.tokenizer
+    elif resume and tokenizer_file.is_dir():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
     else:
         tokenizer = build_tokenizer(list(paragraphs))
         tokenizer.save_pretrained(tokenizer_file)
@@ -227,22 +248,23 @@ def train(
     task = RecallTask(
         tokenizer, [i for i in ids if len(i) >= SLOTS_PER_WRITE], slots=SLOTS, slots_per_write=SLOTS_PER_WRITE
     )
-    model = build_model(tokenizer)
+    model = build_model(tokenizer) if begun is None else begun.train()
     model.hf.set_attn_implementation("sdpa_float32")
+    rate = 0.01 if start is None else 0.007
     matrices, others = split_parameters(model, model.backbone.layers)
 
     def muon() -> MuonAdamW:
-        return MuonAdamW(matrices, others, muon_lr=0.01, adamw_lr=0.004)
+        return MuonAdamW(matrices, others, muon_lr=rate, adamw_lr=0.4 * rate)
 
     trainer = MemoryTrainer(
         model,
         through="all",
         args=training_arguments(output, steps=steps, warmup=50, decay=steps // 5, save_steps=500, log_to=log_to),
         curriculum=Curriculum(
-            lambda step, level: build_batch(task, step, level),
-            levels=len(LEVELS),
+            lambda step, level: build_batch(task, step, level, levels),
+            levels=len(levels),
             steps=steps,
-            threshold=THRESHOLDS,
+            threshold=thresholds,
         ),
         optimizers=(choose(optimizer, model, lr=0.004, rank=32, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
@@ -252,6 +274,6 @@ def train(
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)
     data = [f"prose in {folder}", "generated biographies"]
-    write_card(trainer, final, recipe="recipes/tiny.py", base="", data=data)
+    write_card(trainer, final, recipe="recipes/tiny.py", base=start or "", data=data)
     write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
     return final

@@ -27,13 +27,16 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     words = "a small red boat went over the river and came home with many birds"
     (tmp_path / "prose.txt").write_text(f"{words} {words[::-1]} {words}\n" * 100)
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
-    final = load_recipe(Path(__file__).parents[3] / "recipes/tiny.py")(tmp_path / "run", steps=3, optimizer="grass")
+    train = load_recipe(Path(__file__).parents[3] / "recipes/tiny.py")
+    final = train(tmp_path / "run", steps=3, optimizer="grass")
     state = torch.load(tmp_path / "run/checkpoint-3/optimizer.pt", weights_only=True)
     assert state["param_groups"][0]["rank"] == 32
     assert len(state["param_groups"][0]["names"]) == 4 * 7
     card = (final / "README.md").read_text()
     assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
     assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())
+    further = train(tmp_path / "further", steps=1, start=str(final))
+    assert f"base: {final}" in (further / "README.md").read_text()
 
 
 def test_the_smollm2_recipe_trains_a_reader_of_any_base_and_goes_on_after_a_cut(
