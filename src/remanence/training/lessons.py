@@ -20,7 +20,7 @@ from remanence.training.packing import Group, Row
 from remanence.training.questions import PAGE, TALK, Question, QuestionSet
 
 REFUSAL = "I was not told."
-_AROUND = (0, 0, 0, 0, 0, 1, 1, 2, 3, 3, 4, 8)  # how many passages stand beside those of a question, drawn evenly
+_AROUND = (0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 6, 8)  # how many passages stand beside those of a question, drawn evenly
 _LONGEST_PROMPT, _LONGEST_ANSWER = 96, 24  # tokens
 _NEAR = 8  # passages that resemble a question
 _TOGETHER = 40  # passages of a topic, at most, that a memory holds together
@@ -43,10 +43,10 @@ class LessonSettings:
     groups: int = 8
     rows: int = 6
     slots: int = 1400
-    notes: float = 0.05
-    pages: float = 0.3
+    notes: float = 0.1
+    pages: float = 0.2
     talks: float = 0.15
-    refused: float = 0.3
+    refused: float = 0.2
     general: float = 0.2
 
     def __post_init__(self) -> None:
