@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from remanence.config import logit, sigmoid
+from remanence.errors import CorruptMemoryError
 from remanence.memory.chunks import Chunk
 from remanence.memory.memory import Memory
 from remanence.model.chat import TODAY, Prompt
@@ -99,6 +101,7 @@ def sources_of(scored: Sequence[Scored]) -> list[Source]:
     return list(best.items())
 
 
+@torch.no_grad()
 def _reranked(
     model: MemoryDecoder,
     writer: TextWriter,
@@ -124,6 +127,7 @@ def _reranked(
         ids, _, cache = behind
         with model.role("read"), expecting(cache):
             logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        require_finite(logits)
         for (place, one), refusing in zip(batch, logits.float().softmax(-1)[:, token].tolist(), strict=True):
             weight = sigmoid(logit(one.score) - logit(refusing))
             weighed.setdefault(place, []).append((weight, one))
@@ -139,6 +143,14 @@ def refusal_token(model: MemoryDecoder) -> int:
     """The token that the reader's refusal begins with."""
     assert model.config.retrieval.refusal is not None
     return int(model.texts.ids(model.config.retrieval.refusal, model.device, date=TODAY)[0])
+
+
+def require_finite(logits: Tensor) -> None:
+    if bool(logits.isnan().any()):
+        raise CorruptMemoryError(
+            "reading gave logits that are not numbers: the pool or the weights hold NaN or infinity. "
+            "Go back to a saved memory, or check the model in float32"
+        )
 
 
 def prefix(

@@ -10,11 +10,11 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
 from remanence.config import RetrievalConfig
-from remanence.errors import CorruptMemoryError, InvalidInputError
+from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory, locked
 from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import Prompt
-from remanence.model.choosing import Source, choose, prefix, refusal_token
+from remanence.model.choosing import Source, choose, prefix, refusal_token, require_finite
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import drawn_apart, left_padded, new_tokens, option
@@ -56,14 +56,6 @@ class FiniteOnly(LogitsProcessor):
             require_finite(scores)
             self._checked = True
         return scores
-
-
-def require_finite(logits: Tensor) -> None:
-    if bool(logits.isnan().any()):
-        raise CorruptMemoryError(
-            "reading gave logits that are not numbers: the pool or the weights hold NaN or infinity. "
-            "Go back to a saved memory, or check the model in float32"
-        )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 
 from remanence import Memory, MemoryModel
 from remanence.config import RetrievalConfig, logit, sigmoid
-from remanence.errors import InvalidInputError
+from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.model import choosing
 from remanence.model.choosing import Source, _reranked, choose, refusal_token, scores, sources_of
 from remanence.model.text import TextWriter
@@ -94,6 +94,16 @@ def test_what_is_read_alone_anyway_is_not_tried(monkeypatch: pytest.MonkeyPatch)
     model.config = model.config.replace(retrieval=model.config.retrieval.replace(near_best=1.0))
     monkeypatch.setattr(choosing, "prefix", lambda *given, **options: pytest.fail("a chunk was tried"))
     assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == 1
+
+
+def test_a_reader_that_says_what_is_no_number_is_named() -> None:
+    model, memory = told(rerank=3)
+    with torch.no_grad():
+        for name, parameter in model.hf.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(float("nan"))
+    with pytest.raises(CorruptMemoryError, match="not numbers"):
+        chosen(model, [memory], [message(ASKED[1])])
 
 
 def test_rerank_counts_chunks() -> None:
