@@ -30,11 +30,32 @@ class Scored(NamedTuple):
     chunk: Chunk
 
 
+class Tried(NamedTuple):
+    """A pass over a prompt behind one chunk: the cache, and the row in it."""
+
+    cache: TextPrefixCache
+    row: int
+
+
+class Choice(NamedTuple):
+    """What rows read.
+
+    Attributes:
+        chosen: the chunks of each, oldest first; sources: the writes that they are of, best first.
+        tried: of a single row that reads a single chunk, the pass in which that was tried; None: it was not.
+    """
+
+    chosen: list[list[Picked]]
+    sources: list[list[Source]]
+    tried: Tried | None
+
+
 def choose(
     model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int = 0
-) -> tuple[list[list[Picked]], list[list[Source]]]:
-    """The chunks that each row reads, oldest first, and the writes that they are of, best first."""
+) -> Choice:
+    """The chunks that rows read."""
     config = model.config.retrieval
+    passes: dict[int, Tried] = {}
     picked = [
         _fitting(model, writer, memories, prompt, ranked, room)
         for memories, prompt, ranked in zip(rows, prompts, scores(writer, rows, prompts), strict=True)
@@ -42,14 +63,15 @@ def choose(
     if config.refusal is not None and config.rerank is not None:
         talks = [place for place, prompt in enumerate(prompts) if prompt.chat and len(picked[place]) > 1]
         tried = [(place, one) for place in talks for one in picked[place][: config.rerank]]
-        for place, best in _reranked(model, writer, rows, prompts, tried).items():
+        for place, best in _reranked(model, writer, rows, prompts, tried, passes).items():
             picked[place] = best
     chosen: list[list[Picked]] = []
     for memories, own in zip(rows, picked, strict=True):
         order = {id(memory): place for place, memory in enumerate(memories)}
         own = sorted(own, key=lambda one: (order[id(one.memory)], one.chunk.key))
         chosen.append([(one.memory, one.chunk) for one in own])
-    return chosen, [sources_of(own) for own in picked]
+    alone = len(rows) == 1 and len(picked[0]) == 1
+    return Choice(chosen, [sources_of(own) for own in picked], passes.get(id(picked[0][0].chunk)) if alone else None)
 
 
 def _fitting(
@@ -108,6 +130,7 @@ def _reranked(
     rows: Sequence[Sequence[Memory]],
     prompts: Sequence[Prompt],
     tried: Sequence[tuple[int, Scored]],
+    passes: dict[int, Tried],
 ) -> dict[int, list[Scored]]:
     """Of each row that is tried, the chunks that are read, best first.
 
@@ -116,6 +139,7 @@ def _reranked(
 
     Args:
         tried: places of rows, and chunks that these may read.
+        passes: takes the pass of each chunk, by its identity, where there is a single row.
     """
     weighed: dict[int, list[tuple[float, Scored]]] = {}
     token = refusal_token(model)
@@ -128,6 +152,8 @@ def _reranked(
         with model.role("read"), expecting(cache):
             logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         require_finite(logits)
+        if len(rows) == 1:
+            passes |= {id(one.chunk): Tried(cache, row) for row, (_, one) in enumerate(batch)}
         for (place, one), refusing in zip(batch, logits.float().softmax(-1)[:, token].tolist(), strict=True):
             weight = sigmoid(logit(one.score) - logit(refusing))
             weighed.setdefault(place, []).append((weight, one))
@@ -162,6 +188,7 @@ def prefix(
     *,
     room: int = 0,
     fed: bool = False,
+    tried: Tried | None = None,
 ) -> tuple[Tensor, Tensor, TextPrefixCache] | None:
     """What the decoder is fed `[B, T]`, padded on the left, its mask, and the cache of rows that read these chunks.
 
@@ -169,6 +196,7 @@ def prefix(
 
     Args:
         room: tokens that may follow; fed: whether the first pass is over the heads too.
+        tried: the pass over this prompt behind this chunk; the first one then is over the last token only.
     """
     if not any(chosen):
         return None
@@ -183,4 +211,6 @@ def prefix(
     padded, mask = left_padded(ids, model.pad)
     cache = text_prefix(model.backbone, slots, heads, mask, fronts=None if fed else fronts, room=room)
     cache.gate = None if model.adapters is None else model.adapters.gate
+    if tried is not None and not fed and not model.backbone.length_dependent:
+        cache.go_on(*tried)
     return padded, mask, cache

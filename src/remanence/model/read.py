@@ -14,7 +14,7 @@ from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory, locked
 from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import Prompt
-from remanence.model.choosing import Source, choose, prefix, refusal_token, require_finite
+from remanence.model.choosing import Source, Tried, choose, prefix, refusal_token, require_finite
 from remanence.model.decoder import MemoryDecoder
 from remanence.model.hooks import expecting
 from remanence.model.inputs import drawn_apart, left_padded, new_tokens, option
@@ -209,16 +209,17 @@ def text_reading(
     fed = kwargs is None or any(option(model.hf, kwargs, name) for name in (*_IN_PARTS, *_OF_ALL))
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
-    chosen, sources = choose(model, writer, rows, prompts, room)
+    chosen, sources, tried = choose(model, writer, rows, prompts, room)
 
-    def without(refused: Sequence[bool]) -> Reading:
+    def without(refused: Sequence[bool], tried: Tried | None = None) -> Reading:
         read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
-        behind = prefix(model, writer, rows, prompts, read, room=room, fed=fed) or (stock, stock_mask, None)
+        made_of = (model, writer, rows, prompts, read)
+        behind = prefix(*made_of, room=room, fed=fed, tried=tried) or (stock, stock_mask, None)
         made = Reading(*behind[:2], stock, behind[2])
         made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         return made
 
-    made = without([False] * len(rows))
+    made = without([False] * len(rows), tried)
     config = model.config.retrieval
     scores = [found[0][1] if prompt.chat and found else None for prompt, found in zip(prompts, sources, strict=True)]
     if config.refusal is not None and any(score is not None for score in scores):

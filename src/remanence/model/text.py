@@ -74,6 +74,16 @@ class TextPrefixCache(PrefixCache):
         assert isinstance(first, PrefixLayer)
         return first.held if first.get_seq_length() == self.prefix + first.held else 0
 
+    def go_on(self, other: "TextPrefixCache", row: int) -> None:
+        """Begin behind all but the last token of the prompt: another cache has them in a row, behind the same chunk."""
+        assert self._prompt is not None
+        last = self._prompt.shape[1] - 1
+        for own, held in zip(self.layers, other.layers, strict=True):
+            assert isinstance(own, PrefixLayer) and isinstance(held, PrefixLayer)
+            to, of = (slice(cache.prefix + own.held, cache.prefix + last) for cache in (self, other))
+            own.keys[0, to], own.values[0, to] = held.keys[row, of], held.values[row, of]
+            own.hold(last)
+
     def _acting(self, rows: int, start: int, end: int) -> Tensor:
         """Behind the head, whose keys and values are the stock model's."""
         acting = super()._acting(rows, start, end)

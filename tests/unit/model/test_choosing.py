@@ -11,7 +11,7 @@ from remanence.config import RetrievalConfig, logit, sigmoid
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.model import choosing
 from remanence.model.choosing import Source, _reranked, choose, refusal_token, scores, sources_of
-from remanence.model.text import TextWriter
+from remanence.model.text import TextPrefixCache, TextWriter
 from tests.unit.model.test_reader import chatting
 
 TEXTS = (
@@ -38,7 +38,7 @@ def message(text: str) -> list[dict[str, str]]:
 def chosen(model: MemoryModel, memories: Sequence[Memory], content: Sequence[Any]) -> list[list[Source]]:
     assert isinstance(model.writer, TextWriter)
     rows, prompts = model._prompts(list(memories), list(content), False)
-    return choose(model, model.writer, rows, prompts)[1]
+    return choose(model, model.writer, rows, prompts).sources
 
 
 def plain(model: MemoryModel, memory: Memory, question: str, most: int) -> list[tuple[float, int, float]]:
@@ -75,8 +75,32 @@ def test_the_best_decides_what_is_read_beside_it() -> None:
     assert isinstance(model.writer, TextWriter)
     rows, prompts = model._prompts([memory], [message(ASKED[0])], False)
     tried = [(0, one) for one in scores(model.writer, rows, prompts)[0]]
-    [read] = _reranked(model, model.writer, rows, prompts, tried).values()
+    [read] = _reranked(model, model.writer, rows, prompts, tried, {}).values()
     assert sources_of(read) == [(write, score) for _, write, score in (first, second)]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_an_answer_goes_on_with_the_pass_in_which_its_chunk_was_tried(
+    beams: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, memory = told(rerank=9)
+    first, second, *_ = plain(model, memory, ASKED[0], 9)
+    share = (1 + second[0] / first[0]) / 2
+    monkeypatch.setattr(RetrievalConfig, "least", lambda *given, **options: 0.0)
+    model.config = model.config.replace(retrieval=model.config.retrieval.replace(near_best=share, found_bias=99.0))
+    options = {"max_new_tokens": 5, "num_beams": beams, "do_sample": False, "eos_token_id": None}
+    going: list[int] = []
+
+    def plainly(cache: TextPrefixCache, other: TextPrefixCache, row: int) -> None:
+        going.append(row)
+
+    on = model.generate(memory, message(ASKED[0]), **options)
+    scored = model.generate(memory, message(ASKED[0]), output_scores=True, return_dict_in_generate=True, **options)
+    monkeypatch.setattr(TextPrefixCache, "go_on", plainly)
+    assert on == model.generate(memory, message(ASKED[0]), **options)
+    again = model.generate(memory, message(ASKED[0]), output_scores=True, return_dict_in_generate=True, **options)
+    assert len(going) == 2
+    torch.testing.assert_close(torch.stack(scored.scores), torch.stack(again.scores), atol=1e-5, rtol=0)
 
 
 def test_rows_that_are_no_conversation_or_have_no_memory_are_not_tried() -> None:
