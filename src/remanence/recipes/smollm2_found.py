@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from remanence import MemoryModel
+from remanence.data.notes import general_prompt
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.recipes.smollm2 import NAME, questions_of
@@ -67,7 +68,7 @@ def train(
 
 def memories_of(questions: QuestionSet) -> list[tuple[str, list[str], list[Question]]]:
     """Kind, what is told together, and what is asked about it: each page among paragraphs of novels, each conversation,
-    and passages of no page."""
+    passages of no page, and the same passages with prompts that no memory answers."""
     rng, novels = random.Random(0), list(paragraphs())[:BESIDE]
     made, known = [], set[str]()
     for topic, places in groupby(range(len(questions.passages)), key=questions.topics.__getitem__):
@@ -77,7 +78,9 @@ def memories_of(questions: QuestionSet) -> list[tuple[str, list[str], list[Quest
             made.append((kind, *_told(questions, list(places), novels if kind == "pages" else [])))
     others = [q for q in questions.questions if len(q.passages) == 1 and q.answers]
     asked = {q.passages[0] for q in others if not questions.topics[q.passages[0]].startswith((PAGE, TALK))}
-    made.append(("passages", *_told(questions, rng.sample(sorted(asked), min(PASSAGES, len(asked))), [])))
+    passages, about = _told(questions, rng.sample(sorted(asked), min(PASSAGES, len(asked))), [])
+    prompts = dict.fromkeys(general_prompt(rng) for _ in range(2 * QUESTIONS))
+    made += [("passages", passages, about), ("prompts", passages, [Question(text, (), ()) for text in prompts])]
     counts = {kind: sum(one[0] == kind for one in made) for kind, *_ in made}
     return [(k, told, rng.sample(qs, min(len(qs), QUESTIONS // counts[k]))) for k, told, qs in made]
 

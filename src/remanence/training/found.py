@@ -19,6 +19,7 @@ from remanence.model.model import MemoryModel
 from remanence.training.questions import Question
 
 _DECAY = 1e-3
+_NOT_TOLD = 2.0  # how much such a question counts: a wrong answer costs more than one that is missing
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def _asked(
 
 
 def fitted(config: RetrievalConfig, observations: Sequence[Observation]) -> RetrievalConfig:
-    """The settings with weights that part what was told from what was not; each kind of question counts the same.
+    """The settings with weights that part what was told from what was not.
+
+    Each kind of question counts the same, and what was not told twice as much as what was.
 
     Raises:
         InvalidInputError: nothing was told among what was read, or nothing was not.
@@ -96,7 +99,7 @@ def fitted(config: RetrievalConfig, observations: Sequence[Observation]) -> Retr
         counts[one.kind, one.told] += 1
     rows = torch.tensor([[logit(one.score), -logit(one.refusing), 1.0] for one in seen])
     told = torch.tensor([float(one.told) for one in seen])
-    share = torch.tensor([1 / counts[one.kind, one.told] for one in seen])
+    share = torch.tensor([(1.0 if one.told else _NOT_TOLD) / counts[one.kind, one.told] for one in seen])
     weights = torch.zeros(3, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
