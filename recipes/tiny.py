@@ -236,6 +236,8 @@ def train(
     final = output / "model"
     tokenizer_file = output / "tokenizer"
     levels, thresholds = (LEVELS, THRESHOLDS) if start is None else (OPEN, OPEN_THRESHOLDS)
+    if resume and tokenizer_file.is_dir() != (start is None):
+        raise ValueError(f"{output} holds a run that began otherwise; resume it with the same start=, or without")
     begun = None if start is None else MemoryModel.from_pretrained(start)
     if begun is not None:
         tokenizer: Any = begun.tokenizer

@@ -159,9 +159,10 @@ class RetrievalConfig(Settings):
             Where `min_score` is None, it is not asked for either.
         near_best: nor are those that score below this share of the best score: what is read beside the right chunk
             distracts.
-        rerank: where several chunks are to be read in a conversation, so many are first shown to the reader, one by
-            one. `near_best` then holds for the odds of their scores divided by the odds that it begins to refuse. None:
-            all are read; so they are where it was not trained to refuse.
+        rerank: where several chunks of a conversation's memory score well enough, at most so many, the best, are shown
+            to the reader one by one. The odds of each score are divided by the odds that it begins to refuse, and
+            `near_best` holds once more, for the probabilities that have these odds. None: all are read; so they are
+            where it was not trained to refuse, and behind a long history.
         refusal: what a trained reader begins to answer in a conversation where no chunk that it reads holds the answer;
             None: it was not trained to.
         score_weight, refusal_weight, found_bias: nothing is read where
@@ -190,8 +191,8 @@ class RetrievalConfig(Settings):
                 )
         if not 0 <= self.near_best <= 1:
             raise InvalidInputError(f"near_best is a share of the best score, from 0 to 1, not {self.near_best}")
-        if self.rerank is not None and self.rerank < 1:
-            raise InvalidInputError(f"rerank counts chunks, so {self.rerank} makes no sense; None tries none")
+        if self.rerank is not None and self.rerank < 2:
+            raise InvalidInputError(f"rerank counts chunks to choose from: 2 or more, not {self.rerank}, or None")
         for name in ("score_weight", "refusal_weight", "found_bias"):
             if not isfinite(getattr(self, name)):
                 raise InvalidInputError(f"{name} must be finite, got {getattr(self, name)}")

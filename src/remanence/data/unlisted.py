@@ -61,9 +61,10 @@ def value(attribute: str, rng: random.Random, split: Split) -> str:
 
 def _word(rng: random.Random, split: Split, words: Sequence[str]) -> str:
     """One of some words; in training half of the time any other word, common or made up, so that it must be read."""
-    if split == "test" or rng.random() < 0.5:
+    drawn = 0.0 if split == "test" else rng.random()
+    if drawn < 0.5:
         return rng.choice(words)
-    return rng.choice(_common() if rng.random() < 0.5 else [_made(rng, rng.choice(_KINDS)).lower()])
+    return rng.choice(_common()) if drawn < 0.75 else _made(rng, rng.choice(_KINDS)).lower()
 
 
 def _made(rng: random.Random, ending: str) -> str:

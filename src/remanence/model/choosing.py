@@ -19,7 +19,9 @@ from remanence.model.text import TextPrefixCache, TextWriter, chunks_of, text_pr
 Source = tuple[int, float]  # id of a write, and its score
 Picked = tuple[Memory, Chunk]
 
-_AT_ONCE = 64  # chunks that are tried in one pass
+_TRIED = (
+    4096  # tokens of a prompt that are computed at most to try chunks: a long history is not computed once for each
+)
 
 
 class Scored(NamedTuple):
@@ -30,7 +32,7 @@ class Scored(NamedTuple):
     chunk: Chunk
 
 
-class Tried(NamedTuple):
+class Pass(NamedTuple):
     """A pass over a prompt behind one chunk: the cache, and the row in it."""
 
     cache: TextPrefixCache
@@ -41,37 +43,32 @@ class Choice(NamedTuple):
     """What rows read.
 
     Attributes:
-        chosen: the chunks of each, oldest first; sources: the writes that they are of, best first.
-        tried: of a single row that reads a single chunk, the pass in which that was tried; None: it was not.
+        chosen: the chunks of each, oldest first.
+        sources: the writes that they are of, best first, as the reader weighed them where they were tried.
+        passed: of a single row that reads a single chunk, the pass in which that was tried; None: it was not.
     """
 
     chosen: list[list[Picked]]
     sources: list[list[Source]]
-    tried: Tried | None
+    passed: Pass | None
 
 
 def choose(
     model: MemoryDecoder, writer: TextWriter, rows: Sequence[Sequence[Memory]], prompts: Sequence[Prompt], room: int = 0
 ) -> Choice:
     """The chunks that rows read."""
-    config = model.config.retrieval
-    passes: dict[int, Tried] = {}
-    picked = [
-        _fitting(model, writer, memories, prompt, ranked, room)
-        for memories, prompt, ranked in zip(rows, prompts, scores(writer, rows, prompts), strict=True)
-    ]
-    if config.refusal is not None and config.rerank is not None:
-        talks = [place for place, prompt in enumerate(prompts) if prompt.chat and len(picked[place]) > 1]
-        tried = [(place, one) for place in talks for one in picked[place][: config.rerank]]
-        for place, best in _reranked(model, writer, rows, prompts, tried, passes).items():
-            picked[place] = best
     chosen: list[list[Picked]] = []
-    for memories, own in zip(rows, picked, strict=True):
+    sources: list[list[Source]] = []
+    passed: Pass | None = None
+    for memories, prompt, ranked in zip(rows, prompts, scores(writer, rows, prompts), strict=True):
+        picked = _fitting(model, writer, memories, prompt, ranked, room)
+        if prompt.chat and (candidates := _candidates(model, prompt, picked)):
+            picked, passed = _reranked(model, writer, memories, prompt, candidates)
+        sources.append(sources_of(picked))
         order = {id(memory): place for place, memory in enumerate(memories)}
-        own = sorted(own, key=lambda one: (order[id(one.memory)], one.chunk.key))
-        chosen.append([(one.memory, one.chunk) for one in own])
-    alone = len(rows) == 1 and len(picked[0]) == 1
-    return Choice(chosen, [sources_of(own) for own in picked], passes.get(id(picked[0][0].chunk)) if alone else None)
+        picked = sorted(picked, key=lambda one: (order[id(one.memory)], one.chunk.key))
+        chosen.append([(one.memory, one.chunk) for one in picked])
+    return Choice(chosen, sources, passed if len(rows) == 1 else None)
 
 
 def _fitting(
@@ -123,46 +120,40 @@ def sources_of(scored: Sequence[Scored]) -> list[Source]:
     return list(best.items())
 
 
+def _candidates(model: MemoryDecoder, prompt: Prompt, picked: Sequence[Scored]) -> Sequence[Scored]:
+    """The chunks that the reader is shown one by one; none where it cannot say anything, or it would take long."""
+    config = model.config.retrieval
+    if config.refusal is None or config.rerank is None or config.min_score is None:
+        return ()
+    candidates = picked[: config.rerank]
+    return candidates if len(picked) > 1 and len(candidates) * len(prompt.rest) <= _TRIED else ()
+
+
 @torch.no_grad()
 def _reranked(
-    model: MemoryDecoder,
-    writer: TextWriter,
-    rows: Sequence[Sequence[Memory]],
-    prompts: Sequence[Prompt],
-    tried: Sequence[tuple[int, Scored]],
-    passes: dict[int, Tried],
-) -> dict[int, list[Scored]]:
-    """Of each row that is tried, the chunks that are read, best first.
+    model: MemoryDecoder, writer: TextWriter, memories: Sequence[Memory], prompt: Prompt, candidates: Sequence[Scored]
+) -> tuple[list[Scored], Pass | None]:
+    """The chunks that are read, best first; and the pass over the prompt behind the only one, if one is.
 
     The reader is shown each chunk by itself. What it says is evidence beside the retriever's: the odds of a chunk's
     score are divided by the odds that the reader begins to refuse.
-
-    Args:
-        tried: places of rows, and chunks that these may read.
-        passes: takes the pass of each chunk, by its identity, where there is a single row.
     """
-    weighed: dict[int, list[tuple[float, Scored]]] = {}
-    token = refusal_token(model)
-    for start in range(0, len(tried), _AT_ONCE):
-        batch = tried[start : start + _AT_ONCE]
-        own_rows, own_prompts = [rows[place] for place, _ in batch], [prompts[place] for place, _ in batch]
-        behind = prefix(model, writer, own_rows, own_prompts, [[(one.memory, one.chunk)] for _, one in batch])
-        assert behind is not None
-        ids, _, cache = behind
-        with model.role("read"), expecting(cache):
-            logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-        require_finite(logits)
-        if len(rows) == 1:
-            passes |= {id(one.chunk): Tried(cache, row) for row, (_, one) in enumerate(batch)}
-        for (place, one), refusing in zip(batch, logits.float().softmax(-1)[:, token].tolist(), strict=True):
-            weight = sigmoid(logit(one.score) - logit(refusing))
-            weighed.setdefault(place, []).append((weight, one))
-    made, near = dict[int, list[Scored]](), model.config.retrieval.near_best
-    for place, found in weighed.items():
-        best = max(weight for weight, _ in found)
-        kept = [(weight, one) for weight, one in found if weight >= near * best]
-        made[place] = [one for _, one in sorted(kept, key=lambda item: -item[0])]
-    return made
+    for memory in memories:  # what has to be encoded is, in one pass, and remembered
+        own = [one.chunk for one in candidates if one.memory is memory and one.chunk.slots is None]
+        writer.encoded(writer.head_of(memory), [chunk.ids for chunk in own if chunk.ids is not None])
+    count = len(candidates)
+    behind = prefix(model, writer, [memories] * count, [prompt] * count, [[(m, chunk)] for _, m, chunk in candidates])
+    assert behind is not None
+    ids, _, cache = behind
+    with model.role("read"), expecting(cache):
+        logits = model.hf(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    require_finite(logits)
+    refusing = logits.float().softmax(-1)[:, refusal_token(model)].tolist()
+    weights = [sigmoid(logit(one.score) - logit(p)) for one, p in zip(candidates, refusing, strict=True)]
+    near = model.config.retrieval.near_best * max(weights)
+    order = sorted(range(count), key=lambda row: -weights[row])
+    kept = [row for row in order if weights[row] >= near]
+    return [candidates[row] for row in kept], Pass(cache, kept[0]) if len(kept) == 1 else None
 
 
 def refusal_token(model: MemoryDecoder) -> int:
@@ -188,7 +179,7 @@ def prefix(
     *,
     room: int = 0,
     fed: bool = False,
-    tried: Tried | None = None,
+    passed: Pass | None = None,
 ) -> tuple[Tensor, Tensor, TextPrefixCache] | None:
     """What the decoder is fed `[B, T]`, padded on the left, its mask, and the cache of rows that read these chunks.
 
@@ -196,7 +187,7 @@ def prefix(
 
     Args:
         room: tokens that may follow; fed: whether the first pass is over the heads too.
-        tried: the pass over this prompt behind this chunk; the first one then is over the last token only.
+        passed: a pass over this prompt behind this chunk; the first one then is over the last token only.
     """
     if not any(chosen):
         return None
@@ -211,6 +202,6 @@ def prefix(
     padded, mask = left_padded(ids, model.pad)
     cache = text_prefix(model.backbone, slots, heads, mask, fronts=None if fed else fronts, room=room)
     cache.gate = None if model.adapters is None else model.adapters.gate
-    if tried is not None and not fed and not model.backbone.length_dependent:
-        cache.go_on(*tried)
+    if passed is not None and not fed and not model.backbone.length_dependent:
+        cache.go_on(*passed)
     return padded, mask, cache

@@ -71,6 +71,11 @@ def expecting(cache: MemoryCache | None) -> Iterator[None]:
         _expected.reset(token)
 
 
+def expected() -> MemoryCache | None:
+    """The cache that calls of the decoder read in this thread."""
+    return _expected.get()
+
+
 class _BeforeDecoder:
     def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache, expected = kwargs.get("past_key_values"), _expected.get()

@@ -14,9 +14,9 @@ from remanence.errors import InvalidInputError
 from remanence.memory.memory import Memory, locked
 from remanence.model.cache import PrefixCache, pool_prefix
 from remanence.model.chat import Prompt
-from remanence.model.choosing import Source, Tried, choose, prefix, refusal_token, require_finite
+from remanence.model.choosing import Pass, Source, choose, prefix, refusal_token, require_finite
 from remanence.model.decoder import MemoryDecoder
-from remanence.model.hooks import expecting
+from remanence.model.hooks import expected, expecting
 from remanence.model.inputs import drawn_apart, left_padded, new_tokens, option
 from remanence.model.retriever import Retrieval
 from remanence.model.text import TextWriter
@@ -209,17 +209,17 @@ def text_reading(
     fed = kwargs is None or any(option(model.hf, kwargs, name) for name in (*_IN_PARTS, *_OF_ALL))
     stock, stock_mask = left_padded([prompt.ids for prompt in prompts], model.pad)
     require_room(model, stock.shape[1])
-    chosen, sources, tried = choose(model, writer, rows, prompts, room)
+    chosen, sources, passed = choose(model, writer, rows, prompts, room)
 
-    def without(refused: Sequence[bool], tried: Tried | None = None) -> Reading:
+    def without(refused: Sequence[bool], going_on: Pass | None = None) -> Reading:
         read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
         made_of = (model, writer, rows, prompts, read)
-        behind = prefix(*made_of, room=room, fed=fed, tried=tried) or (stock, stock_mask, None)
+        behind = prefix(*made_of, room=room, fed=fed, passed=going_on) or (stock, stock_mask, None)
         made = Reading(*behind[:2], stock, behind[2])
         made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         return made
 
-    made = without([False] * len(rows), tried)
+    made = without([False] * len(rows), passed)
     config = model.config.retrieval
     scores = [found[0][1] if prompt.chat and found else None for prompt, found in zip(prompts, sources, strict=True)]
     if config.refusal is not None and any(score is not None for score in scores):
@@ -292,7 +292,11 @@ def generate(model: MemoryDecoder, reading: Reading, kwargs: dict[str, Any]) -> 
     if reading.refusal is None:
         return _generate(model, reading, kwargs)
 
+    own = reading.cache
+
     def check(module: nn.Module, args: Any, output: Any) -> None:
+        if expected() is not own:  # another thread's call
+            return
         refusal, reading.refusal = reading.refusal, None
         if refusal is not None and (other := refusal.instead(output.logits[:, -1])) is not None:
             raise _Refused(other)

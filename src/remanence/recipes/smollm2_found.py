@@ -3,7 +3,8 @@
     remanence train smollm2_found -- model=path/to/model data=path/to/questions held_out=path/to/dev.json
 
 `data` and `held_out` are those of the reader. Asked are the questions that it is validated on, which neither it nor the
-retriever was trained on. The output folder is the checkpoint, with the weights.
+retriever was trained on, and general prompts, such as it was trained to refuse. The output folder is the checkpoint,
+with the weights.
 """
 
 import random

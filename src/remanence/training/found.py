@@ -86,7 +86,7 @@ def _asked(
 def fitted(config: RetrievalConfig, observations: Sequence[Observation]) -> RetrievalConfig:
     """The settings with weights that part what was told from what was not.
 
-    Each kind of question counts the same, and what was not told twice as much as what was.
+    Each kind of question counts the same among those that were told, and among those that were not, which count twice.
 
     Raises:
         InvalidInputError: nothing was told among what was read, or nothing was not.

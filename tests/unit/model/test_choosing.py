@@ -11,6 +11,8 @@ from remanence.config import RetrievalConfig, logit, sigmoid
 from remanence.errors import CorruptMemoryError, InvalidInputError
 from remanence.model import choosing
 from remanence.model.choosing import Source, _reranked, choose, refusal_token, scores, sources_of
+from remanence.model.formats.adapters import without
+from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextPrefixCache, TextWriter
 from tests.unit.model.test_reader import chatting
 
@@ -58,10 +60,9 @@ def plain(model: MemoryModel, memory: Memory, question: str, most: int) -> list[
     return sorted(made, reverse=True)
 
 
-@pytest.mark.parametrize("most", [1, 3, 9])
-def test_chunks_are_tried_one_by_one_as_by_calls_of_their_own(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [2, 3, 9])
+def test_chunks_are_tried_one_by_one_as_by_calls_of_their_own(most: int) -> None:
     model, memory = told(rerank=most)
-    monkeypatch.setattr(choosing, "_AT_ONCE", 4)
     found = chosen(model, [memory] * 3, [message(question) for question in ASKED])
     for question, sources in zip(ASKED, found, strict=True):
         assert sources == [(write, score) for _, write, score in plain(model, memory, question, most)]
@@ -74,8 +75,8 @@ def test_the_best_decides_what_is_read_beside_it() -> None:
     model.config = model.config.replace(retrieval=model.config.retrieval.replace(near_best=share))
     assert isinstance(model.writer, TextWriter)
     rows, prompts = model._prompts([memory], [message(ASKED[0])], False)
-    tried = [(0, one) for one in scores(model.writer, rows, prompts)[0]]
-    [read] = _reranked(model, model.writer, rows, prompts, tried, {}).values()
+    candidates = scores(model.writer, rows, prompts)[0]
+    read, _ = _reranked(model, model.writer, rows[0], prompts[0], candidates)
     assert sources_of(read) == [(write, score) for _, write, score in (first, second)]
 
 
@@ -130,9 +131,45 @@ def test_a_reader_that_says_what_is_no_number_is_named() -> None:
         chosen(model, [memory], [message(ASKED[1])])
 
 
+@pytest.mark.parametrize("changes", [{"min_score": None}, {"refusal": None}, {"rerank": None}])
+def test_nothing_is_tried_that_is_read_whatever_the_reader_says(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, memory = told(rerank=2)
+    model.config = model.config.replace(retrieval=model.config.retrieval.replace(**changes))
+    monkeypatch.setattr(choosing, "_reranked", lambda *given: pytest.fail("a chunk was tried"))
+    assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == 1 + len(TEXTS)
+
+
+def test_a_long_history_is_not_computed_once_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, memory = told(rerank=3)
+    rest = len(model._prompts(memory, message(ASKED[1]), False)[1][0].rest)
+    for most, read in ((3 * rest, 3), (3 * rest - 1, 1 + len(TEXTS))):
+        monkeypatch.setattr(choosing, "_TRIED", most)
+        assert len(chosen(model, [memory], [message(ASKED[1])])[0]) == read
+
+
+def test_chunks_that_are_not_encoded_yet_are_so_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, memory = told(rerank=9)
+    assert isinstance(model.writer, TextWriter)
+    model.writer.cache = SlotCache(2**20)
+    passes: list[int] = []
+    encode = model.writer.encode
+    monkeypatch.setattr(model.writer, "encode", lambda texts: passes.append(len(texts)) or encode(texts))
+    chosen(model, [memory], [message(ASKED[1])])
+    assert passes == [1 + len(TEXTS)]
+
+
+def test_without_a_retriever_nothing_is_tried() -> None:
+    config = chatting(rerank=4)[0].config
+    measured = config.replace(retrieval=config.retrieval.replace(min_score=0.1))
+    assert without(measured, {"retriever"}).retrieval.rerank is None
+    assert without(measured, {"reader"}).retrieval.rerank == 4
+
+
 def test_rerank_counts_chunks() -> None:
     with pytest.raises(InvalidInputError, match="rerank"):
-        RetrievalConfig(rerank=0)
+        RetrievalConfig(rerank=1)
 
 
 def test_trying_leaves_no_trace_in_the_memory() -> None:

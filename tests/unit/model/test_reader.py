@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 from remanence import Memory, MemoryModel
 from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
+from remanence.model import read
 from remanence.model.formats.adapters import file_of
 from remanence.model.read import Refusal
 from tests.support import tiny
@@ -293,3 +294,20 @@ def test_nothing_is_read_where_the_reader_would_begin_to_refuse() -> None:
     logits = torch.stack([likely, likely.roll(1), likely]).log()
     assert refusal.instead(logits) == [True, False, False]
     assert refusal.instead(logits[[1, 1, 0]]) is None
+
+
+def test_a_call_inside_another_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, memory = chatting(found_bias=-99.0)
+    asked = [{"role": "user", "content": "Where was Alice born?"}]
+    alone = model.generate(memory, asked, **GREEDY)
+    generate = read._generate
+
+    others: list[Tensor] = []
+
+    def beside(*given: Any) -> Any:  # as a call of another thread is, between the beginning of this one and its pass
+        others.append(model.read(model.new_memory(), ids(5)).logits)
+        return generate(*given)
+
+    monkeypatch.setattr(read, "_generate", beside)
+    assert model.generate(memory, asked, **GREEDY) == alone
+    assert len(others) == 2 and torch.equal(*others)  # it was read, refused, and began again

@@ -93,7 +93,7 @@ def without(config: MemoryConfig, parts: Collection[str]) -> MemoryConfig:
         config = config.replace(lora=None, retrieval=config.retrieval.replace(refusal=None))
     if "retriever" in parts and config.retrieval.min_score is not None:  # thresholds were measured on its scores
         stock = RetrievalConfig()
-        measured = {"min_score": stock.min_score, "text_min_score": None, "near_best": stock.near_best}
+        measured = {"min_score": stock.min_score, "text_min_score": None, "near_best": stock.near_best, "rerank": None}
         config = config.replace(retrieval=config.retrieval.replace(**measured))
     return config
 
