@@ -241,7 +241,7 @@ def train(
     begun = None if start is None else MemoryModel.from_pretrained(start)
     if begun is not None:
         tokenizer: Any = begun.tokenizer
-    elif resume and tokenizer_file.is_dir():
+    elif resume:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_file)
     else:
         tokenizer = build_tokenizer(list(paragraphs))

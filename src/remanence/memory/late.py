@@ -6,11 +6,12 @@ score of a chunk depends on no other chunk, nor on how many are compared at once
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from remanence.config import sigmoid
 
 _AT_ONCE = 2**16  # products of tokens that are made at once: with their keys they stay in a processor's cache
 _UNIT = 127  # what stands for 1
@@ -54,7 +55,7 @@ class LateQuery:
             logit = held.late_alone * late + held.bias_alone
         else:
             logit = held.lexical * lexical + held.late * late + held.bias
-        return 1 / (1 + exp(-(logit + self.offset)))
+        return sigmoid(logit + self.offset)
 
 
 def to_int8(vectors: Tensor) -> Tensor:  # [n, S] of unit length -> [n, S]

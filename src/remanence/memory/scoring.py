@@ -1,10 +1,11 @@
 """Scores of long-term slots against a prompt (M+, section 3.2), and the prior that layers hand on."""
 
-from math import exp, log
+from math import log
 
 import torch
 from torch import Tensor, nn
 
+from remanence.config import sigmoid
 from remanence.errors import CorruptMemoryError
 
 _AT_ONCE = 2**18  # scores of single tokens: they stay in a processor's cache until they are averaged
@@ -97,5 +98,5 @@ class CrossLayerPrior:
 def fused(lexical: float | None, latent: float) -> float:
     """One score in [0, 1] of a chunk's lexical score and its cosine; the second alone where no words are kept."""
     if lexical is None:
-        return 1 / (1 + exp(-(_LATENT_ALONE * latent + _BIAS_ALONE)))
-    return 1 / (1 + exp(-(_LEXICAL * lexical + _LATENT * latent + _BIAS)))
+        return sigmoid(_LATENT_ALONE * latent + _BIAS_ALONE)
+    return sigmoid(_LEXICAL * lexical + _LATENT * latent + _BIAS)

@@ -19,9 +19,7 @@ from remanence.model.text import TextPrefixCache, TextWriter, chunks_of, text_pr
 Source = tuple[int, float]  # id of a write, and its score
 Picked = tuple[Memory, Chunk]
 
-_TRIED = (
-    4096  # tokens of a prompt that are computed at most to try chunks: a long history is not computed once for each
-)
+_TRIED = 4096  # tokens computed at most to try chunks: a long history is not computed once for each
 
 
 class Scored(NamedTuple):
@@ -62,7 +60,7 @@ def choose(
     passed: Pass | None = None
     for memories, prompt, ranked in zip(rows, prompts, scores(writer, rows, prompts), strict=True):
         picked = _fitting(model, writer, memories, prompt, ranked, room)
-        if prompt.chat and (candidates := _candidates(model, prompt, picked)):
+        if candidates := _candidates(model, prompt, picked):
             picked, passed = _reranked(model, writer, memories, prompt, candidates)
         sources.append(sources_of(picked))
         order = {id(memory): place for place, memory in enumerate(memories)}
@@ -123,7 +121,7 @@ def sources_of(scored: Sequence[Scored]) -> list[Source]:
 def _candidates(model: MemoryDecoder, prompt: Prompt, picked: Sequence[Scored]) -> Sequence[Scored]:
     """The chunks that the reader is shown one by one; none where it cannot say anything, or it would take long."""
     config = model.config.retrieval
-    if config.refusal is None or config.rerank is None or config.min_score is None:
+    if not prompt.chat or config.refusal is None or config.rerank is None or config.min_score is None:
         return ()
     candidates = picked[: config.rerank]
     return candidates if len(picked) > 1 and len(candidates) * len(prompt.rest) <= _TRIED else ()
@@ -138,9 +136,6 @@ def _reranked(
     The reader is shown each chunk by itself. What it says is evidence beside the retriever's: the odds of a chunk's
     score are divided by the odds that the reader begins to refuse.
     """
-    for memory in memories:  # what has to be encoded is, in one pass, and remembered
-        own = [one.chunk for one in candidates if one.memory is memory and one.chunk.slots is None]
-        writer.encoded(writer.head_of(memory), [chunk.ids for chunk in own if chunk.ids is not None])
     count = len(candidates)
     behind = prefix(model, writer, [memories] * count, [prompt] * count, [[(m, chunk)] for _, m, chunk in candidates])
     assert behind is not None
@@ -191,17 +186,26 @@ def prefix(
     """
     if not any(chosen):
         return None
-    ids, heads, fronts, slots = [], [], [], []
+    ids, heads, fronts = [], [], []
     for memories, prompt, picked in zip(rows, prompts, chosen, strict=True):
         row, head, _ = prompt.behind(writer.head_of(memories[0])) if picked else (prompt.ids, 0, 0)
         ids.append(row)
         heads.append(head)
         fronts.append(writer.latents.head_slots(tuple(row[:head].tolist())) if head and not fed else None)
-        of_memory = [(memory, [chunk for owner, chunk in picked if owner is memory]) for memory in memories]
-        slots.append([part for memory, chunks in of_memory for part in writer.slots(memory, chunks)])
     padded, mask = left_padded(ids, model.pad)
-    cache = text_prefix(model.backbone, slots, heads, mask, fronts=None if fed else fronts, room=room)
+    cache = text_prefix(model.backbone, _slots(writer, chosen), heads, mask, fronts=None if fed else fronts, room=room)
     cache.gate = None if model.adapters is None else model.adapters.gate
     if passed is not None and not fed and not model.backbone.length_dependent:
         cache.go_on(*passed)
     return padded, mask, cache
+
+
+def _slots(writer: TextWriter, chosen: Sequence[Sequence[Picked]]) -> list[list[Tensor]]:
+    """The slots of each row's chunks; those of one memory are loaded or encoded together, once for all rows."""
+    wanted: dict[int, tuple[Memory, dict[int, Chunk]]] = {}
+    for memory, chunk in (one for picked in chosen for one in picked):
+        wanted.setdefault(id(memory), (memory, {}))[1][chunk.key] = chunk
+    held: dict[int, dict[int, Tensor]] = {}
+    for owner, (memory, own) in wanted.items():
+        held[owner] = dict(zip(own, writer.slots(memory, list(own.values())), strict=True))
+    return [[held[id(memory)][chunk.key] for memory, chunk in picked] for picked in chosen]

@@ -213,9 +213,9 @@ def text_reading(
 
     def without(refused: Sequence[bool], going_on: Pass | None = None) -> Reading:
         read = [[] if no else picked for picked, no in zip(chosen, refused, strict=True)]
-        made_of = (model, writer, rows, prompts, read)
-        behind = prefix(*made_of, room=room, fed=fed, passed=going_on) or (stock, stock_mask, None)
-        made = Reading(*behind[:2], stock, behind[2])
+        behind = prefix(model, writer, rows, prompts, read, room=room, fed=fed, passed=going_on)
+        ids, mask, cache = behind or (stock, stock_mask, None)
+        made = Reading(ids, mask, stock, cache)
         made.sources = [[] if no else found for found, no in zip(sources, refused, strict=True)]
         return made
 
