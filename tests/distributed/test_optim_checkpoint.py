@@ -99,3 +99,31 @@ def test_two_processes_resume_to_the_same_bits(shape: str, tmp_path: Path) -> No
     for rank in range(2):
         rest, again = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert again == rest
+
+
+def move(rank: int, world: int, port: int, folder: Path, act: str) -> None:
+    """Train and save with so many processes, or load with so many; all see the same rows of data."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=world)
+    model, optimizer = fresh("sharded")
+    if act == "save":
+        run(model, optimizer, range(GAP + 1))
+        save(model, optimizer, folder / "saved")
+    else:
+        load(model, optimizer, folder / "saved")
+    losses = run(model, optimizer, range(GAP + 1, STEPS))
+    if rank == 0:
+        torch.save(losses, folder / f"{act}.pt")
+    leave()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("saved", "loaded"), [(1, 2), (2, 1)])
+def test_a_state_moves_between_one_and_two_processes(saved: int, loaded: int, tmp_path: Path) -> None:
+    """Rows and moments are the same numbers; sums over processes round otherwise."""
+    for act, world in (("save", saved), ("load", loaded)):
+        multiprocessing.spawn(move, (world, free_port(), tmp_path, act), nprocs=world)
+    one, other = (torch.load(tmp_path / f"{act}.pt", weights_only=True) for act in ("save", "load"))
+    assert one == pytest.approx(other, rel=1e-5)
+    assert one[0] > one[-1]

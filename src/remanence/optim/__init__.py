@@ -9,7 +9,9 @@ exchange have the size of these rows.
 
 from remanence.optim.adamw import GrassAdamW
 from remanence.optim.groups import grass_param_groups
-from remanence.optim.projection import Projection, release
+from remanence.optim.layers import release
+from remanence.optim.projection import Projection
 from remanence.optim.selection import Rule
+from remanence.optim.summary import summary
 
-__all__ = ["GrassAdamW", "Projection", "Rule", "grass_param_groups", "release"]
+__all__ = ["GrassAdamW", "Projection", "Rule", "grass_param_groups", "release", "summary"]

@@ -1,6 +1,7 @@
 """AdamW that keeps moments for, and updates, the selected rows only (Grass, algorithm 1)."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from torch import Tensor, distributed
 from torch.optim import Optimizer
 
 from remanence.optim import moments
+from remanence.optim.loading import require_own
 from remanence.optim.projection import Projection
 from remanence.optim.rounding import round_stochastically
 from remanence.optim.selection import Rule
@@ -81,12 +83,19 @@ class GrassAdamW(Optimizer):
         self.state_bits = state_bits
         self._projections: dict[int, Projection] = {}
         self._blanks: dict[torch.device, Tensor] = {}
+        self._idle: set[str] = set()
         self._done: dict[int, float] = {}  # parameters updated since the last step, and their squared gradient norms
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         group = dict(param_group)
         projections = group.pop("projections", [])
+        asked = [key for key in ("rank", "update_proj_gap", "scale", "proj_type") if key in group]
+        if asked and not projections:
+            raise ValueError(
+                f"these parameters would be trained in full, though {asked[0]!r} asks for a projection; "
+                "make the groups by grass_param_groups(model), which changes the layers too"
+            )
         super().add_param_group(group)
         for number, (proxy, projection) in enumerate(zip(group["params"], projections, strict=False)):
             self._projections[id(proxy)] = projection
@@ -138,7 +147,8 @@ class GrassAdamW(Optimizer):
             if parameter.grad is not None:
                 gradient = parameter.grad if shrink == 1 else parameter.grad * shrink
                 self._apply(parameter, gradient, number, group)
-            if projection is not None:
+            if projection is not None and group["step"] % group["update_proj_gap"] == 0:
+                self._tell_idle(projection, group)
                 self._refresh(projection, number, group)
         for group in self.param_groups:
             group["step"] += 1
@@ -213,6 +223,7 @@ class GrassAdamW(Optimizer):
             shape[dim] = len(rows)
             delta = delta.new_zeros(shape).index_add_(dim, place, delta)
         weight, first = local(projection.weight), first_row(projection.weight)
+        weight = weight.view(-1, weight.shape[-1])
         last = first + len(weight)
         if not projection.by_row:
             delta = delta[first:last]
@@ -251,10 +262,20 @@ class GrassAdamW(Optimizer):
             self._blanks[proxy.device] = proxy.data.new_zeros(most)
         proxy.data = self._blanks[proxy.device][: proxy.numel()].view(proxy.shape)
 
+    def _tell_idle(self, projection: Projection, group: dict[str, Any]) -> None:
+        """Once, of a layer that got no gradient in a whole period: its weight may be used by other ways than Grass
+        knows, such as a reference to it that was kept elsewhere."""
+        state = self.state.get(projection.proxy)
+        if group["step"] and projection.name not in self._idle and (not state or not bool(state["steps"].any())):
+            self._idle.add(projection.name)
+            warnings.warn(
+                f"{projection.name} got no gradient in the last {group['update_proj_gap']} steps; if it should be "
+                "trained, leave it out by exclude=",
+                stacklevel=3,
+            )
+
     def _refresh(self, projection: Projection, number: int, group: dict[str, Any]) -> None:
         """Select anew, if this step's gradient was there to go by."""
-        if group["step"] % group["update_proj_gap"]:
-            return
         norms = self._norms(projection)
         projection.end_sketch()
         if norms is None:
@@ -271,8 +292,8 @@ class GrassAdamW(Optimizer):
     def _norms(self, projection: Projection) -> Tensor | None:  # [m]; None where there was no gradient
         if projection.sketch is None:
             return torch.ones(projection.candidates)
-        gradient = projection.sketch.grad
-        sketch = torch.zeros_like(projection.sketch) if gradient is None else gradient
+        made = projection.sketch.value()
+        sketch = torch.zeros_like(projection.sketch.leaf) if made is None else made
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(sketch, group=self.process_group)
         norms = sketch.norm(dim=1)
@@ -294,7 +315,7 @@ class GrassAdamW(Optimizer):
     def _forget_sketches(self) -> None:
         for projection in self._projections.values():
             if projection.sketch is not None:
-                projection.sketch.grad = None
+                projection.sketch.forget()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Moments, rows, and the place in the period; the next step is what it would have been.
@@ -302,8 +323,11 @@ class GrassAdamW(Optimizer):
         Raises:
             ValueError: of another model, or of other groups.
         """
-        self._require_own(state_dict)
+        require_own(self.param_groups, state_dict)
+        mine = [dict(group) for group in self.param_groups]
         super().load_state_dict(state_dict)
+        for group, before in zip(self.param_groups, mine, strict=True):
+            group.update({key: value for key, value in before.items() if key not in group})
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         for saved, (parameter, number, group, projection) in zip(numbers, self._each(), strict=True):
             if held := state_dict["state"].get(saved):
@@ -311,24 +335,6 @@ class GrassAdamW(Optimizer):
             if projection is not None:
                 self._adopt(projection)
                 self._prepare(projection, number, group)
-
-    def _require_own(self, state_dict: dict[str, Any]) -> None:
-        """Before anything is changed."""
-
-        def refuse(what: str, there: Any, here: Any) -> None:
-            raise ValueError(
-                f"this state is of another model or of other groups: {what} is {there} there and {here} here; "
-                "make the groups as they were made then"
-            )
-
-        for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            for key in ("names", "rank"):
-                if mine.get(key) != saved.get(key):
-                    refuse(key, saved.get(key), mine.get(key))
-            for parameter, number in zip(mine["params"], saved["params"], strict=False):
-                held = state_dict["state"].get(number)
-                if held and held["exp_avg"].shape != parameter.shape:
-                    refuse("the shape of a moment", list(held["exp_avg"].shape), list(parameter.shape))
 
     def _copied(self, saved: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
         """torch casts a state to its parameter's dtype; ours is float32 or in 8 bits, and rows are integers."""

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from remanence.optim.groups import grass_param_groups
-from remanence.optim.projection import PROXY
+from remanence.optim.layers import PROXY
 
 Method = Literal["adamw", "galore", "lora", "grass"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -136,7 +136,7 @@ def plan(
 
 def _weights(model: nn.Module) -> int:
     """Bytes of parameters; proxies hold first moments, and are counted there."""
-    return sum(p.nbytes for name, p in model.named_parameters() if not name.endswith(PROXY))
+    return sum(p.nbytes for name, p in model.named_parameters() if PROXY not in name)
 
 
 def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes: list[torch.Size], rank: int) -> int:

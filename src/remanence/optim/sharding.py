@@ -30,7 +30,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def first_row(weight: Any) -> int:
-    """The first row of a weight that lies here.
+    """The first row of a weight that lies here; of experts, `[experts, out, in]`, rows are counted over all of them.
 
     Raises:
         NotImplementedError: it is split otherwise than by rows over one dimension.
@@ -45,7 +45,8 @@ def first_row(weight: Any) -> int:
     if placements[0].is_replicate():
         return 0
     rows = len(weight)
-    return min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
+    before = min(rows, mesh.get_local_rank() * -(-rows // mesh.size()))
+    return before * weight.shape[1:-1].numel()
 
 
 def mean_over(weight: Any, gradient: Tensor) -> Tensor:

@@ -356,3 +356,22 @@ def test_layer_by_layer_refuses_to_accumulate_and_to_clip() -> None:
         backward(model, 1)
     with pytest.raises(ValueError, match="clipping needs all gradients at once"):
         GrassAdamW(groups_of(model_of()), layerwise=True, max_grad_norm=1.0)
+
+
+def test_a_state_of_another_optimizer_is_refused_by_name() -> None:
+    model = nn.Sequential(nn.Linear(16, 32))
+    optimizer = GrassAdamW(groups_of(model))
+    other = optimizer.state_dict()
+    other["state"] = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2, 16), "exp_avg_sq": torch.zeros(2, 16)}}
+    with pytest.raises(ValueError, match="this state has no 'steps': it is of another optimizer, or of a version"):
+        optimizer.load_state_dict(other)
+
+
+def test_a_state_of_before_a_setting_was_there_keeps_the_setting_at_hand() -> None:
+    model = nn.Sequential(nn.Linear(16, 32))
+    optimizer = GrassAdamW(groups_of(model, rewarm_steps=3))
+    old = optimizer.state_dict()
+    for group in old["param_groups"]:
+        group.pop("rewarm_steps", None)
+    optimizer.load_state_dict(old)
+    assert optimizer.param_groups[0]["rewarm_steps"] == 3

@@ -60,7 +60,7 @@ def test_two_layers_with_one_weight_share_their_selection() -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
-        ({"rank": 17}, ValueError, "rank 17 is above the smaller side of model.layers.0.self_attn.q_proj"),
+        ({"rank": 17}, ValueError, r"layers\.0\.self_attn\.q_proj \(its smaller side, 16, is below the rank\)"),
         ({"update_proj_gap": 0}, ValueError, "update_proj_gap counts optimizer steps"),
         ({"rank": 0}, ValueError, "rank and sketch_size are at least 1"),
         ({"selection": "best"}, ValueError, "selection is one of top"),

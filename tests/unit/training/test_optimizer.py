@@ -70,7 +70,7 @@ def test_gradients_through_writes_and_reads_are_the_selected_part_of_the_full_on
     for name, module in layers.items():
         full = stock.get_submodule(name).weight.grad
         assert isinstance(full, Tensor)
-        projection = module.grass
+        projection = module.grass["weight"]
         part = full.index_select(0 if projection.by_row else 1, projection.rows)
         assert bool(part.any())
         torch.testing.assert_close(projection.proxy.grad, part, atol=1e-6, rtol=1e-4)
