@@ -66,8 +66,8 @@ def train(
     long: str = "",
     steps: list[int] | None = None,
     tokens: int = 65_536,
-    slots: int = 12_800,
-    slots_per_write: int = 256,
+    slots: int | None = None,
+    slots_per_write: int | None = None,
     retrieved: int = 2560,
     chunk: int = 512,
     optimizer: str = "adamw",
@@ -78,6 +78,7 @@ def train(
 ) -> Path | None:
     """Train all stages, or go on with the last; returns the folder with the trained model.
 
+    `slots` and `slots_per_write`: 12,800 and 256, or those of a base with memory.
     `steps` of each stage; `tokens` of a document at most: the writes of a long one take memory. `optimizer`: adamw
     trains twin LoRA, grass every weight. `shard` as above.
     """

@@ -19,7 +19,7 @@ def table(figures: Figures) -> str:
             f"{result['edits']:,}",
             METHODS[result["method"]],
             f"{result['samples']:,}",
-            *(interval(result[name]["rate"], result[name]["stderr"]) for name in METRICS),
+            *(interval(result[name]["rate"], result[name]["stderr"]) if result[name] else "" for name in METRICS),
             interval(result["score"], score_stderr(result)),
         )
         for result in figures["results"]
@@ -36,5 +36,6 @@ def score_stderr(result: Figures) -> float:
     """Of the harmonic mean, to first order, if the three that it is made of err together."""
     if not result["score"]:
         return 0.0
-    moved = sum(result[name]["stderr"] / result[name]["rate"] ** 2 for name in METRICS)
-    return float(result["score"] ** 2 / len(METRICS) * moved)
+    asked = [result[name] for name in METRICS if result[name]]
+    moved = sum(metric["stderr"] / metric["rate"] ** 2 for metric in asked)
+    return float(result["score"] ** 2 / len(asked) * moved)

@@ -32,7 +32,7 @@ def documents(paths: list[Path]) -> Iterator[str]:
         for file in files:
             text = file.read_text(encoding="utf-8")
             if file.suffix == ".jsonl":
-                yield from (json.loads(line)["text"] for line in text.splitlines() if line.strip())
+                yield from (json.loads(line)["text"] for line in text.split("\n") if line.strip())
             else:
                 yield from re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
 

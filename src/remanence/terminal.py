@@ -45,7 +45,7 @@ def longcontext_table(report: dict[str, Any]) -> Table:
     table = Table(title=f"F1 / exact match, documents of {report['data']} (N = {report['n']}, K = {report['k']})")
     for name in ("tokens", "documents", *points):
         table.add_column(name, justify="right")
-    longest = max((p["length"] for p in next(iter(points.values())) if p["length"] is not None), default=0)
+    longest = max(report["lengths"])
     for row in zip(*points.values(), strict=True):
         length = row[0]["length"]
         cells = [f"{p['f1']:.3f} / {p['exact_match']:.3f}" for p in row]
@@ -91,7 +91,7 @@ def editing_table(report: dict[str, Any]) -> Table:
         table.add_row(
             f"{result['edits']:,}",
             result["method"],
-            *(f"{metric['rate']:.3f} ± {metric['stderr']:.3f}" for metric in found),
+            *(f"{metric['rate']:.3f} ± {metric['stderr']:.3f}" if metric else "not asked" for metric in found),
             f"{result['score']:.3f}",
         )
     return table

@@ -5,19 +5,27 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from remanence.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
 class Question:
+    """`also`: further answers that are right; `all_of`: or, each of which must be given as well."""
+
     text: str
     truth: str
-    also: tuple[str, ...] = ()  # further answers that are right
+    also: tuple[str, ...] = ()
+    all_of: bool = False
 
     @property
     def truths(self) -> tuple[str, ...]:
-        return (self.truth, *self.also)
+        return (AllOf if self.all_of else tuple)((self.truth, *self.also))
+
+
+class AllOf(tuple[str, ...]):
+    """Answers that are right together only, as RULER asks for several values at once."""
 
 
 # How files begin that hold no text, what they are, and what to do with them.
@@ -86,9 +94,42 @@ def _not_text(name: str, content: bytes, at: int) -> str:
     )
 
 
+def lines_of(text: str) -> list[str]:
+    """Lines end at a newline and nowhere else: JSON allows U+2028 and the like within a string."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def texts_of(answers: Any) -> list[str]:
+    """Several texts, of which one may stand alone without a list around it.
+
+    Raises:
+        TypeError: something else.
+    """
+    found = [answers] if isinstance(answers, str) else list(answers)
+    if other := [answer for answer in found if not isinstance(answer, str)]:
+        raise TypeError(f"{other[0]!r:.60} is no text")
+    return found
+
+
+def json_lines(text: str, name: Path) -> list[Any]:
+    """One JSON value of each line that is not blank.
+
+    Raises:
+        InvalidInputError: a line is no JSON; names it.
+    """
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InvalidInputError(f"{name}, line {number} is no JSON: {error}") from error
+    return found
+
+
 def paragraphs_of(text: str) -> list[str]:
     """Paragraphs are parted by blank lines; in a text without any, each line is one."""
-    lines = [line.strip() for line in text.strip().splitlines()]
+    lines = [line.strip() for line in text.strip().split("\n")]
     if "" not in lines:
         return lines
     blocks = "\n".join(lines).split("\n\n")
@@ -127,7 +168,7 @@ def read_questions(path: Path) -> list[Question]:
         if text.lstrip().startswith("["):
             questions = [Question(str(item["question"]), str(item["truth"])) for item in json.loads(text)]
         else:
-            pairs = [line.split("\t") for line in text.splitlines() if line.strip()]
+            pairs = [line.split("\t") for line in lines_of(text)]
             questions = [Question(question.strip(), answer.strip()) for question, answer in pairs]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(teach) from error

@@ -212,7 +212,7 @@ def longcontext(
     words = ["remanence", "eval", "longcontext", "--data", str(data), "--samples", str(samples), "--lengths", lengths]
     words += ["--seed", str(seed), *(f"--memory={condition}" for condition in memory or [])]
     words += stored(tier, int8)
-    report |= {"data": data.name, "answer_tokens": task.answer_tokens} | made_by(words, model, engine)
+    report |= {"data": data.name, "lengths": asked, "answer_tokens": task.answer_tokens} | made_by(words, model, engine)
     publish(report, longcontext_table(report), json_file)
 
 

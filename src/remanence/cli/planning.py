@@ -58,19 +58,15 @@ def plan(
         config = configuration(model)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
-    plans = {
-        one: make_plan(
-            config,
-            one,
-            rank=rank,
-            tokens=tokens,
-            batch=batch,
-            dtype=getattr(torch, dtype.value),
-            checkpointing=checkpointing,
-        )
-        for one in METHODS
-        if not method or one in method
-    }
+    sizes = {"rank": rank, "tokens": tokens, "batch": batch}
+    try:
+        plans = {
+            one: make_plan(config, one, **sizes, dtype=getattr(torch, dtype.value), checkpointing=checkpointing)
+            for one in METHODS
+            if not method or one in method
+        }
+    except ValueError as error:
+        raise InvalidInputError(f"{model}: {error}") from error
     if as_json:
         typer.echo(json.dumps({name: {**vars(made), "total": made.total} for name, made in plans.items()}))
     else:
@@ -79,14 +75,16 @@ def plan(
 
 
 def table_of(title: str, plans: "Mapping[Method, Plan]", room: float | None) -> "Table":
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(title=title)
-    parts = ("weights", "gradients", "state", "activations", "transient")
-    for name in ("", *parts, "peak", "refreshing", *([f"fits {room:g} GB"] if room else [])):
+    table = Table(title=title, box=SIMPLE)
+    table.title_justify = "left"
+    parts = {"weights": "weights", "gradients": "grads", "state": "state", "activations": "acts", "transient": "other"}
+    for name in ("", *parts.values(), "peak", "refresh", *([f"{room:g} GB"] if room else [])):
         table.add_column(name, justify="right")
     for name, made in plans.items():
         sizes = [*(getattr(made, part) for part in parts), made.total, made.total + made.refresh]
-        fits = [] if room is None else ["yes" if sizes[-1] < room * 1e9 else "no"]
+        fits = [] if room is None else ["fits" if sizes[-1] < room * 1e9 else "no"]
         table.add_row(name, *(f"{size / 2**30:,.2f}" for size in sizes), *fits)
     return table

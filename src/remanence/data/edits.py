@@ -122,7 +122,7 @@ def _counterfact(record: dict[str, Any]) -> Edit:
         prompt, new, old = record["prompt"], record["target_new"], record["ground_truth"]
         return Edit(f"{prompt} {new}.", prompt, new, old, (record["rephrase_prompt"],), (neighbour,))
     rewrite = record["requested_rewrite"]
-    prompt, new = rewrite["prompt"].format(rewrite["subject"]), rewrite["target_new"]["str"]
+    prompt, new = rewrite["prompt"].replace("{}", rewrite["subject"]), rewrite["target_new"]["str"]
     old = rewrite["target_true"]["str"]
     neighbours = tuple((asked, old) for asked in record["neighborhood_prompts"])
     return Edit(f"{prompt} {new}.", prompt, new, old, tuple(record["paraphrase_prompts"]), neighbours)

@@ -16,7 +16,7 @@ from remanence.evaluation.columns import ANSWER_TOKENS, ANSWERED, Asking, Column
 from remanence.evaluation.harness import Evaluation, Item, Measure, Record
 from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
-from remanence.texts import paragraphs_of, read_text
+from remanence.texts import lines_of, paragraphs_of, read_text
 
 _SHORTEST = 20  # words of a novel's paragraph that is told
 
@@ -41,7 +41,7 @@ def read_stories(path: Path) -> list[Story]:
     found = []
     facts: dict[str, str] = {}
     try:
-        for line in read_text(path).splitlines():
+        for line in lines_of(read_text(path)):
             number, _, rest = line.strip().partition(" ")
             if number == "1":
                 facts = {}

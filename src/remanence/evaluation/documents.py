@@ -1,6 +1,5 @@
 """Long documents with a question each: LongBench files, and bAbI facts hidden among paragraphs of novels."""
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.texts import Question, answer_of, first_line, prompt_of, read_text
+from remanence.texts import Question, answer_of, first_line, json_lines, lines_of, prompt_of, read_text, texts_of
 
 LENGTHS = "1k,4k,16k"
 
@@ -62,32 +61,54 @@ def read_task(path: Path, tokenizer: Any, lengths: Sequence[int], samples: int, 
     def tokens(part: str) -> int:
         return len(tokenizer(part, add_special_tokens=False)["input_ids"])
 
-    try:
-        if re.match(r"1 \w", text):
-            documents = _hidden(list(_stories(text)), tokens, lengths, samples, rng)
-            task = Task(documents, answer_tokens=10, cut=answer_of)
-        else:
-            asked = [pair for line in text.splitlines() if line.strip() for pair in _asked(json.loads(line))]
-            documents = _sorted_in(asked, tokens, lengths, samples, rng)
-            task = Task(documents, answer_tokens=32, cut=first_line)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InvalidInputError(
-            f'{path} is neither in the format of LongBench (lines of JSON with "context", "input", "answers") nor a '
-            "bAbI file (numbered lines)"
-        ) from error
+    if re.match(r"1 \w", text):
+        documents = _hidden(list(_stories(text)), tokens, lengths, samples, rng)
+        task = Task(documents, answer_tokens=10, cut=answer_of)
+    else:
+        asked = list(_longbench(text, path))
+        if not asked:
+            raise InvalidInputError(f'{path} has no question: "input" or the answers are empty in all records')
+        documents = _sorted_in(asked, tokens, lengths, samples, rng)
+        task = Task(documents, answer_tokens=32, cut=first_line)
     if not documents:
         raise InvalidInputError(f"{path} has no question that can be asked at the lengths {list(lengths)}")
     return task
 
 
-def _asked(record: dict[str, Any]) -> Iterator[tuple[str, Question]]:
+def _longbench(text: str, path: Path) -> Iterator[tuple[str, Question]]:
+    """Documents with a question each. RULER's answers are all asked for, but for those of its `qa` tasks."""
+    ruler_all = "qa" not in path.stem.split("_")
+    number = -1
+    try:
+        for record in json_lines(text, path):
+            number += 1
+            yield from _asked(record, ruler_all)
+    except (InvalidInputError, KeyError, TypeError) as error:
+        what = f"record {number} lacks {error}" if isinstance(error, KeyError) else f"record {number}: {error}"
+        raise InvalidInputError(
+            f'{path} is neither in the format of LongBench (lines of JSON with "context", "input", "answers") nor a '
+            f"bAbI file (numbered lines): {error if number < 0 else what}"
+        ) from error
+
+
+def _asked(record: Any, ruler_all: bool) -> Iterator[tuple[str, Question]]:
+    """A question about a document; none where there is no question or no answer."""
+
+    def text_of(name: str) -> str:
+        if not isinstance(record[name], str):
+            raise TypeError(f"{name!r} is {record[name]!r:.60} and no text")
+        return str(record[name])
+
+    if not isinstance(record, dict):
+        raise TypeError(f"{record!r:.60} is no JSON object")
     if "context" in record:
-        context, question, answers = record["context"], record["input"], record["answers"]
+        context, question, answers = text_of("context"), text_of("input"), texts_of(record["answers"])
+        ruler_all = False
     else:
-        context, _, question = record["input"].rpartition("\n")
-        answers = record["outputs"]
-    if question.strip() and answers:
-        yield context, Question(prompt_of(question), answers[0], tuple(answers[1:]))
+        context, _, question = text_of("input").rpartition("\n")
+        answers = texts_of(record["outputs"])
+    if question.strip() and (answers := [answer for answer in answers if answer.strip()]):
+        yield context, Question(prompt_of(question), answers[0], tuple(answers[1:]), ruler_all and len(answers) > 1)
 
 
 def _sorted_in(
@@ -108,7 +129,7 @@ def _sorted_in(
 def _stories(text: str) -> Iterator[tuple[list[str], Question]]:
     """Each question of a bAbI file, with the facts that were told before it."""
     facts: list[str] = []
-    for line in text.splitlines():
+    for line in lines_of(text):
         number, _, rest = line.strip().partition(" ")
         if number == "1":
             facts = []

@@ -145,12 +145,14 @@ def _asked_in_all(count: int, samples: int) -> int:
 
 
 def summary(scored: Sequence[Sequence[float]]) -> Figures:
-    """Of what each edit got in each metric; `stderr` is one standard error of the mean."""
-    shares = [mean(found) for found in scored]
+    """Of what each edit got in each metric; `stderr` is one standard error of the mean.
+
+    Where a set has no paraphrases or no neighbours, that metric is None, and the score is the mean of the others.
+    """
     figures: Figures = {"samples": len(scored[0])}
-    for name, share, found in zip(METRICS, shares, scored, strict=True):
-        figures[name] = {"rate": share, "stderr": pstdev(found) / sqrt(len(found))}
-    return {**figures, "score": harmonic(shares)}
+    for name, found in zip(METRICS, scored, strict=True):
+        figures[name] = {"rate": mean(found), "stderr": pstdev(found) / sqrt(len(found))} if found else None
+    return {**figures, "score": harmonic([figures[name]["rate"] for name in METRICS if figures[name]])}
 
 
 def harmonic(shares: Sequence[float]) -> float:
@@ -187,7 +189,7 @@ class _Editor:
     def _shares(self, asked: Sequence[Sequence[_Asked]], kind: Kind, batch: int) -> list[float]:
         """Of the prompts about each edit, the share that got the right answer."""
         found = iter(self._judge([one for of_edit in asked for one in of_edit], kind, batch))
-        return [mean(next(found) for _ in of_edit) for of_edit in asked]
+        return [mean(next(found) for _ in of_edit) for of_edit in asked if of_edit]
 
     def _make(self, edit: Edit, weights: Sequence[torch.nn.Parameter]) -> None:
         if self._method == "memory":

@@ -25,6 +25,8 @@ except ImportError as error:
 
 NEW_TOKENS = 256  # where a task names no limit; as lm-eval's own models have it
 
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first that is there counts
+
 
 @register_model("remanence")
 class RemanenceLM(TemplateLM):
@@ -135,10 +137,7 @@ class RemanenceLM(TemplateLM):
         results: dict[int, str] = {}
         for group in groups.values():
             options = dict(requests[group[0]].args[1])
-            until, most = options.pop("until", None) or [], options.pop("max_gen_toks", NEW_TOKENS)
-            until = [until] if isinstance(until, str) else until
-            if not options.setdefault("do_sample", options.get("temperature", 0) > 0):
-                options.pop("temperature", None)
+            until, most, options = _normalised(options)
             if most >= self.max_length:
                 raise InvalidInputError(f"{most} new tokens do not fit; at most {self.max_length - 1} do")
             prompts = [self.tok_encode(requests[index].args[0])[most - self.max_length :] for index in group]
@@ -164,6 +163,19 @@ class RemanenceLM(TemplateLM):
         """Indices, the longest rows first, so that rows of a batch are about as long."""
         order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
         return (order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size))
+
+
+def _normalised(options: dict[str, Any]) -> tuple[list[str], int, dict[str, Any]]:
+    """Stop strings, most new tokens, and what is left for `generate`, by the names that lm-eval's own models take."""
+    until = options.pop("until", None) or []
+    until = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    limits = [options.pop(name, None) for name in LIMITS]
+    most = next((limit for limit in limits if limit is not None), NEW_TOKENS)
+    warm = (options.get("temperature") or 0) > 0
+    options["do_sample"] = bool(options.get("do_sample", warm)) and (warm or options.get("temperature") is None)
+    if not warm:
+        options.pop("temperature", None)
+    return until, int(most), options
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.retention import CONDITIONS, Condition
 from remanence.model.model import MemoryModel
-from remanence.texts import Question, prompt_of, read_text
+from remanence.texts import Question, json_lines, prompt_of, read_text, texts_of
 
 ANSWER_LIMIT = 4  # tokens
 _FORMS = 'SQuAD v1.1 (JSON with "data"), or one JSON object per line with "question", "answers" and "nq_annotated_gold"'
@@ -44,10 +44,14 @@ def read_passages(path: Path) -> list[Passage]:
     text = read_text(path)
     try:
         try:
-            passages = _squad(json.loads(text)["data"])
+            content = json.loads(text)
         except json.JSONDecodeError:
-            passages = [_natural(json.loads(line)) for line in text.splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+            content = None
+        if isinstance(content, dict) and "data" in content:
+            passages = _squad(content["data"])
+        else:
+            passages = [_natural(record) for record in json_lines(text, path)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"{path} is in none of the known formats: {_FORMS}") from error
     if len({passage.article for passage in passages}) > 1:
         return passages
@@ -60,9 +64,9 @@ def _squad(articles: list[dict[str, Any]]) -> list[Passage]:
             article["title"],
             paragraph["context"],
             tuple(
-                _question(qa["question"], [answer["text"] for answer in qa["answers"]])
+                question
                 for qa in paragraph["qas"]
-                if qa["answers"]
+                for question in _questions(qa["question"], [answer["text"] for answer in qa["answers"]])
             ),
         )
         for article in articles
@@ -72,12 +76,13 @@ def _squad(articles: list[dict[str, Any]]) -> list[Passage]:
 
 def _natural(record: dict[str, Any]) -> Passage:
     gold = record["nq_annotated_gold"]
-    return Passage(gold["title"], gold["long_answer"], (_question(record["question"], record["answers"]),))
+    return Passage(gold["title"], gold["long_answer"], tuple(_questions(record["question"], record["answers"])))
 
 
-def _question(text: str, answers: list[str]) -> Question:
-    first, *others = dict.fromkeys(answers)
-    return Question(prompt_of(text), first, tuple(others))
+def _questions(text: str, answers: str | list[str]) -> Iterator[Question]:
+    """One, or none where no answer is there."""
+    if given := list(dict.fromkeys(answer for answer in texts_of(answers) if answer.strip())):
+        yield Question(prompt_of(text), given[0], tuple(given[1:]))
 
 
 class Told:

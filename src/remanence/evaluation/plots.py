@@ -77,7 +77,7 @@ def editing_plot(report: Report, path: Path) -> None:
             points = [
                 {"edits": result["edits"], **result[metric]}
                 for result in report["results"]
-                if result["method"] == method
+                if result["method"] == method and result[metric]
             ]
             _curve(axes, method, points, "edits", "rate", "stderr", "no edit" if method == "none" else None)
         axes.set(title=metric, xlabel="edits, one after another", xscale="log")

@@ -5,6 +5,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from remanence.texts import AllOf
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -14,11 +16,20 @@ def normalised(answer: str) -> str:
 
 
 def exact_match(answer: str, truths: Sequence[str]) -> float:
-    return float(normalised(answer) in map(normalised, truths))
+    """1 where the answer is one of the truths; of truths that are all asked for, the share that it holds (RULER)."""
+    said = normalised(answer)
+    if isinstance(truths, AllOf):
+        return sum(normalised(truth) in said for truth in truths) / len(truths)
+    return float(said in map(normalised, truths))
 
 
 def f1(answer: str, truths: Sequence[str]) -> float:
-    """Of the words shared with the truth that it shares most with: harmonic mean of precision and recall."""
+    """Of the words shared with the truth that it shares most with: harmonic mean of precision and recall.
+
+    Truths that are all asked for count as one.
+    """
+    if isinstance(truths, AllOf):
+        truths = [" ".join(truths)]
     return max(_f1(normalised(answer).split(), normalised(truth).split()) for truth in truths)
 
 

@@ -6,7 +6,7 @@ follow from the method.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,10 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+)
+from transformers.pytorch_utils import Conv1D
 
-from remanence.optim.groups import grass_param_groups
+from remanence.optim.groups import grass_param_groups, layers_of
 from remanence.optim.layers import PROXY
+from remanence.optim.projection import Projection
 
 Method = Literal["adamw", "galore", "lora", "grass"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -69,16 +77,19 @@ def configuration(name: str) -> PretrainedConfig:
     """A named size of Llama, or what a directory or a repository on the hub says in its config.json.
 
     Raises:
-        ValueError: neither.
+        ValueError: neither; or of a model that is no decoder.
     """
     if name in MODELS:
         return MODELS[name]()
     try:
-        return AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} is no model known by name ({', '.join(MODELS)}), and no directory or repository with a config.json"
         ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(f"{name} is of type {config.model_type}, which is no decoder (a causal language model)")
+    return config
 
 
 def plan(
@@ -101,7 +112,7 @@ def plan(
         checkpointing: keep only the inputs of layers for the backward pass.
 
     Raises:
-        ValueError: an unknown method, or numbers below one.
+        ValueError: an unknown method, numbers below one, or a rank above the sides of all layers.
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
@@ -109,9 +120,10 @@ def plan(
         raise ValueError("rank, tokens, batch and sketch_size are at least 1")
     with FakeTensorMode():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        shapes = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear) and m is not model.lm_head]
+        shapes = _matrices(model)
+        projections: list[Projection] = []
         if method == "grass":
-            grass_param_groups(model, rank=min(rank, *(min(shape) for shape in shapes)))
+            projections = grass_param_groups(model, rank=rank)[0]["projections"]
         elif method == "lora":
             _add_lora(model, rank)
         if checkpointing:
@@ -130,7 +142,7 @@ def plan(
         scratch = max(p.numel() for p in trained) * 4 * (2 if method == "grass" else 1)
     passes = live.peak + state - (live.before - weights)
     peak = max(passes, weights + gradients + state + scratch)
-    refresh = _refresh(method, shapes, rank, sketch_size)
+    refresh = _refresh(method, shapes, projections, sketch_size)
     return Plan(weights, gradients, state, activations, peak - weights - gradients - state - activations, refresh)
 
 
@@ -150,9 +162,19 @@ def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes
     return sum(2 * p.nbytes for p in trained)
 
 
-def _refresh(method: Method, shapes: list[torch.Size], rank: int, sketch: int) -> int:
-    if method == "grass":  # noise of the larger side, the sketch and its gradient
-        return sum(4 * sketch * (max(shape) + 2 * min(shape)) for shape in shapes)
+def _matrices(model: Any) -> list[torch.Size]:
+    """Shapes of what low-rank methods work on: linear layers but the head, each expert by itself."""
+    found = []
+    for _, module, name in layers_of(model):
+        weight = module.get_parameter(name)
+        if module is not model.get_output_embeddings():
+            found += [weight.shape[-2:]] * (len(weight) if weight.ndim == 3 else 1)
+    return found
+
+
+def _refresh(method: Method, shapes: list[torch.Size], projections: Sequence[Projection], sketch: int) -> int:
+    if method == "grass":  # noise, the sketch, and its gradient
+        return sum(4 * sketch * (one.contracted + 2 * one.candidates) for one in projections)
     if method == "galore":  # one layer's gradient in float32, and its singular vectors
         return max(8 * (shape.numel() + min(shape) ** 2) for shape in shapes)
     return 0
@@ -162,8 +184,8 @@ def _add_lora(model: Any, rank: int) -> None:
     """Adapters in float32 beside all linear layers but the head, as peft keeps them."""
     model.requires_grad_(False)
     for module in list(model.modules()):
-        if isinstance(module, nn.Linear) and module is not model.lm_head:
-            out, into = module.weight.shape
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings():
+            out, into = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
             module.register_parameter("lora_a", nn.Parameter(torch.zeros(rank, into)))
             module.register_parameter("lora_b", nn.Parameter(torch.zeros(out, rank)))
             module.register_forward_hook(_adapted)

@@ -69,6 +69,7 @@ class Projection:
         name: of the first layer that the weight is of.
         by_row: r of the m rows are selected, and the proxy is `[r, n]`; else r of the n columns: `[m, r]`.
             The smaller side is selected from, as published; of experts the rows.
+        candidates: how many there are to select from; contracted: the length of the other side.
         rows: `[r]`, int64, which; rho: `[r]`, float32, their weights, or None where all are 1.
         sketch: while norms are estimated.
     """
@@ -79,7 +80,7 @@ class Projection:
         self.rank = rank * experts
         m, n = weight.shape[:-1].numel(), weight.shape[-1]
         self.by_row = experts > 1 or m <= n
-        self.candidates, self._larger = (m, n) if self.by_row else (n, m)
+        self.candidates, self.contracted = (m, n) if self.by_row else (n, m)
         shape = (self.rank, n) if self.by_row else (m, self.rank)
         self.proxy = nn.Parameter(torch.zeros(shape, dtype=torch.float32, device=weight.device))
         self.rows = torch.arange(self.rank, device=weight.device)
@@ -100,7 +101,7 @@ class Projection:
     def start_sketch(self, size: int, generator: torch.Generator) -> None:
         """Let backward passes accumulate a sketch of the full gradient: `[m, s]`, never the gradient itself."""
         self.end_sketch()
-        noise = torch.randn(self._larger, size, generator=generator)
+        noise = torch.randn(self.contracted, size, generator=generator)
         self.sketch = Sketch(self.proxy, self.candidates, noise.to(self.weight.device))
 
     def end_sketch(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from remanence.data.talks import talk
 from remanence.errors import InvalidInputError
 from remanence.memory.lexical import Postings, asked, words
+from remanence.texts import json_lines, texts_of
 
 PAGE, TALK = "page: ", "talk: "  # how topics begin whose passages are told together
 _COPIES = 3  # of a conversation, with other names and dates
@@ -64,9 +65,13 @@ class QuestionSet:
             self.topics.append(topic)
         return self._known[text]
 
-    def ask(self, text: str, answers: Iterable[str], passages: Iterable[int]) -> None:
-        """Add a question; one that is blank, or whose answers or passages are, is left out."""
-        given, numbers = {answer.strip(): None for answer in answers}, tuple(passages)
+    def ask(self, text: str, answers: str | Iterable[str], passages: Iterable[int]) -> None:
+        """Add a question; one that is blank, or whose answers or passages are, is left out.
+
+        Raises:
+            TypeError: an answer is no text.
+        """
+        given, numbers = {answer.strip(): None for answer in texts_of(answers)}, tuple(passages)
         accepted = sorted(filter(None, given), key=len)
         if text.strip() and (accepted or not given) and all(self.passages[number] for number in numbers):
             self.questions.append(Question(text.strip(), tuple(accepted), numbers))
@@ -122,8 +127,12 @@ def load_questions(paths: Sequence[Path]) -> QuestionSet:
     made = QuestionSet()
     for file in files:
         before = len(made.questions)
-        for record in _records(file):
-            _reader_of(record, file)(made, record, file.stem)
+        for number, record in enumerate(_records(file)):
+            reader = _reader_of(record, file)
+            try:
+                reader(made, record, file.stem)
+            except (KeyError, TypeError, AttributeError, IndexError) as error:
+                raise InvalidInputError(f"{file}, record {number} lacks or misuses something: {error}") from error
         if len(made.questions) == before:
             raise InvalidInputError(f"{file} holds no question with an answer")
     return made
@@ -148,7 +157,7 @@ def _records(file: Path) -> Iterator[Any]:
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".jsonl":
-            yield from (json.loads(line) for line in text.splitlines() if line.strip())
+            yield from json_lines(text, file)
             return
         content = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -179,7 +188,7 @@ def _natural_questions(made: QuestionSet, record: dict[str, Any], name: str) -> 
     gold = record["ctxs"][0]
     number = made.add_passage(f"{gold['title']}\n{gold['text'].strip()}", name)
     said = made.passages[number].lower()
-    if there := [answer for answer in record["answers"] if answer.lower() in said]:
+    if there := [answer for answer in texts_of(record["answers"]) if answer.lower() in said]:
         made.ask(record["question"], there, [number])
 
 

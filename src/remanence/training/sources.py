@@ -24,17 +24,22 @@ class Documents(Protocol):
 class LocalDocuments:
     """Every line of `*.jsonl` files, by its "text", and every other file as a whole, in an order drawn for each round.
 
+    Hidden files and folders are left out. All the rest is read once at the start, so that what is no document is told
+    before a training and not in it.
+
     Raises:
         FileNotFoundError: no such file or folder, or an empty one.
+        InvalidInputError: a file is no text, a line no document.
     """
 
     def __init__(self, path: Path, seed: int = 0) -> None:
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = _files_in(path) if path.is_dir() else [path]
         self.places: list[tuple[Path, int | None]] = []
         for file in files:
             if file.suffix in LINES and file.is_file():
                 self.places += [(file, start) for start in _lines(file)]
             elif file.is_file():
+                read_text(file)
                 self.places.append((file, None))
         if not self.places:
             raise FileNotFoundError(f"there are no documents in {path}; name a text file, a .jsonl file or a folder")
@@ -55,21 +60,34 @@ class LocalDocuments:
             return _text_of(lines.readline(), file)
 
 
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
 def _lines(file: Path) -> Iterator[int]:
     """Where each line begins that is not blank."""
     start = 0
     with file.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.strip():
+                _text_of(line, file, number)
                 yield start
             start += len(line)
 
 
-def _text_of(line: bytes, file: Path) -> str:
+def _text_of(line: bytes, file: Path, number: int | None = None) -> str:
     try:
-        return str(json.loads(line)["text"])
+        text = json.loads(line)["text"]
+        if not isinstance(text, str):
+            raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(f'{file} needs one JSON object per line, with the document under "text"') from error
+        where = file if number is None else f"{file}, line {number},"
+        raise InvalidInputError(f'{where} needs one JSON object per line, with the document under "text"') from error
+    return text
 
 
 class StreamedDocuments:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments,
 from remanence import MemoryModel
 from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
-from remanence.model.formats.native import SETTINGS
+from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.training.card import write_card
@@ -29,6 +29,7 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint
 LOG = "training_log.json"
 SEED = 0
 CLIP = 1.0  # norm of all gradients together
+PUBLISHED = {"slots": 12_800, "slots_per_write": 256}
 LORA = LoraSettings(r=16, lora_alpha=32.0, lora_dropout=0.1)  # as published
 
 
@@ -65,7 +66,8 @@ class Setup:
         base: a decoder or a model with memory, folder or hub id.
         data: short documents; "": what each stage names. long: long ones, a folder with one file or folder for each
             source, or one source.
-        slots: N; slots_per_write: K; chunk: most tokens of a chunk.
+        slots: N; slots_per_write: K; None: those of a base with memory, else 12,800 and 256, as published.
+        chunk: most tokens of a chunk.
         optimizer: "adamw" trains twin LoRA and what memory adds; "grass" trains every weight, without LoRA.
         rank: of Grass; accumulate: batches per step and process.
         shard: share out weights, gradients and optimizer state among the processes (FSDP2).
@@ -77,8 +79,8 @@ class Setup:
     base: str
     data: str = ""
     long: str = ""
-    slots: int = 12_800
-    slots_per_write: int = 256
+    slots: int | None = None
+    slots_per_write: int | None = None
     chunk: int = 512
     lora: LoraSettings = LORA
     retriever_lr: float = 1e-4
@@ -102,7 +104,8 @@ def train_stages(
         The folder with the trained model; None if the minutes were over before.
 
     Raises:
-        InvalidInputError: an unknown optimizer or logger, or a stage that needs documents of which none are named.
+        InvalidInputError: an unknown optimizer or logger; a stage that needs documents of which none are named; slots
+            that a stage cannot take, or that are not those of a base with memory. All before the first step.
     """
     if setup.optimizer not in ("adamw", "grass"):
         raise InvalidInputError(f"there is no optimizer {setup.optimizer!r} for this recipe; take adamw or grass")
@@ -111,14 +114,16 @@ def train_stages(
         raise InvalidInputError(
             "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
         )
+    setup = _with_slots(stages, setup)
+    documents = [_documents(stage, setup) for stage in stages]
     stop = None if minutes is None else StopAfter(minutes)
     base = setup.base
-    for stage in stages:
+    for stage, texts in zip(stages, documents, strict=True):
         folder = output / stage.name
         final = folder / "model"
         if not (resume and (final / LOG).is_file()):
             set_seed(SEED)
-            trainer = _trainer(stage, setup, base, folder, report_to, [] if stop is None else [stop])
+            trainer = _trainer(stage, setup, base, texts, folder, report_to, [] if stop is None else [stop])
             trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
             if trainer.state.global_step < stage.steps:
                 return None
@@ -127,8 +132,35 @@ def train_stages(
     return final
 
 
+def _with_slots(stages: Sequence[Stage], setup: Setup) -> Setup:
+    """The slots that are trained, if every stage can take them."""
+    there = config_in(Path(setup.base))
+    sizes = dict(PUBLISHED)
+    for name, asked in (("slots", setup.slots), ("slots_per_write", setup.slots_per_write)):
+        has = None if there is None else getattr(there, name)
+        if has is not None and asked not in (None, has):
+            raise InvalidInputError(f"{name}={asked}, but {setup.base} has memory with {name}={has}; leave it out")
+        sizes[name] = has or asked or sizes[name]
+    left = slots = sizes["slots"]
+    for stage in stages:
+        if stage.retrieved and (there is None or there.longterm is None) and left == slots:
+            left = slots - stage.retrieved
+        try:
+            MemoryConfig(writer="learned", slots=left, slots_per_write=sizes["slots_per_write"])
+        except InvalidInputError as error:
+            taken = "" if left == slots else f" with retrieved={stage.retrieved} of them for long-term memory"
+            raise InvalidInputError(f"slots={slots} do not fit stage {stage.name}{taken}: {error}") from error
+    return replace(setup, **sizes)  # type: ignore[arg-type]
+
+
 def _trainer(
-    stage: Stage, setup: Setup, base: str, folder: Path, report_to: str, callbacks: list[Any]
+    stage: Stage,
+    setup: Setup,
+    base: str,
+    documents: Documents,
+    folder: Path,
+    report_to: str,
+    callbacks: list[Any],
 ) -> MemoryTrainer:
     args = TrainingArguments(
         output_dir=str(folder),
@@ -153,7 +185,7 @@ def _trainer(
     optimizer = _optimizer(model, stage, setup)
     task = DocumentTask(
         model.tokenizer,
-        _documents(stage, setup),
+        documents,
         stage.lessons,
         slots=model.slots,
         slots_per_write=model.slots_per_write,

@@ -130,6 +130,25 @@ def test_requests_with_other_options_are_generated_apart(remanence_lm: Any, chec
         lm.generate_until(requests(("Alice", {"max_gen_toks": 64})))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 8},
+        {"max_tokens": 8},
+        {"max_gen_toks": 8, "max_new_tokens": 2},
+        {"max_gen_toks": 8, "temperature": None},
+        {"max_gen_toks": 8, "temperature": 0.0, "do_sample": True},
+        {"max_gen_toks": 8, "until": ["", "\n"]},
+        {"max_gen_toks": 8, "until": None},
+    ],
+)
+def test_options_of_its_own_models_are_taken(remanence_lm: Any, checkpoint: str, options: dict[str, Any]) -> None:
+    lm = remanence_lm(checkpoint)
+    (text,) = lm.generate_until(requests(("Alice", {"until": ["\n"], **options})))
+    plain = lm.model.generate(Memory(lm.model.spec), "Alice", max_new_tokens=8, do_sample=False)
+    assert text == plain.partition("\n")[0] or options.get("until", 0) is None
+
+
 def test_what_does_not_go_together_is_refused(remanence_lm: Any, checkpoint: str, memory_file: str) -> None:
     with pytest.raises(InvalidInputError, match="batch_size"):
         remanence_lm(checkpoint, batch_size="auto")

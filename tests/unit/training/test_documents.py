@@ -140,6 +140,23 @@ def test_local_files_give_every_document_once_a_round(tmp_path: Path) -> None:
     assert [LocalDocuments(tmp_path).text(number) for number in (7, 2)] == [rounds[1][1], rounds[0][2]]
 
 
+def test_hidden_files_are_left_out_and_what_is_no_document_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("A story about a fox.\n")
+    (tmp_path / ".DS_Store").write_bytes(bytes(range(256)))
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/config").write_text("[core]")
+    assert len(LocalDocuments(tmp_path).places) == 1
+    for name, content, said in (
+        ("more.jsonl", b'{"text": "a"}\n\n{"text": null}\n', r"more\.jsonl, line 3, needs one JSON object"),
+        ("more.jsonl", b'{"text": 7}\n', r"more\.jsonl, line 1, needs"),
+        ("picture", bytes(range(256)), "is not text in UTF-8"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InvalidInputError, match=said):
+            LocalDocuments(tmp_path)
+        (tmp_path / name).unlink()
+
+
 def test_files_without_documents_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no documents in"):
         open_documents(str(tmp_path / "none.txt"))

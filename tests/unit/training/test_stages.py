@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from remanence import MemoryModel
+from remanence.checkpoints import bundled
 from remanence.errors import InvalidInputError
 from remanence.training.recipes import load_recipe, reporters
 from tests.support import tiny
@@ -108,13 +109,22 @@ def test_a_run_that_was_cut_ends_where_an_uninterrupted_one_does_and_its_card_sa
         ({"log_to": "paper"}, "not to 'paper'"),
         ({"steps": [1, 2]}, "a number for each stage"),
         ({"steps": 5}, "a number for each stage"),
+        ({"retrieved": 10}, "slots=24 do not fit stage 3-longterm with retrieved=10 of them for long-term memory"),
+        ({"data": "/no/such/folder"}, "there are no documents"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(
     tmp_path: Path, places: dict[str, Any], settings: dict[str, Any], says: str
 ) -> None:
-    with pytest.raises(InvalidInputError, match=says):
+    with pytest.raises((InvalidInputError, FileNotFoundError), match=says):
         load_recipe(RECIPE)(tmp_path / "run", **{**places, **SMALL, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_of_a_base_with_memory_other_slots_are_refused(tmp_path: Path, places: dict[str, Any]) -> None:
+    places["base"] = str(bundled("tiny"))
+    with pytest.raises(InvalidInputError, match=r"slots=24, but .*tiny has memory with slots=512; leave it out"):
+        load_recipe(RECIPE)(tmp_path / "run", **{**places, **SMALL})
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio"])

@@ -196,6 +196,12 @@ def _token_retriever(path: Path, parts: Collection[str] | None) -> TokenRetrieve
     return load_retriever(file) if file.is_file() and (parts is None or "retriever" in parts) else None
 
 
+def config_in(folder: Path) -> MemoryConfig | None:
+    """What the model with memory in a folder was made with; None: it holds none."""
+    file = folder / SETTINGS
+    return _config_of(_json(file), file) if file.is_file() else None
+
+
 def _config_of(settings: Mapping[str, Any], path: Path) -> MemoryConfig:
     """Raises CheckpointError where the settings are of another format, or do not fit."""
     try:
