@@ -155,8 +155,8 @@ class _Measuring:
             "specificity": [_Asked(prompt, answer, edit.new) for prompt, answer in edit.neighbours],
         }
         found = iter(self._judged(column, memory, group, [one for those in asked.values() for one in those]))
-        record: Record = {name: round(fmean(next(found) for _ in those), 4) for name, those in asked.items()}
-        return {**record, "score": [record[name] for name in asked]}
+        record: Record = {name: round(fmean(next(found) for _ in those), 4) for name, those in asked.items() if those}
+        return {**record, "score": [record.get(name) for name in asked]}
 
     def _shown(self, column: Column, group: Group, prompt: str) -> str:
         """What stands in front of a prompt, as text."""

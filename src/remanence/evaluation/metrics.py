@@ -18,7 +18,7 @@ class Metric:
     Attributes:
         name: in the records; those that lack it do not count.
         kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
-            the harmonic mean of the means of what a record lists under the name.
+            the harmonic mean of the means of what a record lists under the name, None where it lacks a part.
         digits: after the point, where it is shown.
         compared: shown beside its difference to the column that all are compared with.
     """
@@ -74,6 +74,7 @@ def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
 
 
 def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
-    means = samples.mean(axis=1)
-    with np.errstate(divide="ignore"):
-        return np.asarray(means.shape[1] / (1 / means).sum(axis=1))
+    there = ~np.isnan(samples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = np.where(there, samples, 0).sum(axis=1) / there.sum(axis=1)  # a part that no item has: nan
+        return np.asarray((~np.isnan(means)).sum(axis=1) / np.nansum(1 / means, axis=1))

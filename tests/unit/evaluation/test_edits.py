@@ -1,5 +1,6 @@
 """Edits are made as the column says, all of a group before any is asked about, and leave nothing behind."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
 from remanence.evaluation import edits
-from remanence.evaluation.harness import Evaluation, Record, Run
+from remanence.evaluation.harness import Evaluation, Record, Report, Run
 from remanence.evaluation.scoring import Scored
 from tests.support import asked
 
@@ -120,3 +121,25 @@ def test_evaluation_refuses_what_it_cannot_measure(tmp_path: Path) -> None:
         evaluation(model, file, "oracle")
     with pytest.raises(InvalidInputError, match="there is no column"):
         evaluation(model, file, "rome")
+
+
+def test_edits_without_neighbours_or_paraphrases_are_scored_by_the_rest(tmp_path: Path) -> None:
+    rewrite = {
+        "prompt": "{} was born in",
+        "subject": "Ada",
+        "target_new": {"str": "Rome"},
+        "target_true": {"str": "Oslo"},
+    }
+    bare: dict[str, Any] = {"requested_rewrite": rewrite, "paraphrase_prompts": [], "neighborhood_prompts": []}
+    half = {**bare, "paraphrase_prompts": ["Ada is from"]}
+    for records, metrics in (
+        ([bare, bare], {"efficacy", "score"}),
+        ([bare, half], {"efficacy", "paraphrase", "score"}),
+    ):
+        (tmp_path / "edits.json").write_text(json.dumps(records))
+        made = evaluation(asked.model(), tmp_path / "edits.json", "nothing,slots")
+        figures = Report.of(made, Run(made, {})(), {}).rows[0]["metrics"]
+        assert set(figures) == metrics
+        parts = [figures[name]["value"] for name in metrics - {"score"}]
+        expected = len(parts) / sum(1 / part for part in parts) if all(parts) else 0.0
+        assert figures["score"]["value"] == pytest.approx(expected)
