@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from tests.support.counting import GAP, killed_after, killed_while_saving, trainer
+from tests.support.counting import GAP, Counting, killed_after, killed_while_saving, trainer
 
 
 def losses(run: Trainer) -> list[float]:
@@ -31,6 +31,18 @@ def test_the_loss_falls_and_the_norm_of_projected_gradients_is_logged(tmp_path: 
     run.train()
     assert losses(run)[-1] < losses(run)[0] - 0.5
     assert all(entry["grad_norm"] > 0 for entry in run.state.log_history if "loss" in entry)
+
+
+def test_the_lines_of_the_readme_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    code = next(block for block in readme.split("```python\n")[1:] if "grass_param_groups(model" in block)
+    sizes = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=32))
+    before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no")
+    exec(code.partition("```")[0], {"model": model, "arguments": arguments, "data": Counting(), "Trainer": Trainer})
+    assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
+    assert "mlp.up_proj.weight [160 x 128]: 128 of 128 columns" in capsys.readouterr().out
 
 
 def test_accumulating_four_batches_is_one_batch(tmp_path: Path) -> None:
