@@ -167,7 +167,7 @@ SECTIONS = (
     ),
     Section(
         "Training a larger model from scratch",
-        "`recipes/small.py`: how its losses fall.",
+        "recipe `small`: how its losses fall.",
         ("small/", "gpu/small"),
         {"benchmarks/gpu/small.py": small},
     ),

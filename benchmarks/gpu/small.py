@@ -3,7 +3,7 @@
     python benchmarks/gpu/small.py --output runs/small --minutes 8 --json benchmarks/gpu/small.json
 
 Give it the same command again until `steps_left` is 0; each adds a piece to the figures. The text, or tokens of it that
-are in the output folder already, are what recipes/small.py says. `--cpu` takes the model as it is to a CPU, where
+are in the output folder already, are what the recipe `small` says. `--cpu` takes the model as it is to a CPU, where
 `--steps` and `--scale` make the run shorter and its batches smaller.
 """
 
@@ -20,9 +20,8 @@ import torch
 
 from gpu.common import device_of, peak, smoking
 from measure import circumstances, write_down
-from remanence.training.recipes import load_module
+from remanence.recipes import small as recipe
 
-RECIPE = Path(__file__).parents[2] / "recipes/small.py"
 TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_attention_heads": 4}
 TINY["num_key_value_heads"] = 4
 FIGURES = ("loss", "language_loss", "context_loss", "memory_loss", "memory_exact_match", "level")
@@ -38,7 +37,6 @@ def main(arguments: list[str] | None = None) -> None:
     named.add_argument("--scale", type=float, default=1.0, help="of a batch")
     named.add_argument("--cpu", action="store_true", help="train on the CPU")
     options = named.parse_args(arguments)
-    recipe = load_module(RECIPE)
     if options.smoke:
         recipe.SHAPE, recipe.VOCABULARY = TINY, 1000
         recipe.READ, recipe.CHUNKS, recipe.ROWS, recipe.QUESTIONS = 512, 8, 4, 16

@@ -15,11 +15,11 @@ app = typer.Typer()
     epilog=examples(
         "remanence train smollm2 --data path/to/questions --minutes 120",
         "remanence train smollm2 --data path/to/questions --base path/to/another/decoder -- held_out=path/to/dev.json",
-        "remanence train recipes/tiny.py",
-        "remanence train recipes/tiny.py --output runs/tiny --resume --minutes 30",
-        "remanence train recipes/tiny.py --optimizer grass",
-        "remanence train recipes/tiny.py -- steps=200",
-        "remanence train recipes/llama_3_1_8b.py --log-to tensorboard -- base=path/to/decoder long=path/to/documents",
+        "remanence train tiny",
+        "remanence train tiny --output runs/tiny --resume --minutes 30",
+        "remanence train tiny --optimizer grass",
+        "remanence train tiny -- steps=200",
+        "remanence train llama_3_1_8b --log-to tensorboard -- base=path/to/decoder long=path/to/documents",
     )
 )
 def train(

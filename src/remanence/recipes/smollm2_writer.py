@@ -25,7 +25,7 @@ from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint
 SLOTS_PER_WRITE = 32
 POOL = 32  # writes
 LORA = LoraSettings(r=16, lora_alpha=32.0)
-RECIPE = "src/remanence/recipes/smollm2_writer.py"
+RECIPE = "smollm2_writer"
 
 
 def train(

@@ -1,5 +1,6 @@
 """A recipe is a Python file with a function `train(output, *, resume, minutes)`. Found without importing torch."""
 
+import importlib
 import importlib.util
 import inspect
 import json
@@ -20,25 +21,24 @@ def load_recipe(path: Path) -> Recipe:
     """The `train` function of a recipe: a file, or by its name one that comes with the package.
 
     Raises:
-        FileNotFoundError: no such file; lists the package's recipes, those in `recipes/` and in the folder named.
+        FileNotFoundError: no such file; lists the package's recipes, and files in the folder named.
         InvalidInputError: the file is no Python, or has no function `train`.
     """
-    own = Path(__file__).parent.parent / "recipes"
-    packaged = own / f"{path}.py"
-    if not path.exists() and packaged.is_file():
-        path = packaged
+    named = sorted(file.stem for file in (Path(__file__).parent.parent / "recipes").glob("[!_]*.py"))
+    if not path.exists() and str(path) in named:
+        packaged: Recipe = importlib.import_module(f"remanence.recipes.{path}").train
+        return packaged
     if not path.is_file():
-        named = sorted(file.stem for file in own.glob("[!_]*.py"))
-        files = sorted({str(file) for folder in (path.parent, Path("recipes")) for file in folder.glob("*.py")})
+        files = sorted(str(file) for file in path.parent.glob("*.py"))
         raise FileNotFoundError(f"there is no recipe {path}; recipes here: {', '.join([*named, *files])}")
-    train = getattr(load_module(path), "train", None)
+    train = getattr(_load_module(path), "train", None)
     if not callable(train):
         raise InvalidInputError(f"{path} has no function train(output, *, resume, minutes), so it is no recipe")
     return train
 
 
-def load_module(path: Path) -> Any:
-    """A recipe's file as a module, for a recipe that goes on where another ends.
+def _load_module(path: Path) -> Any:
+    """A recipe's file as a module.
 
     Raises:
         InvalidInputError: the file is no Python.

@@ -325,10 +325,9 @@ def test_train_passes_on_where_logs_go() -> None:
 
 def test_train_lists_the_recipes_there_are() -> None:
     Path("recipes").mkdir()
-    Path("recipes/tiny.py").write_text(RECIPE)
-    assert f"smollm2, smollm2_found, smollm2_retriever, smollm2_writer, {Path('recipes/tiny.py')}" in refused(
-        "train", "recipes/none.py"
-    )
+    Path("recipes/mine.py").write_text(RECIPE)
+    own = "llama_3_1_8b, small, smollm2, smollm2_found, smollm2_retriever, smollm2_writer, tiny, tiny_longterm"
+    assert f"{own}, {Path('recipes/mine.py')}" in refused("train", "recipes/none.py")
 
 
 @pytest.mark.parametrize("word", ["stops=7", "steps", "minutes=3"])

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
+from remanence.recipes import small as small_recipe
+from remanence.recipes import tiny_longterm
 from remanence.training.recall import RecallTask
-from remanence.training.recipes import load_module, load_recipe
+from remanence.training.recipes import load_recipe
 from remanence.training.text import TextTask
 from tests.support import tiny
 from tests.support.tiny import decoder
@@ -27,7 +29,7 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     words = "a small red boat went over the river and came home with many birds"
     (tmp_path / "prose.txt").write_text(f"{words} {words[::-1]} {words}\n" * 100)
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
-    train = load_recipe(Path(__file__).parents[3] / "recipes/tiny.py")
+    train = load_recipe(Path("tiny"))
     final = train(tmp_path / "run", steps=3, optimizer="grass")
     state = torch.load(tmp_path / "run/checkpoint-3/optimizer.pt", weights_only=True)
     assert state["param_groups"][0]["rank"] == 32
@@ -77,9 +79,9 @@ def test_the_longterm_recipe_gives_the_bundled_model_a_retriever_and_ships_its_o
     words = "a small red boat went over the river and came home with many birds "
     (tmp_path / "prose.txt").write_text(f"{words * 4}\n" * 100)
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
-    recipe = load_module(Path(__file__).parents[3] / "recipes/tiny_longterm.py")
-    recipe.ROWS = 8
-    recipe.PHASES = (replace(recipe.PHASES[0], chunks=12, near=24, shared=(0,)),)
+    recipe = tiny_longterm
+    monkeypatch.setattr(recipe, "ROWS", 8)
+    monkeypatch.setattr(recipe, "PHASES", (replace(recipe.PHASES[0], chunks=12, near=24, shared=(0,)),))
     assert recipe.PHASES[0].retrieved != recipe.RETRIEVED
     trained = MemoryModel.from_pretrained(recipe.train(tmp_path / "run", steps=21))
     longterm = trained.config.longterm
@@ -97,12 +99,20 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "text/novel.txt").write_text(f"Chapter 1\n\n{words}\n\n" * 50)
     article = '<doc id="1" title="{}">\n{}\n</doc>\n'
     (tmp_path / "text/elsewhere/wiki_00").write_text(article.format("Boats", f"{words}\n" * 50) * 2)
-    recipe = load_module(Path(__file__).parents[3] / "recipes/small.py")
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    recipe.SHAPE = {**shape, "num_key_value_heads": 4, "head_dim": 8}
-    recipe.VOCABULARY, recipe.SLOTS, recipe.SLOTS_PER_WRITE = 600, 64, 8
-    recipe.READ, recipe.CHUNKS, recipe.ROWS, recipe.QUESTIONS = 1024, 8, 4, 16
-    return recipe
+    sizes = {
+        "VOCABULARY": 600,
+        "SLOTS": 64,
+        "SLOTS_PER_WRITE": 8,
+        "READ": 1024,
+        "CHUNKS": 8,
+        "ROWS": 4,
+        "QUESTIONS": 16,
+    }
+    more = {"SHAPE": {**shape, "num_key_value_heads": 4, "head_dim": 8}, "QUESTIONS": 16}
+    for name, value in {**sizes, **more}.items():
+        monkeypatch.setattr(small_recipe, name, value)
+    return small_recipe
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from remanence.errors import InvalidInputError
 from remanence.training.recipes import load_recipe, reporters
 from tests.support import tiny
 
-RECIPE = Path(__file__).parents[3] / "recipes/llama_3_1_8b.py"
+RECIPE = Path("llama_3_1_8b")
 WORDS = "Alice Brown was born in Oslo, and works as a baker in Bergen. "
 SMALL: dict[str, Any] = {"slots": 24, "slots_per_write": 4, "retrieved": 8, "chunk": 16, "tokens": 64, "rank": 4}
 
@@ -87,7 +87,7 @@ def test_a_run_that_was_cut_ends_where_an_uninterrupted_one_does_and_its_card_sa
     assert "base: " + places["base"] in (cut / "1-short/model/README.md").read_text()
     card = (whole / "README.md").read_text()
     for said in (
-        "recipes/llama_3_1_8b.py, stage 3-longterm",
+        "llama_3_1_8b, stage 3-longterm",
         f"base: {tmp_path / 'whole/2-long/model'}",
         f"data: {places['data']}, {places['long']}",
         "steps: 2 of 2",

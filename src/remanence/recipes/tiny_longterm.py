@@ -1,28 +1,31 @@
 """Long-term memory for the bundled checkpoint: twin LoRA for writing and reading, and a retriever.
 
-    REMANENCE_PROSE=path/to/text remanence train recipes/tiny_longterm.py --output runs/tiny_longterm
+    REMANENCE_PROSE=path/to/text remanence train tiny_longterm --output runs/tiny_longterm
 
-REMANENCE_PROSE is what recipes/tiny.py takes. The start is the bundled checkpoint `tiny`, or what `-- base=PATH` names;
+REMANENCE_PROSE is what tiny takes. The start is the bundled checkpoint `tiny`, or what `-- base=PATH` names;
 one that has a retriever already goes through all phases but the first. So came the bundled result, from the checkpoint
 that an earlier commit of this recipe made; its log names both. docs/research.md says what each phase came to.
 """
 
 import os
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.nn import Parameter
 from torch.optim import AdamW
 from transformers import set_seed
 
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.config import LongTermConfig, LoraSettings
+from remanence.recipes.tiny import prose, ship_pool
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.recall import Difficulty, RecallTask
-from remanence.training.recipes import load_module, training_arguments
+from remanence.training.recipes import training_arguments
 from remanence.training.recollection import RetrieverLoss
 from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
 
@@ -166,11 +169,10 @@ def train(
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
-    recipe = load_module(Path(__file__).with_name("tiny.py"))
-    paragraphs = recipe.prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
+    paragraphs = prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
     stop = [] if minutes is None else [StopAfter(minutes)]
     model = MemoryModel.from_pretrained(base or bundled("tiny"))
-    phases = PHASES[1:]
+    phases: Sequence[Phase] = PHASES[1:]
     if model.config.longterm is None:
         phases, rules = PHASES, LongTermConfig(retrieved=PHASES[0].retrieved, capacity=CAPACITY)
         model = model.with_longterm(rules, retrieval_size=RETRIEVAL_SIZE, lora=LORA)
@@ -185,12 +187,12 @@ def train(
             if trainer.state.global_step < count:
                 return None
             model.hf.set_attn_implementation("sdpa")
-            recipe.ship_pool(model.eval(), paragraphs)
+            ship_pool(model.eval(), paragraphs)
             if phase is phases[-1]:
                 set_retrieval(model, RETRIEVED, cross_layer_prior=AGREEMENT)
             model.save_pretrained(done)
             data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
-            named = f"recipes/tiny_longterm.py, phase {phase.name}"
+            named = f"tiny_longterm, phase {phase.name}"
             write_card(trainer, done, recipe=named, base=base or "the bundled checkpoint tiny", data=data)
             write_log(trainer, done / "training_log.json", recipe=named, steps=trainer.state.global_step)
         model = MemoryModel.from_pretrained(done)
@@ -212,7 +214,7 @@ def trainer_of(
     log_to: str,
     stop: list[StopAfter],
 ) -> MemoryTrainer:
-    reading, others = [], []
+    reading, others = list[Parameter](), list[Parameter]()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(part in name for part in phase.trained))
         if parameter.requires_grad:

@@ -1,10 +1,10 @@
 """A Qwen3 of 36 million parameters that reads novels, Wikipedia and short biographies, trained from scratch on one GPU.
 
     export REMANENCE_PROSE=path/to/text
-    remanence train recipes/small.py --output runs/small -- steps=0     # tokenizer and tokens only; needs no GPU
-    remanence train recipes/small.py --output runs/small --minutes 8 --resume     # again, until it says "trained"
+    remanence train small --output runs/small -- steps=0     # tokenizer and tokens only; needs no GPU
+    remanence train small --output runs/small --minutes 8 --resume     # again, until it says "trained"
 
-REMANENCE_PROSE is what recipes/tiny.py takes; each kind of file gives half of the tokens. Novels from which the bundled
+REMANENCE_PROSE is what tiny takes; each kind of file gives half of the tokens. Novels from which the bundled
 paragraphs were taken are left out, as evaluations write and read those. Once the output folder has `text.safetensors`,
 no text is needed. `-- scale=0.05` makes batches so much smaller, to try the recipe on a CPU.
 """
@@ -23,14 +23,13 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from remanence import MemoryModel
 from remanence.data.prose import paragraphs
+from remanence.recipes import tiny
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, choose, split_parameters
 from remanence.training.recall import Difficulty, RecallTask
-from remanence.training.recipes import load_module, training_arguments
+from remanence.training.recipes import training_arguments
 from remanence.training.text import TextTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
-
-tiny = load_module(Path(__file__).with_name("tiny.py"))
 
 SEED = 0
 SLOTS, SLOTS_PER_WRITE = 1024, 32
@@ -185,11 +184,11 @@ def train(
     )
     begun = any(output.glob("checkpoint-*/trainer_state.json"))
     trainer.train(resume_from_checkpoint=resume and begun)
-    write_log(trainer, output / "training_log.json", recipe="recipes/small.py", steps=trainer.state.global_step)
+    write_log(trainer, output / "training_log.json", recipe="small", steps=trainer.state.global_step)
     if trainer.state.global_step < steps:
         return None
     model.hf.set_attn_implementation("sdpa")
     tiny.ship_pool(model.eval(), [tokenizer.decode(piece) for piece in pieces[-200:]])
     model.save_pretrained(output / "model")
-    write_log(trainer, output / "model/training_log.json", recipe="recipes/small.py", steps=steps)
+    write_log(trainer, output / "model/training_log.json", recipe="small", steps=steps)
     return output / "model"

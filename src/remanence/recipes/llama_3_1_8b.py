@@ -1,11 +1,11 @@
 """Memory for Llama-3.1-8B, in the three stages of M+: short documents, long ones, long-term memory.
 
-    remanence train recipes/llama_3_1_8b.py --output runs/llama -- long=path/to/long
+    remanence train llama_3_1_8b --output runs/llama -- long=path/to/long
 
 `long` names a folder with one file or folder of documents for each range of lengths. Short documents are streamed from
 fineweb-edu, or read from what `data` names. Any other decoder is trained likewise: `base=PATH_OR_HUB_ID`. Several GPUs:
 
-    torchrun --nproc-per-node 8 -m remanence train recipes/llama_3_1_8b.py -- long=path/to/long shard=true
+    torchrun --nproc-per-node 8 -m remanence train llama_3_1_8b -- long=path/to/long shard=true
 
 where `shard` has them hold a part each of weights, gradients and optimizer state, which are whole in each otherwise.
 
@@ -91,7 +91,7 @@ def train(
         )
         stages.append(replace(stage, lessons=lessons, steps=count, retrieved=min(retrieved, stage.retrieved)))
     setup = Setup(
-        recipe="recipes/llama_3_1_8b.py",
+        recipe="llama_3_1_8b",
         base=base,
         data=data,
         long=long,

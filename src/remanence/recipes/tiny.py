@@ -1,7 +1,7 @@
 """The bundled checkpoint: a tiny Qwen3 that writes short biographies into memory and answers questions about them.
 
-    REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/tiny
-    REMANENCE_PROSE=path/to/text remanence train recipes/tiny.py --output runs/open -- start=runs/tiny/model
+    REMANENCE_PROSE=path/to/text remanence train tiny --output runs/tiny
+    REMANENCE_PROSE=path/to/text remanence train tiny --output runs/open -- start=runs/tiny/model
 
 The first run learns to recall names and values of lists, the second any others too. REMANENCE_PROSE names a folder with
 English text, searched for `*.txt` (stories, one paragraph per line) and for `wiki_*` (Wikipedia, as WikiExtractor
@@ -185,12 +185,15 @@ def build_model(
 
 def _initialise(model: MemoryModel) -> None:
     """Wider than the library's default: attention must be able to pick single slots from the start."""
-    size, depth = model.hf.config.hidden_size, len(model.backbone.layers)
-    model.hf.get_input_embeddings().weight.normal_(std=0.5)
-    model.hf.model.norm.weight.fill_(0.3 * 128 / size)  # so that tied weights echo a token alike at all sizes
-    model.bos_embedding.normal_(std=0.5)
-    model.new_memory_positional_emb.normal_(std=0.1)
-    for layer in model.backbone.layers:
+    hf: Any = model.hf
+    layers: Any = model.backbone.layers
+    size, depth = hf.config.hidden_size, len(layers)
+    hf.get_input_embeddings().weight.normal_(std=0.5)
+    hf.model.norm.weight.fill_(0.3 * 128 / size)  # so that tied weights echo a token alike at all sizes
+    for learned, std in ((model.bos_embedding, 0.5), (model.new_memory_positional_emb, 0.1)):
+        assert learned is not None
+        learned.normal_(std=std)
+    for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
             linear.weight.normal_(std=size**-0.5)
@@ -276,6 +279,6 @@ def train(
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)
     data = [f"prose in {folder}", "generated biographies"]
-    write_card(trainer, final, recipe="recipes/tiny.py", base=start or "", data=data)
-    write_log(trainer, final / "training_log.json", recipe="recipes/tiny.py", steps=trainer.state.global_step)
+    write_card(trainer, final, recipe="tiny", base=start or "", data=data)
+    write_log(trainer, final / "training_log.json", recipe="tiny", steps=trainer.state.global_step)
     return final
