@@ -17,6 +17,7 @@ from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
 from remanence.training.lessons import Lessons
 from remanence.training.packing import Group, answer_loss
+from remanence.training.progress import readable
 
 EXACT = "reader-float32.safetensors"  # the adapter as it is trained; what is saved for use is rounded
 
@@ -54,6 +55,7 @@ class ReaderTrainer(Trainer):
         self.memory_model, self._base = model, base
         steps = _Steps(lessons, args.max_steps)
         super().__init__(_Loss(model), args, train_dataset=steps, data_collator=_only, **kwargs)
+        readable(self)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         device = self.args.device.type

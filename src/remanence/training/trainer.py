@@ -20,6 +20,7 @@ from remanence.optim import GrassAdamW
 from remanence.training.curriculum import Curriculum
 from remanence.training.objectives import Prompts, Through
 from remanence.training.processes import all_gather_steps, objects_of_all_processes
+from remanence.training.progress import readable
 from remanence.training.recollection import RetrieverLoss
 from remanence.training.sharded import (
     Wrapped,
@@ -92,6 +93,7 @@ class MemoryTrainer(Trainer):
             data_collator=_only,
             **kwargs,
         )
+        readable(self)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InvalidInputError(
                 "memories are written through layers' single weights, which DeepSpeed and the Trainer's own FSDP take "
