@@ -32,7 +32,7 @@ from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.objectives import label_loss, pools_of, read_prompts, write_chunks
-from remanence.training.optimizer import choose
+from remanence.training.optimizer import make_optimizer
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer
@@ -69,7 +69,7 @@ def run(method: str, lr: float, seed: int, steps: int, output: Path) -> Figures:
     model = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
     model.hf.get_input_embeddings().weight.requires_grad_(False)
     lesson = lessons(model)
-    optimizer = choose(method, model, lr=lr, rank=RANK, gap=GAP, default=lambda: AdamW(model.parameters()))
+    optimizer = make_optimizer(method, model, lr=lr, rank=RANK, gap=GAP, default=lambda: AdamW(model.parameters()))
     gradients, start = Gradients(), now()
     arguments = training_arguments(output, steps=steps, warmup=steps // 10, decay=steps // 2, save_steps=10 * steps)
     trainer = MemoryTrainer(

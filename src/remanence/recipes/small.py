@@ -25,7 +25,7 @@ from remanence import MemoryModel
 from remanence.data.prose import paragraphs
 from remanence.recipes import tiny
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.optimizer import MuonAdamW, choose, split_parameters
+from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.text import TextTask
@@ -179,7 +179,7 @@ def train(
             steps=steps,
             threshold=THRESHOLDS,
         ),
-        optimizers=(choose(optimizer, model, lr=0.002, rank=128, default=muon), None),
+        optimizers=(make_optimizer(optimizer, model, lr=0.002, rank=128, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
     begun = any(output.glob("checkpoint-*/trainer_state.json"))

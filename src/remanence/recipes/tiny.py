@@ -24,7 +24,7 @@ from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.optimizer import MuonAdamW, choose, split_parameters
+from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
 from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
@@ -271,7 +271,7 @@ def train(
             steps=steps,
             threshold=thresholds,
         ),
-        optimizers=(choose(optimizer, model, lr=0.004, rank=32, default=muon), None),
+        optimizers=(make_optimizer(optimizer, model, lr=0.004, rank=32, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -1,6 +1,6 @@
 """Muon for matrices, AdamW for the rest, behind one optimizer; and a choice of others."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,33 +61,44 @@ def split_parameters(model: nn.Module, part: nn.Module) -> tuple[list[nn.Paramet
     return [p for p in trained if id(p) in inside], [p for p in trained if id(p) not in inside]
 
 
-def choose(
-    name: str, model: nn.Module, *, lr: float, rank: int, gap: int = 200, default: Callable[[], Optimizer]
+def make_optimizer(
+    name: str,
+    model: nn.Module,
+    *,
+    lr: float,
+    rank: int,
+    gap: int = 200,
+    default: Callable[[], Optimizer] | None = None,
+    betas: tuple[float, float] = (0.9, 0.98),
+    own_rate: tuple[Sequence[nn.Parameter], float] = ((), 0.0),
+    max_grad_norm: float | None = None,
 ) -> Optimizer:
     """The optimizer that `remanence train --optimizer` names.
 
     Args:
         name: "default": the recipe's own; "adamw": AdamW; "grass": Grass on the linear layers of decoder layers, and
-            AdamW on the rest.
+            AdamW on the rest, all at one learning rate.
         rank, gap: for Grass, the rows that are trained at a time, and the steps for which they are.
+        own_rate: parameters with a learning rate of their own.
+        max_grad_norm: what Grass clips to by itself; None: the Trainer clips.
 
     Raises:
         InvalidInputError: another name.
     """
-    if name == "default":
+    if name == "default" and default is not None:
         return default()
-    settings: dict[str, Any] = {"lr": lr, "betas": (0.9, 0.98), "weight_decay": 0.0}
+    apart = {id(parameter) for parameter in own_rate[0]}
     if name == "adamw":
-        return AdamW([p for p in model.parameters() if p.requires_grad], **settings)
-    if name == "grass":
-        groups = grass_param_groups(
-            model,
-            rank,
-            gap,
-            scale=1.0,
-            selection="multinomial_norm",
-            on_refresh="keep",
-            target_modules=["layers."],
-        )
-        return GrassAdamW(groups, **settings)
-    raise InvalidInputError(f"there is no optimizer {name!r}; take default, adamw or grass")
+        groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    elif name == "grass":
+        how: dict[str, Any] = {"scale": 1.0, "selection": "multinomial_norm", "on_refresh": "keep"}
+        groups = grass_param_groups(model, rank, gap, target_modules=["layers."], **how)
+    else:
+        known = ["default"] * (default is not None) + ["adamw", "grass"]
+        raise InvalidInputError(f"there is no optimizer {name!r} here; take {', '.join(known)}")
+    groups[-1]["params"] = [parameter for parameter in groups[-1]["params"] if id(parameter) not in apart]
+    if apart:
+        groups.append({"params": list(own_rate[0]), "lr": own_rate[1]})
+    if name == "adamw":
+        return AdamW(groups, lr=lr, betas=betas, weight_decay=0.0)
+    return GrassAdamW(groups, lr=lr, betas=betas, weight_decay=0.0, max_grad_norm=max_grad_norm)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
@@ -16,10 +15,10 @@ from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
-from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
 from remanence.training.documents import DocumentTask, Lessons
+from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
 from remanence.training.recollection import RetrieverLoss
 from remanence.training.sharded import share_out, whole_state
@@ -182,7 +181,15 @@ def _trainer(
     model = _model(stage, setup, base)
     if setup.shard:
         share_out(model)
-    optimizer = _optimizer(model, stage, setup)
+    optimizer = make_optimizer(
+        setup.optimizer,
+        model,
+        lr=stage.lr,
+        rank=setup.rank,
+        betas=(0.9, 0.999),
+        own_rate=(() if model.retriever is None else list(model.retriever.parameters()), setup.retriever_lr),
+        max_grad_norm=CLIP,
+    )
     task = DocumentTask(
         model.tokenizer,
         documents,
@@ -234,21 +241,6 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
         for parameter in model.parameters():
             parameter.requires_grad_(id(parameter) in trained)
     return model
-
-
-def _optimizer(model: MemoryModel, stage: Stage, setup: Setup) -> Optimizer:
-    retriever = [] if model.retriever is None else list(model.retriever.parameters())
-    apart = {id(parameter) for parameter in retriever}
-    if setup.optimizer == "grass":
-        groups = grass_param_groups(model, setup.rank, target_modules=["layers."])
-    else:
-        groups = [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
-    groups[-1]["params"] = [parameter for parameter in groups[-1]["params"] if id(parameter) not in apart]
-    if retriever:
-        groups.append({"params": retriever, "lr": setup.retriever_lr})
-    if setup.optimizer == "grass":
-        return GrassAdamW(groups, lr=stage.lr, weight_decay=0.0, max_grad_norm=CLIP)
-    return AdamW(groups, lr=stage.lr, weight_decay=0.0)
 
 
 def _documents(stage: Stage, setup: Setup) -> Documents:

@@ -12,7 +12,7 @@ from remanence.errors import InvalidInputError
 from remanence.model.model import MemoryModel
 from remanence.optim import GrassAdamW
 from remanence.training.curriculum import Curriculum
-from remanence.training.optimizer import choose
+from remanence.training.optimizer import make_optimizer
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
 from tests.unit.training.test_trainer import parameters, recitation
@@ -29,7 +29,7 @@ def trainer(output: Path, steps: int, name: str, model: MemoryModel | None = Non
         through="all",
         args=arguments(output, steps, every=5),
         curriculum=Curriculum(recitation, levels=2, steps=1000),
-        optimizers=(choose(name, model, lr=0.01, rank=8, default=default), None),
+        optimizers=(make_optimizer(name, model, lr=0.01, rank=8, default=default), None),
     )
 
 
@@ -52,7 +52,7 @@ def test_a_name_chooses_the_optimizer_which_trains_matrices_and_vectors(name: st
 
 
 def test_another_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="no optimizer 'sgd'; take default, adamw or grass"):
+    with pytest.raises(InvalidInputError, match="no optimizer 'sgd' here; take default, adamw, grass"):
         trainer(tmp_path, 1, "sgd")
 
 
