@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from remanence.optim import GrassAdamW, grass_param_groups
+from remanence.optim.projection import Sketch
 
 
 def fresh(**settings: Any) -> tuple[nn.Module, GrassAdamW, list[Any]]:
@@ -82,3 +83,27 @@ def test_checkpointing_within_an_accumulated_batch_changes_no_selection(reentran
         optimizer.step()
         found.append([projection.rows.tolist() for projection in projections])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("sketch_first", [False, True])
+def test_it_begins_anew_in_whichever_order_a_backward_pass_comes_by(sketch_first: bool) -> None:
+    proxy = nn.Parameter(torch.zeros(3))
+    sketch = Sketch(proxy, 2, torch.ones(5, 4))
+    seen: list[str] = []
+    proxy.register_hook(lambda _: seen.append("proxy"))
+    sketch.leaf.register_hook(lambda _: seen.append("sketch"))
+
+    def backward(factor: float) -> None:
+        parts = [proxy, sketch.leaf] if sketch_first else [sketch.leaf, proxy]  # what was computed last comes first
+        one, other = [(part * factor).sum() for part in parts]
+        (one + other).backward()
+
+    backward(5.0)
+    assert seen == (["sketch", "proxy"] if sketch_first else ["proxy", "sketch"])
+    proxy.grad = None
+    backward(1.0)
+    backward(2.0)
+    value = sketch.value()
+    assert value is not None
+    assert value.unique().tolist() == [3.0]
+    assert sketch.leaf.grad is None
