@@ -18,7 +18,9 @@ CHECKPOINTS = ROOT / "src/remanence/checkpoints"
 
 # Figures, in `benchmarks`, and the command that makes them. Those of `eval` take `--json` besides.
 COMMANDS = {
-    "retention/results.json": "eval retention --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64",
+    "retention/results.json": (
+        "eval retention --people both --model tiny --samples 200 --distances 0,1,2,4,8,12,16,24,32,48,64"
+    ),
     "retention/longterm.json": "eval retention --model tiny_longterm --samples 200 --distances 0,16,32,64,160,320",
     "retention/longterm_int8.json": (
         "eval retention --model tiny_longterm --samples 100 --distances 0,160,320 --memory longterm --int8"

@@ -27,6 +27,7 @@ from perplexity.table import table as perplexity
 from read_write.table import table as read_write
 from remanence.evaluation import plots
 from remanence.evaluation.harness import Report
+from remanence.evaluation.intervals import share_text
 from research.table import table as research
 from retention.table import retrieval
 from retention.table import table as retention
@@ -72,6 +73,22 @@ def compressed(figures: Figures) -> str:
     return grid([f"one passage, {figures['n']} questions", "hit", "95 %"], rows)
 
 
+def together(figures: Figures) -> str:
+    rows = [
+        [name, f"{one['hit']:.3f}", "{:.2f} to {:.2f}".format(*one["interval"])]
+        for name, one in figures["ways"].items()
+    ]
+    return grid([f"four passages read together, {figures['n']} questions", "hit", "95 %"], rows)
+
+
+def heads(figures: Figures) -> str:
+    rows = [
+        [name, f"{one['value']:.3f}", f"{one['low']:.2f} to {one['high']:.2f}"]
+        for name, one in figures["heads"].items()
+    ]
+    return grid([f"four passages, asked in text, {figures['n']} questions", "loss of the answer", "95 %"], rows)
+
+
 SECTIONS = (
     Section(
         "Real questions",
@@ -83,6 +100,8 @@ SECTIONS = (
             **{f"eval {name}": real for name in REAL},
             "benchmarks/real/own_text.py": own_text,
             "benchmarks/real/compressed.py": compressed,
+            "benchmarks/real/together.py": together,
+            "benchmarks/real/heads.py": heads,
         },
     ),
     Section(
@@ -242,7 +261,7 @@ def in_short(figures: All) -> str:
 def at(distance: int, curve: str) -> Callable[[Figures], str]:
     def found(figures: Figures) -> str:
         points = [point for point in figures["curves"][curve] if point["distance"] == distance]
-        return interval(points[0]["exact_match"], points[0]["stderr"]) if points else "not measured"
+        return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
 
     return found
 
@@ -260,7 +279,7 @@ def harm(figures: Figures) -> str:
 
 def newest(figures: Figures) -> str:
     rows = integrity_rows(figures)
-    share = [interval(row.exact_match, row.stderr) for row in (rows[0], rows[-1])]
+    share = [share_text(row.exact_match, row.samples) for row in (rows[0], rows[-1])]
     return f"{share[0]}, then {share[1]} ({rows[-1].writes:,} writes)"
 
 

@@ -10,12 +10,6 @@ cooler 0.9     keys of the passages divided by 0.9, which sharpens attention to 
                would be there (CacheBlend, arXiv 2405.16444; its own selection is cheaper)
 all again      every passage encoded behind all before it: one long text
 other system   a system message of the user's own in front of the question, where passages stand behind the default one
-
-Without a reader, and asked in text that is no conversation, as a decoder without a chat template is:
-
-no head        each passage encoded by itself
-EOS head       each behind the token that ends a text
-chat head      each behind the default system message
 """
 
 import argparse
@@ -29,7 +23,7 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.environment import run_stamp
-from remanence.evaluation.columns import hit, only, reading_all
+from remanence.evaluation.columns import hit, reading_all
 from remanence.evaluation.intervals import wilson
 from remanence.evaluation.squad import among_others, read_questions
 from remanence.model.text import TextWriter
@@ -65,16 +59,6 @@ def again(writer: TextWriter, slots: Slots, share: float) -> Slots:
     return made
 
 
-def in_text(model: MemoryModel, passages: Sequence[str], question: str, head: Sequence[int] | None) -> str:
-    """The answer of the model alone to a question in text, with the passages behind a head of their own."""
-    memory = model.new_memory(head=head)
-    with only(model, ()), reading_all(model):
-        for passage in passages:
-            model.write(memory, passage)
-        prompt = f"Question: {question}\nAnswer:"
-        return str(model.generate(memory, prompt, max_new_tokens=12, do_sample=False)).strip().partition("\n")[0]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -94,9 +78,8 @@ def main() -> None:
         "all again": again(writer, plain, 1.0),
         "other system": plain,
     }
-    heads = {"no head": (), "EOS head": (model.tokenizer.eos_token_id,), "chat head": None}
     questions = read_questions(given.data, model.tokenizer)
-    hits: dict[str, list[bool]] = {name: [] for name in (*ways, *heads)}
+    hits: dict[str, list[bool]] = {name: [] for name in ways}
     for number, one in enumerate(questions.asked[: given.count]):
         told, _ = among_others(questions, one, 4)
         memory = model.new_memory()
@@ -114,8 +97,6 @@ def main() -> None:
                 answer = model.ask(sorted_ if name == "by score" else memory, asked, max_new_tokens=12)
             hits[name].append(hit(answer.text, one.truths))
         writer.slots = plain
-        for name, head in heads.items():
-            hits[name].append(hit(in_text(model, told, one.text, head), one.truths))
         if number % 10 == 9:
             print(number + 1, {name: sum(right) for name, right in hits.items()}, flush=True)
     made = {

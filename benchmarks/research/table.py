@@ -1,6 +1,7 @@
 """Rules of eviction against each other."""
 
-from tables import Figures, grid, interval
+from remanence.evaluation.intervals import share_text
+from tables import Figures, grid
 
 
 def table(figures: Figures) -> str:
@@ -11,10 +12,13 @@ def table(figures: Figures) -> str:
         rows = [
             (
                 result["eviction"],
-                *(interval(point["exact_match"], point["stderr"]) for point in result["points"]),
+                *(share_text(point["exact_match"], figures["questions"]) for point in result["points"]),
             )
             for result in results
         ]
         parts.append(grid((f"`{model}`: who leaves", *(f"{d:,}" for d in distances)), rows))
-    about = f"Exact match by distance in writes, {figures['questions']} questions each about one memory."
+    about = (
+        f"Exact match by distance in writes, {figures['questions']} questions each about one memory, and the interval "
+        "that holds 95 %."
+    )
     return "\n\n".join([*parts, about])

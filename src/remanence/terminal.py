@@ -11,6 +11,7 @@ from rich.text import Text
 from remanence.chatting import read_line
 from remanence.evaluation.demonstration import Round, distances_up_to, report, rounds
 from remanence.evaluation.distances import writes_per_pool
+from remanence.evaluation.intervals import share_text
 from remanence.evaluation.plots import retention_plot
 from remanence.evaluation.retention import Condition
 from remanence.memory import Memory
@@ -35,7 +36,7 @@ def retention_table(report: dict[str, Any]) -> Table:
         table.add_column("survival", justify="right")
     for points in zip(*curves.values(), strict=True):
         distance = points[0]["distance"]
-        cells = [f"{p[score]:.3f} ± {p['stderr']:.3f}" for p in points]
+        cells = [share_text(p[score], p["samples"]) for p in points]
         table.add_row(str(distance), *cells, *([f"{survival[distance]:.3f}"] if survival else []))
     return table
 
@@ -75,7 +76,7 @@ def integrity_table(report: dict[str, Any]) -> Table:
     for window in report["windows"]:
         table.add_row(
             f"{window['writes']:,}",
-            f"{window['exact_match']:.3f} ± {window['stderr']:.3f}",
+            share_text(window["exact_match"], window["samples"]),
             f"{window['resident_bytes'] / 2**20:,.0f} MiB",
             f"{1e3 * window['seconds'] / report['window_writes']:.1f} ms",
         )

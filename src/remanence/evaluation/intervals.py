@@ -27,6 +27,12 @@ def wilson(hits: float, samples: int) -> Interval:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def share_text(share: float, samples: int) -> str:
+    """A share of samples and its interval, such as `0.795 (0.734 to 0.845)`."""
+    low, high = wilson(share * samples, samples)
+    return f"{share:.3f} ({low:.3f} to {high:.3f})"
+
+
 def bootstrap(values: Floats, statistic: Callable[[Floats], Floats]) -> Interval:
     """The percentile interval of a statistic, always of the same resamples.
 

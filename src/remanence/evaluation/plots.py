@@ -43,6 +43,9 @@ def retention_plot(report: Report, path: Path, title: str | None = None) -> None
         alone = condition == "pool" and "longterm" in report["curves"]
         label = "pool alone" if alone else None
         drawn.append(_curve(axes, condition, points, "distance", score, "stderr", label))
+    for condition, points in report.get("unlisted", {}).get("curves", {}).items():
+        if condition == "pool":
+            drawn.append(_curve(axes, condition, points, "distance", score, "stderr", "pool, unlisted people", ":"))
     if report["survival"]:
         n, k = report["n"], report["k"]
         last = report["survival"][-1]["distance"]
@@ -154,6 +157,7 @@ def _curve(
     y: str,
     error: str,
     label: str | None = None,
+    line: str = "-",
 ) -> Any:
     usual, colour, marker = _STYLES[condition]
     return axes.errorbar(
@@ -165,6 +169,7 @@ def _curve(
         marker=marker,
         markersize=4.5,
         linewidth=1.8,
+        linestyle=line,
         capsize=2.5,
     )
 

@@ -221,7 +221,7 @@ def train(
     *,
     resume: bool = False,
     minutes: float | None = None,
-    steps: int = 4500,
+    steps: int | None = None,
     optimizer: str = "default",
     log_to: str = "none",
     start: str | None = None,
@@ -229,8 +229,10 @@ def train(
     """Train from scratch, or go on from the last checkpoint in `output`; returns the folder with the trained model.
 
     Args:
+        steps: None: 4,500, or 8,000 from a start.
         start: a checkpoint that recalls names and values of lists, to learn any others too.
     """
+    steps = steps or (4500 if start is None else 8000)
     set_seed(SEED)
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)

@@ -65,7 +65,7 @@ def test_the_same_figures_give_the_same_picture(kind: str, tmp_path: Path) -> No
 def test_new_figures_appear_with_what_they_were_made_by() -> None:
     page = report.page({**FIGURES, "integrity/other.json": integrity(7)})
     assert "### other, `integrity/other.json`" in page and "results/integrity-other.svg" in page
-    assert "| 7 | 0.250 ± 0.125 | 1 MiB |" in page
+    assert "| 7 | 0.250 (0.089 to 0.532) | 1 MiB |" in page
     assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in page
 
 
@@ -77,8 +77,8 @@ def test_many_windows_are_shown_tenth_by_tenth_of_the_writes() -> None:
     few, many = ({**integrity(7), "windows": windows[:count]} for count in (20, 40))
     assert report.integrity(few).count("\n| ") == 20
     assert report.integrity(many).count("\n| ") == 10
-    assert "| 40 | 0.375 ± 0.070 | 4 MiB |" in report.integrity(many), "four windows, of twelve questions each"
-    assert report.newest(many) == "0.375 ± 0.070, then 0.375 ± 0.070 (400 writes)"
+    assert "| 40 | 0.375 (0.252 to 0.516) | 4 MiB |" in report.integrity(many), "four windows, of twelve questions each"
+    assert report.newest(many) == "0.375 (0.252 to 0.516), then 0.375 (0.252 to 0.516) (400 writes)"
 
 
 def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
