@@ -37,6 +37,11 @@ def _(selected: Tensor, other: Tensor) -> Tensor:
     return selected.new_empty(selected.shape[1], other.shape[1], dtype=torch.float32)
 
 
+def _weighted(projected: Tensor, rho: Tensor | None, by_row: bool) -> Tensor:
+    """Selected rows `[r, n]`, or columns `[m, r]`, times their weights `[r]`."""
+    return projected if rho is None else projected * (rho[:, None] if by_row else rho)
+
+
 class _Product(torch.autograd.Function):
     """x·Wᵀ + b, or x·W + b, with gradients for x, the bias, the proxy, and the sketch where there is one.
 
@@ -77,8 +82,7 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             chosen = from_one if ctx.gathered else from_one.index_select(1, rows)
             projected = rows_of_product(chosen, other) if ctx.by_row else rows_of_product(other, chosen)
-            if rho is not None:
-                projected = projected * (rho[:, None] if ctx.by_row else rho)
+            projected = _weighted(projected, rho, ctx.by_row)
         if ctx.needs_input_grad[4]:
             if other.dtype == torch.float16:  # sums of scaled gradients soon pass its largest number, 65,504
                 from_one, other = from_one.float(), other.float()
@@ -108,9 +112,7 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         rows, rho, noise = ctx.saved_tensors
         grad = grad.flatten(0, -2)
-        projected = grad.index_select(0 if ctx.by_row else 1, rows).float()
-        if rho is not None:
-            projected = projected * (rho[:, None] if ctx.by_row else rho)
+        projected = _weighted(grad.index_select(0 if ctx.by_row else 1, rows).float(), rho, ctx.by_row)
         sketched = None
         if ctx.needs_input_grad[2]:
             sketched = (grad if ctx.by_row else grad.t()).float() @ noise
@@ -201,7 +203,7 @@ _classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
 def _projected_class(base: type, names: tuple[str, ...]) -> type:
-    """One subclass for every class of module, made at first use."""
+    """The subclass of a module's class that projects the named parameters. Each is made once."""
     if (base, names) not in _classes:
         mixin = _ProjectedProduct if getattr(base, "forward") in _PRODUCTS else _Projected  # noqa: B009
         body: dict[str, Any] = {name: property(methodcaller("_grass_read", name)) for name in names}

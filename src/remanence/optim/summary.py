@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from remanence.optim.groups import EXCLUDED, layers_of, why_not
 
@@ -27,14 +27,15 @@ def summary(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
     projected, plain = groups
     by_weight = {id(one.weight): one for one in projected["projections"]}
     trained = {id(parameter) for parameter in plain["params"]}
-    layers = {
-        id(weight): weight for _, module, key in layers_of(model) if (weight := module._parameters.get(key)) is not None
-    }
+    layers = {id(module._parameters.get(key)) for _, module, key in layers_of(model)}
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()
     lines: dict[tuple[str, str, str], int] = {}
     before = after = 0
-    for name, parameter in _own_parameters(model, {id(one.proxy) for one in projected["projections"]}):
+    proxies = {id(one.proxy) for one in projected["projections"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in proxies:
+            continue
         shape = f" [{' x '.join(map(str, parameter.shape))}]"
         if (projection := by_weight.get(id(parameter))) is not None:
             before += parameter.numel() * (parameter.itemsize + _MOMENTS)
@@ -48,7 +49,7 @@ def summary(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
         elif head is not None and parameter is head.weight:
             what = "in full: the output head"
         elif id(parameter) in layers:
-            what = f"in full: {why_not(layers[id(parameter)], projected['rank']) or EXCLUDED}"
+            what = f"in full: {why_not(parameter, projected['rank']) or EXCLUDED}"
         else:
             what = f"in full: {'an embedding' if id(parameter) in embeddings else 'no linear layer'}"
         if id(parameter) in trained:
@@ -59,10 +60,6 @@ def summary(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
     rows = [f"{count:>5}  {name}{shape}: {what}" for (name, shape, what), count in lines.items()]
     saved = f"gradients and moments: {_gib(after)}; of AdamW on all of it: {_gib(before)}"
     return "\n".join([line for row in rows for line in _wrapped(row)] + [saved])
-
-
-def _own_parameters(model: nn.Module, proxies: set[int]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in proxies)
 
 
 def _wrapped(row: str) -> Iterator[str]:

@@ -4,9 +4,9 @@
     remanence train small --output runs/small -- steps=0     # tokenizer and tokens only; needs no GPU
     remanence train small --output runs/small --minutes 8 --resume     # again, until it says "trained"
 
-REMANENCE_PROSE is what tiny takes; each kind of file gives half of the tokens. Novels from which the bundled
-paragraphs were taken are left out, as evaluations write and read those. Once the output folder has `text.safetensors`,
-no text is needed. `-- scale=0.05` makes batches so much smaller, to try the recipe on a CPU.
+REMANENCE_PROSE names a folder as for the recipe `tiny`; each kind of file gives half of the tokens. Novels from which
+the bundled paragraphs were taken are left out, as evaluations write and read those. Once the output folder has
+`text.safetensors`, no text is needed. `-- scale=0.05` makes batches so much smaller, to try the recipe on a CPU.
 """
 
 import os

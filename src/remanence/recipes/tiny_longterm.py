@@ -2,9 +2,10 @@
 
     REMANENCE_PROSE=path/to/text remanence train tiny_longterm --output runs/tiny_longterm
 
-REMANENCE_PROSE is what tiny takes. The start is the bundled checkpoint `tiny`, or what `-- base=PATH` names;
-one that has a retriever already goes through all phases but the first. So came the bundled result, from the checkpoint
-that an earlier commit of this recipe made; its log names both. docs/research.md says what each phase came to.
+REMANENCE_PROSE names a folder as for the recipe `tiny`. The start is the bundled checkpoint `tiny`, or what `--
+base=PATH` names; one that has a retriever already goes through all phases but the first. So came the bundled result,
+from the checkpoint that an earlier commit of this recipe made; its log names both. docs/research.md says what each
+phase came to.
 """
 
 import os

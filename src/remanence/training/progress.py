@@ -52,7 +52,6 @@ class ReadableProgress(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._begun = (time.monotonic(), state.global_step)
-        self.current_step = state.global_step
         if sys.stderr.isatty() and not args.disable_tqdm:
             super().on_train_begin(args, state, control, **kwargs)
 

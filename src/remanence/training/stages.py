@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,8 @@ def train_stages(
         The folder with the trained model; None if the minutes were over before.
 
     Raises:
-        InvalidInputError: an unknown optimizer or logger; a stage that needs documents of which none are named; slots
-            that a stage cannot take, or that are not those of a base with memory. All before the first step.
+        InvalidInputError: before the first step. The optimizer or the logger is unknown, a stage has no documents, a
+            stage cannot take the slots, or a base with memory has others.
     """
     if setup.optimizer not in ("adamw", "grass"):
         raise InvalidInputError(f"there is no optimizer {setup.optimizer!r} for this recipe; take adamw or grass")
@@ -114,7 +115,9 @@ def train_stages(
             "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
         )
     setup = _with_slots(stages, setup)
-    documents = [_documents(stage, setup) for stage in stages]
+    opened = cache(open_documents)  # stages share what they read
+    long = parts_of(setup.long) if any(stage.weights[1] for stage in stages) else []
+    documents = [_documents(stage, opened(setup.data or stage.short), long) for stage in stages]
     stop = None if minutes is None else StopAfter(minutes)
     base = setup.base
     for stage, texts in zip(stages, documents, strict=True):
@@ -243,14 +246,13 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
     return model
 
 
-def _documents(stage: Stage, setup: Setup) -> Documents:
-    sources = [open_documents(setup.data or stage.short)]
+def _documents(stage: Stage, short: Documents, long: Sequence[Documents]) -> Documents:
+    sources = [short]
     weights, first = [stage.weights[0]], [stage.first]
     if stage.weights[1]:
-        parts = parts_of(setup.long)
-        sources += parts
-        weights += [stage.weights[1]] * len(parts)
-        first += [stage.first_long] * len(parts)
+        sources += long
+        weights += [stage.weights[1]] * len(long)
+        first += [stage.first_long] * len(long)
     return Mixture(sources, weights, first)
 
 
