@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from remanence.optim import moments
+from remanence.optim import moments, refresh
 from remanence.optim.loading import require_own
 from remanence.optim.projection import Projection
 from remanence.optim.rounding import round_stochastically
-from remanence.optim.selection import Rule
 from remanence.optim.sharding import first_row, is_sharded, local, mean_over, norm_of
 
 Rounding = Literal["stochastic", "nearest"]
@@ -99,8 +98,8 @@ class GrassAdamW(Optimizer):
         super().add_param_group(group)
         for number, (proxy, projection) in enumerate(zip(group["params"], projections, strict=False)):
             self._projections[id(proxy)] = projection
-            self._select(projection, number, group, torch.ones(projection.candidates))
-            self._prepare(projection, number, group)
+            refresh.begin(projection, number, group)
+            refresh.prepare(projection, None, number, group)
         if self.layerwise:
             for number, parameter in enumerate(group["params"]):
                 parameter.register_post_accumulate_grad_hook(partial(self._in_backward, number, self.param_groups[-1]))
@@ -147,14 +146,14 @@ class GrassAdamW(Optimizer):
             if parameter.grad is not None:
                 gradient = parameter.grad if shrink == 1 else parameter.grad * shrink
                 self._apply(parameter, gradient, number, group)
-            if projection is not None and group["step"] % group["update_proj_gap"] == 0:
+            if projection is not None and refresh.due(number, group):
                 self._tell_idle(projection, group)
-                self._refresh(projection, number, group)
+                refresh.renew(projection, self._state, number, group, self.process_group)
         for group in self.param_groups:
             group["step"] += 1
         for _, number, group, projection in self._each():
             if projection is not None:
-                self._prepare(projection, number, group)
+                refresh.prepare(projection, self.state.get(projection.proxy), number, group)
         return loss
 
     def _each(self) -> Iterator[tuple[Tensor, int, dict[str, Any], Projection | None]]:
@@ -197,7 +196,7 @@ class GrassAdamW(Optimizer):
         if projection is None:
             self._update(parameter, gradient.float(), number, group)
         else:
-            self._update_rows(projection, gradient, number, group)
+            self._update_part(projection, gradient, number, group)
 
     def _update(self, parameter: Tensor, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
         state = self._state(parameter)
@@ -210,11 +209,28 @@ class GrassAdamW(Optimizer):
             moved = local(parameter).float().sub_(local(delta).mul_(group["lr"]))
             local(parameter).copy_(self._rounded(moved, parameter.dtype, number, group))
 
-    def _update_rows(self, projection: Projection, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
+    def _update_part(self, projection: Projection, gradient: Tensor, number: int, group: dict[str, Any]) -> None:
         state = self._state(projection.proxy)
         delta = moments.adam(state, gradient, group, projection.along(state["steps"]))
+        delta.mul_(group["lr"] * group["scale"] * _rewarmed(number, group))
+        weight, first = local(projection.weight), first_row(projection.weight)
+        weight = weight.view(-1, weight.shape[-1])
+        if group["weight_decay"]:
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+        if projection.basis is None:
+            self._update_rows(projection, weight, first, delta, number, group)
+            return
+        delta = projection.spread(delta, first, first + len(weight))
+        if weight.dtype == torch.float32:
+            weight.sub_(delta)
+        else:
+            weight.copy_(self._rounded(weight.float().sub_(delta), weight.dtype, number, group))
+
+    def _update_rows(
+        self, projection: Projection, weight: Tensor, first: int, delta: Tensor, number: int, group: dict[str, Any]
+    ) -> None:
+        """`weight`: the rows that lie here, from `first` on."""
         rows, dim = projection.rows, 0 if projection.by_row else 1
-        delta.mul_(group["lr"] * group["scale"] * _rewarmed(group))
         if projection.rho is not None:
             delta.mul_(projection.along(projection.rho))
         if group["replacement"]:
@@ -222,23 +238,19 @@ class GrassAdamW(Optimizer):
             shape = list(delta.shape)
             shape[dim] = len(rows)
             delta = delta.new_zeros(shape).index_add_(dim, place, delta)
-        weight, first = local(projection.weight), first_row(projection.weight)
-        weight = weight.view(-1, weight.shape[-1])
         last = first + len(weight)
         if not projection.by_row:
             delta = delta[first:last]
         elif len(weight) < projection.candidates:
             here = (rows >= first) & (rows < last)
             rows, delta = rows[here] - first, delta[here]
-        if group["weight_decay"]:
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
         moved = weight.index_select(dim, rows).float().sub_(delta)
         weight.index_copy_(dim, rows, self._rounded(moved, weight.dtype, number, group))
 
     def _rounded(self, values: Tensor, dtype: torch.dtype, number: int, group: dict[str, Any]) -> Tensor:
         if dtype != torch.bfloat16 or self.rounding == "nearest":
             return values.to(dtype)
-        seed = _seed(group.get("seed", 0), number, group["step"], 2)
+        seed = refresh.seed_of(group.get("seed", 0), number, group["step"], 2)
         return round_stochastically(values, torch.Generator(values.device).manual_seed(seed))
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
@@ -248,7 +260,7 @@ class GrassAdamW(Optimizer):
             state["steps"] = torch.zeros(()) if projection is None else parameter.new_zeros(projection.rank)
             state.update((name, moments.zeros(parameter, name, self.state_bits)) for name in moments.MOMENTS)
             if projection is not None:
-                _note_selection(state, projection)
+                refresh.note(state, projection)
                 self._settle(parameter, state)
         return state
 
@@ -266,51 +278,17 @@ class GrassAdamW(Optimizer):
         """Once, of a layer that got no gradient in a whole period: its weight may be used by other ways than Grass
         knows, such as a reference to it that was kept elsewhere."""
         state = self.state.get(projection.proxy)
-        if group["step"] and projection.name not in self._idle and (not state or not bool(state["steps"].any())):
+        if (
+            group["step"] >= group["update_proj_gap"]
+            and projection.name not in self._idle
+            and (not state or not bool(state["steps"].any()))
+        ):
             self._idle.add(projection.name)
             warnings.warn(
                 f"{projection.name} got no gradient in the last {group['update_proj_gap']} steps; if it should be "
                 "trained, leave it out by exclude=",
                 stacklevel=3,
             )
-
-    def _refresh(self, projection: Projection, number: int, group: dict[str, Any]) -> None:
-        """Select anew, if this step's gradient was there to go by."""
-        norms = self._norms(projection)
-        projection.end_sketch()
-        if norms is None:
-            return
-        before = projection.rows
-        self._select(projection, number, group, norms)
-        state = self._state(projection.proxy)
-        if group["on_refresh"] == "keep":
-            _carry(state, projection, before)
-        else:
-            moments.reset(state)
-        _note_selection(state, projection)
-
-    def _norms(self, projection: Projection) -> Tensor | None:  # [m]; None where there was no gradient
-        if projection.sketch is None:
-            return torch.ones(projection.candidates)
-        made = projection.sketch.value()
-        sketch = torch.zeros_like(projection.sketch.leaf) if made is None else made
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(sketch, group=self.process_group)
-        norms = sketch.norm(dim=1)
-        return norms if bool(norms.isfinite().all() & (norms > 0).any()) else None
-
-    def _select(self, projection: Projection, number: int, group: dict[str, Any], norms: Tensor) -> None:
-        first = projection.proxy not in self.state
-        rule = Rule("uniform", group["replacement"]) if first else Rule(group["selection"], group["replacement"])
-        seed = _seed(group["seed"], number, group["step"], 0)
-        projection.select(*rule.choose(norms, projection.rank, torch.Generator().manual_seed(seed)))
-
-    def _prepare(self, projection: Projection, number: int, group: dict[str, Any]) -> None:
-        """Before a step at whose end rows are selected, let the backward pass sketch the gradient."""
-        if group["selection"] == "uniform" or group["step"] % group["update_proj_gap"]:
-            return
-        seed = _seed(group["seed"], number, group["step"], 1)
-        projection.start_sketch(group["sketch_size"], torch.Generator().manual_seed(seed))
 
     def _forget_sketches(self) -> None:
         for projection in self._projections.values():
@@ -334,7 +312,7 @@ class GrassAdamW(Optimizer):
                 self.state[parameter] = self._copied(held, parameter)
             if projection is not None:
                 self._adopt(projection)
-                self._prepare(projection, number, group)
+                refresh.prepare(projection, self.state.get(projection.proxy), number, group)
 
     def _copied(self, saved: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
         """torch casts a state to its parameter's dtype; ours is float32 or in 8 bits, and rows are integers."""
@@ -351,33 +329,11 @@ class GrassAdamW(Optimizer):
         state = self.state.get(projection.proxy)
         projection.end_sketch()
         if state:
-            projection.select(state["rows"], state.get("rho"))
+            refresh.adopt(projection, state)
             self._settle(projection.proxy, state)
 
 
-def _note_selection(state: dict[str, Any], projection: Projection) -> None:
-    state["rows"] = projection.rows
-    if projection.rho is not None:
-        state["rho"] = projection.rho
-
-
-def _carry(state: dict[str, Any], projection: Projection, before: Tensor) -> None:
-    """Moments of rows that stay selected go on; all others are zero."""
-    place = torch.full((projection.candidates,), -1, device=before.device)
-    place[before] = torch.arange(len(before), device=before.device)
-    source = place[projection.rows]
-    moments.carry(state, source.clamp(min=0), source >= 0, 0 if projection.by_row else 1)
-
-
-def _rewarmed(group: dict[str, Any]) -> float:
+def _rewarmed(number: int, group: dict[str, Any]) -> float:
     """Factor on the learning rate in the first steps after a selection."""
-    since = (group["step"] - 1) % group["update_proj_gap"]
+    since = (group["step"] - 1 - refresh.phase_of(number, group)) % group["update_proj_gap"]
     return min(1.0, (since + 1) / group["rewarm_steps"]) if group["rewarm_steps"] else 1.0
-
-
-def _seed(seed: int, number: int, step: int, use: int) -> int:
-    """One for each layer, step and use, so that no random state has to be saved."""
-    mixed = seed
-    for part in (number, step, use):
-        mixed = (mixed * 6_364_136_223_846_793_005 + part + 1_442_695_040_888_963_407) % 2**63
-    return mixed

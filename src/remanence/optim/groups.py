@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 def grass_param_groups(
     model: nn.Module,
     rank: int = 128,
-    update_proj_gap: int = 200,
+    update_proj_gap: int | None = None,
     scale: float = 0.25,
-    selection: Selection = "top",
+    selection: Selection = "subspace",
     *,
     replacement: bool = False,
-    on_refresh: OnRefresh = "reset",
+    on_refresh: OnRefresh | None = None,
     rewarm_steps: int = 0,
     target_modules: str | Sequence[str] = "all-linear",
     exclude: str | Sequence[str] = (),
@@ -34,17 +34,20 @@ def grass_param_groups(
     """Two parameter groups for `GrassAdamW`: projected weights, and all other parameters that take gradients.
 
     Projected are `nn.Linear`, transformers' `Conv1D`, and experts that lie in one tensor `[experts, out, in]`. Their
-    modules are changed: from here on a backward pass gives the gradient of `rank` rows (columns, where the weight has
-    fewer of these; of experts, `rank` rows an expert, chosen over all of them), and `weight.grad` stays None. `release`
-    undoes it. A weight with a side below `rank`, such as a small classification head, is trained in full.
+    modules are changed: from here on a backward pass gives the gradient along `rank` directions of the smaller side,
+    or of `rank` rows (columns, where the weight has fewer of these; of experts always `rank` rows an expert, chosen
+    over all of them), and `weight.grad` stays None. `release` undoes it. A weight with a side below `rank`, such as a
+    small classification head, is trained in full.
 
     Args:
-        rank: r, rows of each weight that are trained at a time.
-        update_proj_gap: optimizer steps between two selections.
+        rank: r, directions or rows of each weight that are trained at a time.
+        update_proj_gap: optimizer steps between two selections. None: 200 where rows are selected, as published; 10
+            along directions, which cost little to follow, and for few layers at a time.
         scale: factor on the updates of projected weights.
-        selection, replacement: see `Rule`.
-        on_refresh: "reset": all moments start anew with a selection, as published; "keep": those of rows that were
-            selected before and still are go on.
+        selection, replacement: see `Rule`. "subspace" is ours and the best we measured; "top" is as published.
+        on_refresh: "reset": all moments start anew with a selection; "keep": those of rows that were selected before
+            and still are go on, those along directions are turned with them. None: "keep" along directions, "reset"
+            where rows are selected, as published.
         rewarm_steps: after a selection, raise the learning rate of projected weights linearly over so many steps.
         target_modules: "all-linear": all of the above but the output head; else words, of which a layer's name must
             contain one, such as `["attn", "mlp"]`.
@@ -59,8 +62,11 @@ def grass_param_groups(
         ValueError: nothing matched; a gap below one; a weight that something else uses too; a sparse embedding.
         TypeError: a word names modules, but none that can be projected.
     """
+    along = selection == "subspace"
+    update_proj_gap = (10 if along else 200) if update_proj_gap is None else update_proj_gap
+    on_refresh = ("keep" if along else "reset") if on_refresh is None else on_refresh
     if update_proj_gap < 1:
-        raise ValueError(f"update_proj_gap counts optimizer steps, so {update_proj_gap} makes no sense; take 200")
+        raise ValueError(f"update_proj_gap counts optimizer steps, so {update_proj_gap} makes no sense; take 200 or 10")
     if rank < 1 or sketch_size < 1 or rewarm_steps < 0:
         raise ValueError("rank and sketch_size are at least 1, rewarm_steps at least 0")
     Rule(selection, replacement)
@@ -75,7 +81,7 @@ def grass_param_groups(
     for name, module, parameter in targets:
         weight = module._parameters[parameter]
         assert weight is not None
-        projection = projections.setdefault(id(weight), Projection(weight, rank, name))
+        projection = projections.setdefault(id(weight), Projection(weight, rank, name, square_by_row=not along))
         by_module.setdefault(module, {})[parameter] = projection
     for module, held in by_module.items():
         project(module, held)

@@ -37,6 +37,13 @@ def _(selected: Tensor, other: Tensor) -> Tensor:
     return selected.new_empty(selected.shape[1], other.shape[1], dtype=torch.float32)
 
 
+def _chosen(features: Tensor, selected: Tensor) -> Tensor:  # [..., m] -> [..., r]
+    """Selected features; or, of directions `[r, m]`, the components along them."""
+    if selected.is_floating_point():
+        return product(features, selected.to(features.dtype))
+    return features.index_select(-1, selected)
+
+
 def _weighted(projected: Tensor, rho: Tensor | None, by_row: bool) -> Tensor:
     """Selected rows `[r, n]`, or columns `[m, r]`, times their weights `[r]`."""
     return projected if rho is None else projected * (rho[:, None] if by_row else rho)
@@ -57,7 +64,7 @@ class _Product(torch.autograd.Function):
         bias: Tensor | None,  # [out]
         proxy: Tensor,
         sketch: Tensor | None,
-        rows: Tensor,
+        selected: Tensor,
         rho: Tensor | None,
         noise: Tensor | None,
         by_row: bool,
@@ -66,13 +73,13 @@ class _Product(torch.autograd.Function):
         # Where input features are selected, only these are needed later.
         ctx.gathered = by_row != out_first and sketch is None
         ctx.by_row, ctx.out_first = by_row, out_first
-        ctx.save_for_backward(x.index_select(-1, rows) if ctx.gathered else x, weight, rows, rho, noise)
+        ctx.save_for_backward(_chosen(x, selected) if ctx.gathered else x, weight, selected, rho, noise)
         out_weight = weight if out_first else weight.t()
         return product(x, out_weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # grad [..., out]
-        kept, weight, rows, rho, noise = ctx.saved_tensors
+        kept, weight, selected, rho, noise = ctx.saved_tensors
         out_weight = weight if ctx.out_first else weight.t()
         dx = product_back(grad, out_weight.to(grad.dtype)) if ctx.needs_input_grad[0] else None
         flat, x = grad.flatten(0, -2), kept.flatten(0, -2)
@@ -80,7 +87,7 @@ class _Product(torch.autograd.Function):
         projected = sketched = None
         from_one, other = (flat, x) if ctx.by_row == ctx.out_first else (x, flat)
         if ctx.needs_input_grad[3]:
-            chosen = from_one if ctx.gathered else from_one.index_select(1, rows)
+            chosen = from_one if ctx.gathered else _chosen(from_one, selected)
             projected = rows_of_product(chosen, other) if ctx.by_row else rows_of_product(other, chosen)
             projected = _weighted(projected, rho, ctx.by_row)
         if ctx.needs_input_grad[4]:
@@ -99,20 +106,21 @@ class _Read(torch.autograd.Function):
         weight: Tensor,
         proxy: Tensor,
         sketch: Tensor | None,
-        rows: Tensor,
+        selected: Tensor,
         rho: Tensor | None,
         noise: Tensor | None,
         by_row: bool,
     ) -> Tensor:
-        ctx.save_for_backward(rows, rho, noise)
+        ctx.save_for_backward(selected, rho, noise)
         ctx.by_row = by_row
         return weight.view_as(weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        rows, rho, noise = ctx.saved_tensors
+        selected, rho, noise = ctx.saved_tensors
         grad = grad.flatten(0, -2)
-        projected = _weighted(grad.index_select(0 if ctx.by_row else 1, rows).float(), rho, ctx.by_row)
+        part = _chosen(grad.t(), selected).t() if ctx.by_row else _chosen(grad, selected)
+        projected = _weighted(part.float(), rho, ctx.by_row)
         sketched = None
         if ctx.needs_input_grad[2]:
             sketched = (grad if ctx.by_row else grad.t()).float() @ noise
@@ -128,13 +136,13 @@ class _Projected:
     _parameters: dict[str, Any]
 
     def _grass_inputs(self, name: str, device: torch.device) -> tuple[Any, ...]:
-        """Proxy, leaf of the sketch, rows, rho, noise, and by_row."""
+        """Proxy, leaf of the sketch, what is selected, rho, noise, and by_row."""
         projection = self.grass[name]
         if projection.rows.device != device:
             projection.move(device)
         sketch = projection.sketch
         leaf, noise = (None, None) if sketch is None else (sketch.leaf, sketch.noise)
-        return self._parameters[proxy_name(name)], leaf, projection.rows, projection.rho, noise, projection.by_row
+        return self._parameters[proxy_name(name)], leaf, projection.selected, projection.rho, noise, projection.by_row
 
     def _grass_foreign(self, name: str) -> bool:
         """Whether a weight is not ours to take the gradient of: it is the part of it that lies in this process, with

@@ -23,6 +23,9 @@ def require_own(groups: Sequence[Mapping[str, Any]], state_dict: Mapping[str, An
         for key in ("names", "rank"):
             if mine.get(key) != saved.get(key):
                 refuse(key, saved.get(key), mine.get(key))
+        along = [group.get("selection") == "subspace" for group in (mine, saved)]
+        if along[0] != along[1]:
+            refuse("selection", repr(saved.get("selection")), repr(mine.get("selection")))
         for parameter, number in zip(mine["params"], saved["params"], strict=False):
             held = state_dict["state"].get(number)
             if not held:

@@ -42,6 +42,11 @@ def _read(moment: Tensor) -> Tensor:  # float32: the moment itself, or a copy of
     return moment.dequantize() if in_eight_bits(moment) else moment
 
 
+def first(state: dict[str, Any]) -> Tensor:
+    """The first moment, float32; not to be written to."""
+    return _read(state["exp_avg"])
+
+
 def _write(moment: Tensor, values: Tensor) -> None:
     if values is not moment:
         moment.copy_(values)
@@ -73,3 +78,13 @@ def carry(state: dict[str, Any], source: Tensor, stays: Tensor, dim: int) -> Non
     for name in MOMENTS:
         kept = _read(state[name]).index_select(dim, source)
         _write(state[name], kept.mul_(stays[:, None] if dim == 0 else stays))
+
+
+def turn(state: dict[str, Any], by: Tensor, dim: int) -> None:
+    """Moments along old directions become those along new ones; `by` `[new, old]`: how far each goes along each.
+
+    Second moments as if gradients along two directions were uncorrelated.
+    """
+    for name, along in zip(MOMENTS, (by, by.square()), strict=True):
+        held = _read(state[name])
+        _write(state[name], along @ held if dim == 0 else held @ along.t())

@@ -44,3 +44,32 @@ class PlainGrass:
         unbiased = self.first / (1 - self.betas[0] ** self.steps)
         spread = (self.second / (1 - self.betas[1] ** self.steps)).sqrt() + self.eps
         return weight - self.lr * self.scale * (p @ (unbiased / spread))
+
+
+@dataclass
+class PlainSubspace:
+    """Adam along directions (ours): of a weight `[m, n]`, the components of its gradient along `basis`, `[r, m]`."""
+
+    lr: float
+    scale: float
+    basis: Tensor
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    steps: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros(()))
+    second: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def turn(self, basis: Tensor) -> None:
+        """Other directions, from here on; the moments go along."""
+        along = basis @ self.basis.t()  # [r new, r old]
+        self.basis, self.first, self.second = basis, along @ self.first, along**2 @ self.second
+
+    def step(self, weight: Tensor, gradient: Tensor) -> Tensor:  # [m, n] each -> [m, n]
+        """The weight after a step."""
+        projected = self.basis @ gradient  # [r, n]
+        self.steps += 1
+        self.first = self.betas[0] * self.first + (1 - self.betas[0]) * projected
+        self.second = self.betas[1] * self.second + (1 - self.betas[1]) * projected**2
+        unbiased = self.first / (1 - self.betas[0] ** self.steps)
+        spread = (self.second / (1 - self.betas[1] ** self.steps)).sqrt() + self.eps
+        return weight - self.lr * self.scale * (self.basis.t() @ (unbiased / spread))

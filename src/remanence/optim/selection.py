@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Selection = Literal["top", "multinomial_norm", "multinomial_norm2", "uniform"]
+Selection = Literal["subspace", "top", "multinomial_norm", "multinomial_norm2", "uniform"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
@@ -15,7 +15,8 @@ class Rule:
     """How r of m rows are chosen by their gradient norms.
 
     Attributes:
-        selection: "top": the r largest norms. "multinomial_norm", "multinomial_norm2": drawn with probability in
+        selection: "subspace" (ours): not rows but directions (see `subspace`); where there are none, as "top".
+            "top": the r largest norms. "multinomial_norm", "multinomial_norm2": drawn with probability in
             proportion to the norm, or to its square. "uniform": drawn evenly; norms are not looked at.
         replacement: draw with replacement, and weigh row j by 1/sqrt(r·q_j), which makes the projected gradient
             unbiased; without, rows are unique and weigh 1.
@@ -27,7 +28,7 @@ class Rule:
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
             raise ValueError(f"selection is one of {', '.join(SELECTIONS)}, not {self.selection!r}")
-        if self.replacement and self.selection == "top":
+        if self.replacement and self.selection in ("subspace", "top"):
             raise ValueError("the top rows are not drawn, so replacement= does not apply; take a multinomial selection")
 
     def choose(self, norms: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
@@ -37,7 +38,7 @@ class Rule:
             norms: `[m]`, of the gradient's rows; where none is above zero all rows are alike.
             generator: on the CPU, so that all devices and processes draw the same.
         """
-        if self.selection == "top":
+        if self.selection in ("subspace", "top"):
             rows = norms.float().topk(rank).indices.sort().values
             return rows, None
         weights = self._weights(norms.double().cpu())

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from remanence.optim.groups import EXCLUDED, layers_of, why_not
+from remanence.optim.refresh import by_directions
 
 WIDTH = 80
 _MOMENTS = 8  # bytes of two moments in float32
@@ -16,7 +17,7 @@ def summary(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
     """Which weights are projected, which are trained in full, which are not trained, and what it saves.
 
     Layers of one name and shape make one line, their numbers written as `*`. Bytes are those of gradients and moments:
-    of the selected rows, beside those that AdamW needs for whole weights.
+    of the selected directions or rows, beside those that AdamW needs for whole weights.
 
     Args:
         model, groups: as they came from `grass_param_groups`.
@@ -40,8 +41,11 @@ def summary(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> str:
         if (projection := by_weight.get(id(parameter))) is not None:
             before += parameter.numel() * (parameter.itemsize + _MOMENTS)
             after += projection.proxy.numel() * (projection.proxy.itemsize + _MOMENTS)
-            side = "rows" if projection.by_row else "columns"
-            what = f"{projection.rank} of {projection.candidates} {side}"
+            if by_directions(projection, projected):
+                after += 4 * projection.rank * projection.candidates
+                what = f"{projection.rank} of {projection.candidates} directions"
+            else:
+                what = f"{projection.rank} of {projection.candidates} {'rows' if projection.by_row else 'columns'}"
         elif id(parameter) not in trained:
             what = "not trained"
         elif parameter.ndim < 2:

@@ -87,7 +87,7 @@ def full_gradients(model: nn.Module, step: int) -> list[Tensor]:
 
 def test_top_rows_are_those_of_the_largest_gradient() -> None:
     model = model_of()
-    optimizer = GrassAdamW(groups := groups_of(model, sketch_size=4096))
+    optimizer = GrassAdamW(groups := groups_of(model, selection="top", sketch_size=4096))
     full = full_gradients(model, 0)
     run(model, optimizer, range(1))
     for projection, gradient in zip(groups[0]["projections"], full, strict=True):
@@ -117,7 +117,15 @@ def test_whole_weights_decay_and_nothing_else_of_them_moves() -> None:
     assert not torch.allclose(model[0].weight[rows], before[rows] * (1 - 0.01 * 0.5))
 
 
-@pytest.mark.parametrize("settings", [{}, {"on_refresh": "keep"}, {"selection": "multinomial_norm", "rewarm_steps": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"on_refresh": "reset"},
+        {"selection": "top", "on_refresh": "keep"},
+        {"selection": "multinomial_norm", "rewarm_steps": 2},
+    ],
+)
 @pytest.mark.parametrize("stop", [1, GAP, GAP + 1, 2 * GAP - 1])
 def test_a_resumed_run_is_bit_for_bit_the_same(settings: dict[str, Any], stop: int) -> None:
     def fresh() -> tuple[nn.Module, GrassAdamW]:
@@ -141,7 +149,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(settings: dict[str, Any], stop: i
 
 def test_state_is_the_size_of_the_selected_rows() -> None:
     model = model_of()
-    groups = groups_of(model)
+    groups = groups_of(model, selection="top")
     optimizer = GrassAdamW(groups)
     run(model, optimizer, range(2))
     for projection in groups[0]["projections"]:
@@ -152,7 +160,7 @@ def test_state_is_the_size_of_the_selected_rows() -> None:
 
 def test_kept_moments_are_those_of_rows_that_stay() -> None:
     model = model_of()
-    groups = groups_of(model, rank=4, on_refresh="keep")
+    groups = groups_of(model, rank=4, selection="top", on_refresh="keep")
     optimizer = GrassAdamW(groups, lr=0.01)
     run(model, optimizer, range(GAP))
     projection = groups[0]["projections"][0]

@@ -101,7 +101,7 @@ def weight_of(model: nn.Module, name: str) -> Tensor:
 def test_gradients_are_the_selected_part_of_the_whole_ones_and_outputs_are_unchanged(kind: str) -> None:
     stock = made(kind)
     twin = copy.deepcopy(stock)
-    groups = grass_param_groups(twin, rank=4)
+    groups = grass_param_groups(twin, rank=4, selection="top")
     GrassAdamW(groups)
     one, other = loss(stock), loss(twin)
     torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-6)
@@ -118,11 +118,12 @@ def test_gradients_are_the_selected_part_of_the_whole_ones_and_outputs_are_uncha
         torch.testing.assert_close(projection.sketch.value(), sketched, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("selection", ["subspace", "top"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_weights_are_trained(kind: str) -> None:
+def test_all_weights_are_trained(kind: str, selection: Any) -> None:
     model = made(kind)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    groups = grass_param_groups(model, rank=4, update_proj_gap=2)
+    groups = grass_param_groups(model, rank=4, update_proj_gap=2, selection=selection)
     optimizer = GrassAdamW(groups, lr=1e-2)
     for seed in range(4):
         loss(model, seed).backward()
@@ -239,7 +240,7 @@ def test_a_layer_without_gradients_for_a_whole_period_is_named_once() -> None:
     """Such as one whose weight somebody keeps a reference to, and uses without the layer."""
     model = made("linear")
     kept = model[2].weight
-    optimizer = GrassAdamW(grass_param_groups(model, rank=4, update_proj_gap=2), lr=1e-2)
+    optimizer = GrassAdamW(grass_param_groups(model, rank=4, update_proj_gap=2, selection="top"), lr=1e-2)
 
     def step() -> None:
         linear(model[0](torch.randn(6, 16)), kept).square().mean().backward()

@@ -37,7 +37,7 @@ def stack(**settings: Any) -> tuple[Stack, Stack, list[dict[str, Any]]]:
     torch.manual_seed(0)
     stock = Stack()
     twin = copy.deepcopy(stock)
-    return stock, twin, grass_param_groups(twin, **{"rank": 3, **settings})
+    return stock, twin, grass_param_groups(twin, **{"rank": 3, "selection": "top", **settings})
 
 
 def inputs(seed: int = 1, rows: int = 7) -> Tensor:
@@ -89,7 +89,7 @@ def test_four_micro_batches_add_up_to_one_batch(sketched: bool) -> None:
     _, twin, groups = stack()
     if sketched:
         for projection in groups[0]["projections"]:
-            projection.start_sketch(4, torch.Generator().manual_seed(0))
+            projection.start_sketch(torch.randn(projection.contracted, 4, generator=torch.Generator().manual_seed(0)))
     x = inputs(rows=8)
 
     def gradients(parts: int) -> list[Tensor]:
@@ -107,7 +107,7 @@ def test_four_micro_batches_add_up_to_one_batch(sketched: bool) -> None:
 def test_a_sketch_is_the_full_gradient_times_noise() -> None:
     stock, twin, groups = stack()
     for projection in groups[0]["projections"]:
-        projection.start_sketch(5, torch.Generator().manual_seed(3))
+        projection.start_sketch(torch.randn(projection.contracted, 5, generator=torch.Generator().manual_seed(3)))
     for model in (stock, twin):
         model(inputs()).square().sum().backward()
     for name, projection in zip(groups[0]["names"], groups[0]["projections"], strict=True):
@@ -171,18 +171,23 @@ class Shapes(TorchDispatchMode):
         return out
 
 
-def test_no_full_gradient_is_ever_made_not_even_when_rows_are_selected() -> None:
+@pytest.mark.parametrize("selection", ["top", "subspace"])
+def test_no_full_gradient_is_ever_made_not_even_when_rows_are_selected(selection: Any) -> None:
     def seen(projected: bool) -> set[tuple[int, ...]]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(24, 16, bias=False), nn.Linear(16, 24, bias=False))
-        groups: Any = grass_param_groups(model, rank=3, sketch_size=2) if projected else model.parameters()
+        settings = {"rank": 3, "selection": selection, "sketch_size": 2}
+        groups: Any = grass_param_groups(model, **settings) if projected else model.parameters()
         optimizer = GrassAdamW(groups)
         watch = Shapes(model)
         for step in range(2):
             with watch:
                 model(torch.randn(5, 24)).square().sum().backward()
+                if selection == "top":  # along directions, the update of one weight at a time is whole
+                    optimizer.step()
+            if selection != "top":
                 optimizer.step()
-                optimizer.zero_grad()
+            optimizer.zero_grad()
             if projected:
                 assert optimizer.param_groups[0]["step"] == step + 1
         return {shape for shape in watch.made if sorted(shape) == [16, 24]}

@@ -22,6 +22,7 @@ def fresh(state_bits: Any = 8, **settings: Any) -> tuple[nn.Module, GrassAdamW]:
     if state_bits == 8:
         pytest.importorskip("torchao")
     model = model_of()
+    settings = {"selection": "top", **settings}
     groups = grass_param_groups(model, RANK, GAP, 1.0, target_modules=["0", "2"], **settings)
     return model, GrassAdamW(groups, lr=1e-3, state_bits=state_bits)
 
@@ -62,16 +63,21 @@ def test_the_state_takes_a_byte_per_moment_and_the_proxies_share_their_room() ->
     assert storages(optimizer) == 2 * sum(moments) + tables + scales + steps + rows + scalars + bias + proxies
 
 
-@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
-def test_steps_are_nearly_those_with_moments_in_float32(on_refresh: Any) -> None:
+SETTINGS = [{"on_refresh": "reset"}, {"on_refresh": "keep"}, {"selection": "subspace"}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_steps_are_nearly_those_with_moments_in_float32(settings: dict[str, Any]) -> None:
     models, losses = [], []
     for bits in (32, 8):
-        model, optimizer = fresh(bits, on_refresh=on_refresh)
+        model, optimizer = fresh(bits, **settings)
         losses.append(run(model, optimizer, range(4 * GAP)))
         models.append(torch.cat([value.flatten() for value in model.state_dict().values()]))
     start = torch.cat([value.flatten() for value in model_of().state_dict().values()])
     moved = [model - start for model in models]
-    assert float((moved[1] - moved[0]).norm() / moved[0].norm()) < 0.1
+    # Directions that hardly differ in size are exchanged by the smallest error.
+    near = 0.4 if "selection" in settings else 0.1
+    assert float((moved[1] - moved[0]).norm() / moved[0].norm()) < near
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
 
@@ -90,17 +96,17 @@ def test_a_selection_leaves_the_moments_that_it_leaves_in_float32(on_refresh: An
         assert float((other[name].dequantize() - one[name]).norm()) <= 0.05 * float(one[name].norm())
 
 
-@pytest.mark.parametrize("on_refresh", ["reset", "keep"])
+@pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("stop", [1, GAP + 2])
-def test_a_resumed_run_is_bit_for_bit_the_same(on_refresh: Any, stop: int) -> None:
-    model, whole = fresh(on_refresh=on_refresh)
+def test_a_resumed_run_is_bit_for_bit_the_same(settings: dict[str, Any], stop: int) -> None:
+    model, whole = fresh(**settings)
     run(model, whole, range(stop))
     file = io.BytesIO()
     torch.save({"model": model.state_dict(), "optimizer": whole.state_dict()}, file)
     rest = run(model, whole, range(stop, 3 * GAP))
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    resumed, optimizer = fresh(on_refresh=on_refresh)
+    resumed, optimizer = fresh(**settings)
     resumed.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
     assert run(resumed, optimizer, range(stop, 3 * GAP)) == rest

@@ -16,8 +16,8 @@ def test_it_names_what_is_projected_what_is_trained_in_full_and_why() -> None:
         "   18  vectors: in full",
         "    2  transformer.h.*.attn.c_attn.weight [64 x 192]: in full: it was left out",
         "    2  transformer.h.*.attn.c_proj.weight [64 x 64]: in full: it was left out",
-        "    2  transformer.h.*.mlp.c_fc.weight [64 x 256]: 8 of 64 rows",
-        "    2  transformer.h.*.mlp.c_proj.weight [256 x 64]: 8 of 64 columns",
+        "    2  transformer.h.*.mlp.c_fc.weight [64 x 256]: 8 of 64 directions",
+        "    2  transformer.h.*.mlp.c_proj.weight [256 x 64]: 8 of 64 directions",
         "gradients and moments: 0.6 MiB; of AdamW on all of it: 1.3 MiB",
     ]
 
@@ -37,5 +37,5 @@ def test_lines_fit_into_80_columns(length: int) -> None:
     model = nn.ModuleDict({"x" * length: nn.Linear(16, 16), "y" * length: nn.Linear(2, 16)})
     told = summary(model, grass_param_groups(model, rank=4))
     assert max(map(len, told.splitlines())) <= 80
-    assert "4 of 16 rows" in told
+    assert "4 of 16 directions" in told
     assert "is below the rank" in told
