@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,14 +38,14 @@ def documents(paths: list[Path]) -> Iterator[str]:
                 yield from re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
 
 
-def read(paths: list[Path], train: int, held_out: int, tokenizer: str | Path = BUNDLED) -> Corpus:
+def read(paths: list[Path], train: int, held_out: int, tokenizer: Any = BUNDLED) -> Corpus:
     """So many tokens of each part, of documents in an order that is random and always the same.
 
     Raises:
         ValueError: there is not enough text.
     """
     by_hash = {hashlib.sha256(text.encode()).digest(): text for text in documents(paths)}
-    tokens = AutoTokenizer.from_pretrained(tokenizer)
+    tokens = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     wanted = {"test": held_out, "validation": held_out, "train": train}
     parts: dict[str, list[int]] = {name: [] for name in wanted}
     for digest, text in sorted(by_hash.items()):
