@@ -100,12 +100,14 @@ METHODS: dict[str, Maker] = {
     "adamw": adamw,
     "adamw-scale0.25": partial(adamw_scaled, scale=0.25),
     "adamw-scale0.0625": partial(adamw_scaled, scale=0.0625),
+    "adamw-scale0.03125": partial(adamw_scaled, scale=0.03125),
     "galore": galore,
     "galore-scale0.0625": partial(galore, scale=0.0625),
     "apollo": apollo,
     "lora": lora,
-    "grass-top-reset": grass,  # as published
-    "grass-top-keep": partial(grass, on_refresh="keep"),
+    "grass-subspace-scale0.0625": partial(grass, selection="subspace", update_proj_gap=None, scale=0.0625),
+    "grass-top-reset": partial(grass, selection="top"),  # as published
+    "grass-top-keep": partial(grass, selection="top", on_refresh="keep"),
     "grass-multinomial_norm-reset": partial(grass, selection="multinomial_norm"),
     "grass-multinomial_norm-keep": partial(grass, selection="multinomial_norm", on_refresh="keep"),
     "grass-uniform-reset": partial(grass, selection="uniform"),
@@ -116,6 +118,9 @@ METHODS: dict[str, Maker] = {
     ),
     "grass-multinomial_norm-keep-scale0.0625": partial(
         grass, selection="multinomial_norm", on_refresh="keep", scale=0.0625
+    ),
+    "grass-multinomial_norm-keep-scale0.03125": partial(
+        grass, selection="multinomial_norm", on_refresh="keep", scale=0.03125
     ),
     "grass-multinomial_norm-keep-scale1": partial(grass, selection="multinomial_norm", on_refresh="keep", scale=1.0),
 }

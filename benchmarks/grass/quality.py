@@ -32,7 +32,14 @@ from measure import Figures, circumstances, now, write_down
 
 SETUP = Setup(4, 256, 688, 4, rank=64, gap=25, steps=250, batch=8, length=128)
 BASE = 1e-3  # learning rates are this times a power of two
-FIRST = {"adamw": 2, "lora": 2}  # the power to begin with; 3 where none is named
+FIRST = {  # the power to begin with; 3 where none is named
+    "adamw": 2,
+    "lora": 2,
+    "adamw-scale0.03125": 6,
+    "galore-scale0.0625": 6,
+    "grass-subspace-scale0.0625": 5,
+    "grass-multinomial_norm-keep-scale0.03125": 6,
+}
 
 
 class Cell(NamedTuple):

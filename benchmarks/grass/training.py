@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grass.corpus import Corpus
 from grass.methods import METHODS, Projecting, gradient_bytes, state_bytes
 from measure import Figures, now
+from remanence.kernels.onednn import use_onednn
 
 WARM_UP = 0.1  # of the steps; then the learning rate falls along a cosine to a tenth
 
@@ -85,6 +86,8 @@ def train(setup: Setup, method: str, lr: float, seed: int, corpus: Corpus) -> Fi
         torch.set_num_threads(setup.threads)
     model = setup.model(corpus.vocabulary, seed)
     optimizer = METHODS[method](model, Projecting(setup.rank, setup.gap, seed), lr)
+    if setup.device == "cpu":
+        use_onednn(model)  # the same products for all, as those of layers that Grass projects
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, setup.factor)
     text = rows(corpus.train, setup.length)
     order = torch.randperm(len(text), generator=torch.Generator().manual_seed(seed))
