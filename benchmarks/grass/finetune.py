@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from grass.corpus import Corpus, read
-from grass.methods import METHODS, TARGETS, Projecting, adamw, two_groups
+from grass.methods import METHODS, TARGETS, Maker, Projecting, adamw, two_groups
 from grass.training import Setup, train
 from measure import Figures, circumstances, write_down
 from remanence import MemoryModel
@@ -97,7 +97,7 @@ def _lora(model: nn.Module, by: Projecting, lr: float) -> Any:
     return adamw(model, by, lr)
 
 
-FINE = {
+FINE: dict[str, Maker] = {
     "adamw": _adamw,
     "lora": _lora,
     "galore": _galore,

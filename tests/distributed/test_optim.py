@@ -99,7 +99,7 @@ def sharded_worker(rank: int, world: int, port: int, folder: Path, selection: An
     leave()
 
 
-@pytest.mark.parametrize(("world", "selection"), [(2, "top"), (3, "multinomial_norm")])
+@pytest.mark.parametrize(("world", "selection"), [(2, "top"), (3, "multinomial_norm"), (2, "subspace")])
 def test_sharded_weights_are_trained_as_one_process_would(world: int, selection: Any, tmp_path: Path) -> None:
     multiprocessing.spawn(sharded_worker, (world, free_port(), tmp_path, selection), nprocs=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
@@ -113,7 +113,7 @@ def test_sharded_weights_are_trained_as_one_process_would(world: int, selection:
             torch.testing.assert_close(one["model"][name], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("world", "selection"), [(2, "top"), (2, "multinomial_norm"), (4, "top")])
+@pytest.mark.parametrize(("world", "selection"), [(2, "top"), (2, "multinomial_norm"), (4, "top"), (2, "subspace")])
 def test_processes_do_what_one_would_and_exchange_rows_only(world: int, selection: Any, tmp_path: Path) -> None:
     multiprocessing.spawn(worker, (world, free_port(), tmp_path, selection), nprocs=world)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]

@@ -1,4 +1,4 @@
-"""AdamW that keeps moments for, and updates, the selected rows only (Grass, algorithm 1)."""
+"""AdamW that keeps moments for, and updates, the selected rows or directions only (Grass, algorithm 1)."""
 
 import math
 import warnings
@@ -22,11 +22,12 @@ Rounding = Literal["stochastic", "nearest"]
 class GrassAdamW(Optimizer):
     """A drop-in `torch.optim.Optimizer` for the groups that `grass_param_groups` makes.
 
-    When rows are selected: after step 0, and from then on after every `update_proj_gap` steps, at the end of `step`, by
-    a sketch of the gradient of that very step, over all its micro-batches and processes. Step 0 itself trains rows that
-    are drawn evenly. The gradient of a whole weight is never formed.
+    When rows or directions are selected: after step 0, and from then on after every `update_proj_gap` steps, at the end
+    of `step`, by a sketch of the gradient of that very step, over all its micro-batches and processes; directions up to
+    9 steps later, layer by layer. Until then, rows that are drawn evenly are trained. The gradient of a whole weight is
+    never formed.
 
-    Weight decay is decoupled and shrinks whole weights, not only the selected rows. A step whose gradients are not all
+    Weight decay is decoupled and shrinks whole weights, not only what is selected. A step whose gradients are not all
     finite changes nothing and is counted in `skipped_steps`.
 
     Args:

@@ -66,7 +66,7 @@ def renew(
     before, held = projection.selected, state_of(projection.proxy)
     if by_directions(projection, group):
         assert sketch is not None
-        projection.follow(directions(sketch, projection.rank))
+        projection.follow(_of_all(directions(sketch, projection.rank), process_group))
     else:
         norms = torch.ones(projection.candidates) if sketch is None else sketch.norm(dim=1)
         _select(projection, Rule(group["selection"], group["replacement"]), norms, number, group)
@@ -121,6 +121,13 @@ def _reduced(projection: Projection, process_group: Any) -> Tensor | None:  # [c
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(sketch, group=process_group)
     return sketch if bool(sketch.isfinite().all() & sketch.any()) else None
+
+
+def _of_all(basis: Tensor, process_group: Any) -> Tensor:
+    """Those of the first process: others may find the same directions with other signs."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.broadcast(basis, group=process_group, group_src=0)
+    return basis
 
 
 def _select(projection: Projection, rule: Rule, norms: Tensor, number: int, group: Group) -> None:
