@@ -1,21 +1,19 @@
 """What `remanence plan` says against the memory that training steps took.
 
-    python benchmarks/grass/memory.py --json benchmarks/grass/memory.json
-
 On a CPU, where resident memory is what can be seen. Each case runs in a process of its own whose allocator is told to
 give back what is freed (MALLOC_MMAP_THRESHOLD_); as it comes, glibc keeps up to a third more, by no rule.
 """
 
-import argparse
 import ctypes
 import gc
 import os
-import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,14 +21,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from grass.step import NAMES
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import Method, configuration, plan
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from measure import THREADS, Figures, circumstances, write_down
+from timing import Part, Parts
 
 RANK = 128
+NOTE = f"The peak of a process over one step, once measured; rank {RANK}, float32."
 CASES: list[tuple[str, Method, int, int, bool]] = [  # model, method, tokens, batch, checkpointing
     ("llama-60m", "adamw", 256, 4, False),
     ("llama-60m", "grass", 256, 4, False),
@@ -41,9 +38,44 @@ CASES: list[tuple[str, Method, int, int, bool]] = [  # model, method, tokens, ba
 ]
 
 
-def taken(name: str, method: Method, tokens: int, batch: int, checkpointing: bool) -> list[int]:
+@dataclass(frozen=True)
+class Settings:
+    threads: int = 2
+
+
+def parts(on: Settings) -> Parts:
+    made: dict[str, Callable[[], Part]] = {}
+    for name, method, tokens, batch, checkpointing in CASES:
+        row = f"{name}, {NAMES[method]}, {batch} x {tokens} tokens{', checkpointing' if checkpointing else ''}"
+        made[row] = partial(compared, on, row, name, method, tokens, batch, checkpointing)
+    return made
+
+
+def compared(on: Settings, row: str, name: str, method: Method, tokens: int, batch: int, checkpointing: bool) -> Part:
+    os.environ.update(MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+        steps = own.submit(taken, on.threads, name, method, tokens, batch, checkpointing).result()
+    peak = max(steps[1:])  # in the first, rows are chosen and there is no state yet
+    total = plan(
+        configuration(name),
+        method,
+        rank=RANK,
+        tokens=tokens,
+        batch=batch,
+        dtype=torch.float32,
+        checkpointing=checkpointing,
+    ).total
+    cells = {
+        "predicted": {"value": total, "unit": "bytes"},
+        "measured": {"value": peak, "unit": "bytes"},
+        "predicted / measured": {"value": round(total / peak, 3), "unit": "share"},
+    }
+    return Part(rows={row: cells})
+
+
+def taken(threads: int, name: str, method: Method, tokens: int, batch: int, checkpointing: bool) -> list[int]:
     """The most resident bytes during each of four steps, above those before the model was made."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     layer = nn.Linear(64, 64)
     layer(torch.randn(8, 64)).sum().backward()  # what torch loads at first use
     gc.collect()
@@ -77,51 +109,3 @@ def taken(name: str, method: Method, tokens: int, batch: int, checkpointing: boo
     done.set()
     watcher.join()
     return peaks[:-1]
-
-
-def compared(case: tuple[str, Method, int, int, bool]) -> Figures:
-    name, method, tokens, batch, checkpointing = case
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        steps = own.submit(taken, *case).result()
-    made = plan(
-        configuration(name),
-        method,
-        rank=RANK,
-        tokens=tokens,
-        batch=batch,
-        dtype=torch.float32,
-        checkpointing=checkpointing,
-    )
-    peak = max(steps[1:])  # in the first, rows are chosen and there is no state yet
-    return {
-        "model": name,
-        "method": method,
-        "tokens": tokens,
-        "batch": batch,
-        "checkpointing": checkpointing,
-        "predicted_bytes": made.total,
-        "measured_bytes": peak,
-        "ratio": round(made.total / peak, 3),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
-    options = parser.parse_args()
-    os.environ.update(MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
-    cases = []
-    for case in CASES:
-        cases.append(compared(case))
-        print(cases[-1], file=sys.stderr, flush=True)
-    figures = {
-        **circumstances(),
-        "rank": RANK,
-        "dtype": "float32",
-        "cases": cases,
-    }
-    write_down(figures, options.json)
-
-
-if __name__ == "__main__":
-    main()

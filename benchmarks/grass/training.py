@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from grass.corpus import Corpus
 from grass.methods import METHODS, Projecting, gradient_bytes, state_bytes
-from measure import Figures, now
+from tables import Figures
+from timing import now
 
 WARM_UP = 0.1  # of the steps; then the learning rate falls along a cosine to a tenth
 
