@@ -3,7 +3,9 @@
     python benchmarks/report.py                                  # takes seconds
     python benchmarks/report.py --again editing/results.json     # measure these again first
 
-The same figures give the same files. A page says where figures go, between two lines:
+The same figures give the same files. figures.json has the command behind each file of figures; what finished of those
+that are measured again is kept in `runs/report`, so that a run that was cut goes on, and is put in its place when all
+are there, so that what is committed is of one checkpoint each. A page says where figures go, between two lines:
 
     <!-- figures: grass/step.json -->      the table of a file in `benchmarks`, and what it was made by
     <!-- figures: grass/ gpu/grass -->     all files that begin so, each under its name, and what is not measured yet
@@ -14,11 +16,15 @@ The same figures give the same files. A page says where figures go, between two 
 
 import argparse
 import json
+import os
 import re
-from collections.abc import Callable
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from commands import COMMANDS, ROOT, again, shown
 from editing.table import table as editing
 from integrity.table import rows as integrity_rows
 from integrity.table import table as integrity
@@ -31,6 +37,10 @@ from retention.table import table as retention
 from tables import Figures, grid, interval, made_by, markdown
 
 All = dict[str, Figures]  # by path in `benchmarks`
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "runs/report"
+CHECKPOINTS = ROOT / "src/remanence/checkpoints"
+COMMANDS: dict[str, str] = json.loads((ROOT / "benchmarks/figures.json").read_text(encoding="utf-8"))
 PAGES = ("README.md", "docs/results.md", "docs/research.md")
 MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 
@@ -59,6 +69,11 @@ PICTURES: dict[str, Callable[[Figures, Path], None]] = {
     "eval perplexity": plots.perplexity_plot,
     "grass_quality": losses_plot,
 }
+
+
+def shown(name: str) -> str:
+    """The whole command, as it is typed."""
+    return f"{COMMANDS[name]} --json benchmarks/{name}"
 
 
 def read(folder: Path) -> All:
@@ -223,6 +238,38 @@ def write(root: Path) -> None:
             old.unlink()
     for path, one in pictures.items():
         PICTURES[kind_of(one)](one, path)
+
+
+def again(names: Sequence[str]) -> None:
+    """Run commands again that are not finished, then put their figures in their places.
+
+    Raises:
+        subprocess.CalledProcessError: one of them failed, or was interrupted.
+    """
+    for name in names:
+        made = KEPT / name
+        if finished(made):
+            print(f"{name}: finished before")
+            continue
+        made.parent.mkdir(parents=True, exist_ok=True)
+        program, *words = shlex.split(COMMANDS[name])
+        if program == "remanence" and words[1] in ("editing", "integrity", "longcontext"):
+            words += ["--state", str(made.with_suffix(""))]
+        words += ["--json", str(made)]
+        print(f"{name}: {program} {shlex.join(words)}", flush=True)
+        start = ["-m", "remanence"] if program == "remanence" else []
+        subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
+    for name in names:
+        place = ROOT / "benchmarks" / name
+        place.parent.mkdir(exist_ok=True)
+        os.replace(KEPT / name, place)
+        shutil.rmtree((KEPT / name).with_suffix(""), ignore_errors=True)
+
+
+def finished(made: Path) -> bool:
+    """Figures are there, and no checkpoint has changed since."""
+    changed = max(file.stat().st_mtime for file in CHECKPOINTS.glob("*/*"))
+    return made.is_file() and made.stat().st_mtime > changed
 
 
 def main(arguments: list[str] | None = None) -> None:

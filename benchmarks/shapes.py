@@ -48,8 +48,8 @@ class Shape:
         with torch.device(self.device):
             return AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
 
-    def plain_decoder(self) -> Any:
-        """Without memory, by the kernels that an optimized model with memory has."""
+    def plain(self) -> Any:
+        """A decoder without memory, by the kernels that an optimized model with memory has."""
         made = self.decoder()
         optimize_for_cpu(made)
         return made

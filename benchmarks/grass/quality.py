@@ -1,10 +1,11 @@
 r"""Loss at equal tokens: AdamW, GaLore, APOLLO, LoRA and Grass, each at its own best learning rate.
 
     pip install galore-torch apollo-torch bitsandbytes
-    python benchmarks/run.py grass_quality --text PATH... --output runs/quality --jobs 2
+    python benchmarks/run.py grass_quality --text PATH... --output runs/quality
 
 The same random Llama (d 256, 4 layers), real text, tokens and schedule for all. Runs that are finished are kept in
---output (search.py); `--minutes 0` makes figures of these alone.
+--output (search.py), where several commands can share the work, each with other --methods; `--minutes 0` makes figures
+of what is there.
 """
 
 import json
@@ -34,7 +35,6 @@ class Settings:
     text: list[Path] = field(
         default_factory=list, metadata={"help": "WikiExtractor or .jsonl files, or folders; none once there are tokens"}
     )
-    jobs: int = field(default=1, metadata={"help": "runs at a time; one: in this process"})
     steps: int | None = field(default=None, metadata={"help": "of each run, in the place of what is usual here"})
     seeds: int = 3
     methods: list[str] = field(default_factory=lambda: list(METHODS))
@@ -51,7 +51,7 @@ def measure(on: Settings, setup: Setup = SETUP) -> Figures:
     same_setup(setup, on.output)
     corpus(on.output / "tokens.pt", on.text, setup.tokens, setup.held_out)
     run_one = partial(run, setup=setup, folder=on.output)
-    cells = sweep(on.methods, on.seeds, run_one, on.output, first=FIRST, jobs=on.jobs, minutes=on.minutes)
+    cells = sweep(on.methods, on.seeds, run_one, on.output, FIRST, on.minutes)
     about = {**asdict(setup), "tokens": setup.tokens, "seeds": on.seeds}
     return {**figures_of(cells, METHODS, on.seeds, about), "note": ABOUT.format(**about)}
 

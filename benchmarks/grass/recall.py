@@ -57,7 +57,7 @@ class Settings:
 def measure(on: Settings) -> Figures:
     on.output.mkdir(parents=True, exist_ok=True)
     run_one = partial(run, steps=on.steps, output=on.output / "trainer")
-    cells = sweep(list(FIRST), on.seeds, run_one, on.output, first=FIRST)
+    cells = sweep(list(FIRST), on.seeds, run_one, on.output, FIRST)
     set_seed(0)
     model = start()
     before = held_out(model, lessons(model), "test")

@@ -11,10 +11,8 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tables import Figures
 from timing import now
@@ -76,52 +74,24 @@ def finished(folder: Path) -> Cells:
     }
 
 
-def stored(run: Callable[[Cell], Figures], folder: Path, cell: Cell) -> Figures:
-    """Run a cell, and store its figures under its name, whole or not at all."""
-    figures = run(cell)
-    partial = folder / f"{cell.name}.partial"
-    partial.write_text(json.dumps(figures))
-    os.replace(partial, folder / cell.name)
-    return figures
-
-
-class InThisProcess(Executor):
-    """Runs what is submitted at once."""
-
-    def submit(self, work: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(work(*args, **named))
-        return future
-
-
 def sweep(
     methods: Sequence[str],
     seeds: int,
     run: Callable[[Cell], Figures],
     folder: Path,
-    *,
     first: First,
-    jobs: int = 1,
     minutes: float = math.inf,
 ) -> Cells:
-    """Run what is wanted until nothing is, or it is too late to begin; all cells that are finished.
-
-    With `jobs` above 1, each in a process of its own, to which `run` travels.
-    """
+    """Run what is wanted until nothing is, or it is too late to begin; all cells that are finished."""
     cells, end = finished(folder), now() + 60 * minutes
-    running: dict[Future[Figures], Cell] = {}
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else InThisProcess()
-    with pool:
-        while True:
-            for cell in [cell for method in methods for cell in wanted(method, cells, seeds, first)]:
-                if len(running) < jobs and cell not in running.values() and now() < end:
-                    running[pool.submit(stored, run, folder, cell)] = cell
-            if not running:
-                return cells
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell = running.pop(future)
-                cells[cell] = future.result()
-                print(f"{cell.method} lr {cell.lr:g} seed {cell.seed}: {cells[cell]['validation']}", file=sys.stderr)
+    for method in methods:
+        while (cell := next(iter(wanted(method, cells, seeds, first)), None)) and now() < end:
+            cells[cell] = run(cell)
+            partial = folder / f"{cell.name}.partial"
+            partial.write_text(json.dumps(cells[cell]))
+            os.replace(partial, folder / cell.name)
+            print(f"{cell.method} lr {cell.lr:g} seed {cell.seed}: {cells[cell]['validation']}", file=sys.stderr)
+    return cells
 
 
 def summary(method: str, cells: Cells, seeds: int) -> Figures | None:

@@ -3,23 +3,20 @@
     pip install galore-torch bitsandbytes
 
 Four blocks of a random Llama, d 1024, intermediate size 2752, 4 x 256 tokens, float32, rank 128, two threads. A step
-is forward, backward, optimizer and zero_grad. Each method trains in a process of its own. What a refresh costs more
-than another step is measured apart, and spread over 200 steps. Grass and "AdamW, linear layers by oneDNN" multiply by
-oneDNN, the others by what torch takes for float32 on a CPU.
+is forward, backward, optimizer and zero_grad. What a refresh costs more than another step is measured apart, and spread
+over 200 steps. Grass and "AdamW, linear layers by oneDNN" multiply by oneDNN, the others by what torch takes for
+float32 on a CPU.
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
-from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaModel
 
 from grass.methods import METHODS, Maker, Projecting, adamw_onednn, gradient_bytes, state_bytes
 from tables import Figures
-from timing import Case, Part, Parts, Rows, agree, now, ratio
+from timing import Part, Parts, Rows, agree, now, ratio, times
 
 COMPARED: dict[str, Maker] = {
     "adamw": METHODS["adamw"],
@@ -34,6 +31,7 @@ NAMES = {
     "galore": "GaLore (galore-torch)",
 }
 NEVER = 10_000  # steps between two refreshes
+STEP, REFRESHING, COUNTED = "step", "step with a refresh", "a step, refreshes counted"  # columns
 NOTE = (
     "{layers} Llama blocks, d {size:,}, {batch} x {length} tokens, float32, rank {rank}, a refresh every {gap} steps. "
     "The cost of a refresh is spread over these."
@@ -57,86 +55,73 @@ class Settings:
 def parts(on: Settings) -> Parts:
     refreshing = [method for method in on.methods if not method.startswith("adamw")]
     return {
-        "steps": partial(steps, on, on.methods, NEVER, "step", on.repeats),
-        "refreshes": partial(steps, on, refreshing, 1, "step with a refresh", 3),
+        "steps": partial(steps, on, on.methods, NEVER, STEP, on.repeats),
+        "refreshes": partial(steps, on, refreshing, 1, REFRESHING, 3),
     }
 
 
 def finish(on: Settings, rows: Rows) -> None:
-    for cells in rows.values():
-        step, refreshing = (cells.get(column, {}).get("median") for column in ("step", "step with a refresh"))
-        adds = max(0.0, refreshing - step) if step and refreshing else 0.0
-        if step:
+    counted = {}
+    for name, cells in rows.items():
+        known = times(cells)
+        if STEP in known:
+            adds = max(0.0, known.get(REFRESHING, 0.0) - known[STEP])
+            counted[name] = round(known[STEP] + adds / on.gap, 3)
             cells["refresh adds"] = {"value": round(adds, 2), "unit": "ms"} if adds else None
-            cells["a step, refreshes counted"] = {"value": round(step + adds / on.gap, 3), "unit": "ms"}
-    counted = {name: cells["a step, refreshes counted"]["value"] for name, cells in rows.items() if "step" in cells}
-    if grass := counted.pop(NAMES["grass"], None):
-        for name, value in counted.items():
-            rows[name]["Grass takes"] = ratio(grass, value)
+            cells[COUNTED] = {"value": counted[name], "unit": "ms"}
+    if grass := counted.pop(NAMES["grass"], 0.0):
+        for name, taken in counted.items():
+            rows[name]["Grass takes"] = ratio(grass, taken)
 
 
 class Training:
-    """A method's training, in a process of its own."""
+    """Steps of a method.
 
-    def __init__(self, on: Settings, method: str, gap: int) -> None:
-        begin = on, method, gap
-        self._own = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begun, initargs=begin)
+    Attributes:
+        loss: of the last step; bytes: of its gradients, and of the optimizer's state behind it, by column.
+    """
 
-    def step(self) -> Figures:
-        return self._own.submit(step).result()
+    loss: float
+    bytes: dict[str, int]
 
-    def seconds(self) -> float:
-        return float(self.step()["seconds"])
+    def __init__(self, on: Settings, gap: int, method: str) -> None:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=8,
+            hidden_size=on.size,
+            intermediate_size=on.intermediate,
+            num_hidden_layers=on.layers,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+        )
+        self._model = LlamaModel(config)
+        self._optimizer = COMPARED[method](self._model, Projecting(on.rank, gap), 1e-4)
+        self._x = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1))
+
+    def step(self) -> float:
+        start = now()
+        loss = self._model(inputs_embeds=self._x, use_cache=False).last_hidden_state.square().mean()
+        loss.backward()
+        self._optimizer.step()
+        gradients = gradient_bytes(self._model)
+        self._optimizer.zero_grad()
+        seconds = now() - start
+        self.loss, self.bytes = loss.item(), {"gradients": gradients, "optimizer state": state_bytes(self._optimizer)}
+        return seconds
 
 
 def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int) -> Part:
-    trainings = {method: Training(on, method, gap) for method in methods}
-    losses = {method: training.step()["loss"] for method, training in trainings.items()}
-    held = {method: training.step() for method, training in trainings.items()}  # rows are selected in the first
+    trainings = {NAMES[method]: Training(on, gap, method) for method in methods}
+    rows: Rows = {}
 
     def gate() -> Figures:
-        first = torch.tensor(list(losses.values()))
-        return agree("losses of the same weights and tokens", first, first[:1].expand_as(first)) | {"losses": losses}
+        losses = []
+        for name, training in trainings.items():
+            training.step()
+            losses.append(training.loss)
+            training.step()  # rows are selected in the first
+            rows[name] = {title: {"value": count, "unit": "bytes"} for title, count in training.bytes.items()}
+        first = torch.tensor(losses)
+        return agree("losses of the same weights and tokens", first, first[:1].expand_as(first))
 
-    rows: Rows = {NAMES[method]: {} for method in methods}
-    for title, name in (("gradients", "gradient_bytes"), ("optimizer state", "state_bytes")):
-        for method in methods:
-            rows[NAMES[method]][title] = {"value": held[method][name], "unit": "bytes"}
-    cases = [Case([NAMES[method]], column, training.seconds) for method, training in trainings.items()]
-    return Part(cases, repeats, gate, rows)
-
-
-known: dict[str, Any] = {}  # in the process of a training
-
-
-def begun(on: Settings, method: str, gap: int) -> None:
-    torch.set_num_threads(on.threads)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8,
-        hidden_size=on.size,
-        intermediate_size=on.intermediate,
-        num_hidden_layers=on.layers,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-    )
-    model = LlamaModel(config)
-    known["model"], known["optimizer"] = model, COMPARED[method](model, Projecting(on.rank, gap), 1e-4)
-    known["x"] = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1))
-
-
-def step() -> Figures:
-    model, optimizer, x = (known[name] for name in ("model", "optimizer", "x"))
-    start = now()
-    loss = model(inputs_embeds=x, use_cache=False).last_hidden_state.square().mean()
-    loss.backward()
-    optimizer.step()
-    gradients = gradient_bytes(model)
-    optimizer.zero_grad()
-    seconds = now() - start
-    return {
-        "seconds": seconds,
-        "loss": loss.item(),
-        "gradient_bytes": gradients,
-        "state_bytes": state_bytes(optimizer),
-    }
+    return Part({((name,), column): training.step for name, training in trainings.items()}, repeats, gate, rows)

@@ -21,20 +21,18 @@ import psutil
 import torch
 from torch import Tensor
 
-from remanence import Memory
+from read_write.run import KEY, first_token
 from remanence.config import LongTermConfig, StorageConfig
 from remanence.memory.longterm import Evicted, LongTerm, LongTermLayer
 from remanence.memory.scoring import best
 from remanence.memory.storage import Layout
 from remanence.memory.undo import Undo
 from remanence.model import reference
-from remanence.model.learned import LearnedWriter
-from shapes import GREEDY, SHAPES, Shape, Shaped
+from shapes import SHAPES, Shape, Shaped
 from tables import Figures
-from timing import OURS, PLAIN, Case, Part, Parts, Rows, against, agree, now, ratio, require
+from timing import OURS, PLAIN, Cases, Part, Parts, Rows, against, ratio, require
 
 NOTE = "Random slots and a random Llama of the shape `{shape}`, {dtype}."
-KEY = 256  # numbers in a retrieval key
 TOKENS = 64  # of a prompt, where one layer is scored
 RETRIEVED = 2560  # K0, where one layer is measured
 MADE = 256  # slots per write, where appending is measured
@@ -60,21 +58,19 @@ class Settings(Shaped):
 
 
 def parts(options: Settings) -> Parts:
-    on, size, repeats = options.on, options.size, options.repeats
+    on, size, repeats, count = options.on, options.size, options.repeats, options.size(RETRIEVED)
     published = replace(SHAPES["8b"], layers=2, slots=10_240, vocabulary=32_000, device=on.device, dtype=on.dtype)
     made: dict[str, Callable[[], Part]] = {}
     for slots in map(size, (10_000, 150_000, 1_000_000)):
-        made[f"scores, M = {slots:,}"] = partial(scoring, on, slots, size(RETRIEVED), repeats)
-    for tier in ("host", "disk"):
-        made[f"append, {tier}"] = partial(append, options, tier)
+        made[f"scores, M = {slots:,}"] = partial(scoring, on, slots, count, repeats)
+    made |= {f"append, {tier}": partial(append, options, tier) for tier in ("host", "disk")}
     made["append, plain path"] = partial(append_plainly, options)
-    made["gather"] = partial(gather, options, size(150_000), size(RETRIEVED))
+    made["gather"] = partial(gather, options, size(150_000), count)
     for slots in map(size, (20_000, 150_000)):
-        made[f"first token, M = {slots:,}"] = partial(first_token, on, slots, size(480), repeats)
+        made[f"first token, M = {slots:,}"] = partial(first_token, on, on.slots, repeats, slots, size(480))
     if options.shape == "small":  # a shape of its own: two layers of Llama-3.1-8B and the pool of M+ (section 4.1)
-        made["first token, published size"] = partial(
-            first_token, published, size(150_000), size(RETRIEVED), options.few
-        )
+        read = partial(first_token, published, published.slots, options.few)
+        made["first token, published size"] = partial(read, size(150_000), count)
     made["disk tier"] = partial(resident, options)
     return made
 
@@ -143,12 +139,8 @@ def scoring(on: Shape, slots: int, count: int, repeats: int) -> Part:
         (count * layout.slot_bytes, slots * key_bytes + count * hidden_bytes),
     )
     bytes_row = dict(zip((OURS, PLAIN), ({"value": held, "unit": "bytes"} for held in moved), strict=True))
-    return Part(
-        [Case([row], OURS, fast), Case([row], PLAIN, plain)],
-        repeats,
-        gate,
-        {f"to the device at a prompt, {row[6:]}": bytes_row | {f"{PLAIN} / {OURS}": ratio(moved[1], moved[0])}},
-    )
+    travels = {f"to the device at a prompt, {row[6:]}": bytes_row | {f"{PLAIN} / {OURS}": ratio(moved[1], moved[0])}}
+    return Part({((row,), OURS): fast, ((row,), PLAIN): plain}, repeats, gate, travels)
 
 
 def evicted(on: Shape) -> Evicted:
@@ -177,21 +169,22 @@ def append(options: Settings, tier: str) -> Part:
 
     # An append costs more where its block has to grow. Whole blocks are filled, so that it evens out.
     block = layout.block_rows // MADE
-    cases = [Case([APPEND.format(tier, slots)], OURS, partial(add, longterm)) for slots, longterm in held.items()]
+    cases: Cases = {((APPEND.format(tier, slots),), OURS): partial(add, longterm) for slots, longterm in held.items()}
     return Part(cases, -(-4 * options.repeats // block) * block, gate)
 
 
 def append_plainly(options: Settings) -> Part:
     """The plain path keeps all, as hidden states."""
-    on, new, cases = options.on, evicted(options.on), []
+    on, new = options.on, evicted(options.on)
+    cases: Cases = {}
     more = reference.LongTerm(on.random(1, MADE, on.size), new.retrieval, new.ages)
     for slots in map(options.size, (10_000, 1_000_000)):
         if not fits(2.1 * slots * (on.size + KEY) * on.dtype.itemsize):
             return no_room()
         hidden, keys = (torch.ones(1, slots, size, dtype=on.dtype) for size in (on.size, KEY))
         held = reference.LongTerm(hidden, keys, torch.arange(slots)[None])
-        rows = [APPEND.format(tier, slots) for tier in ("host", "disk")]
-        cases.append(Case(rows, PLAIN, partial(reference.append, held, more, MADE)))
+        rows = tuple(APPEND.format(tier, slots) for tier in ("host", "disk"))
+        cases[rows, PLAIN] = partial(reference.append, held, more, MADE)
     return Part(cases, max(3, options.repeats // 5))
 
 
@@ -211,63 +204,11 @@ def gather(options: Settings, slots: int, count: int) -> Part:
         turn = itertools.cycle(places)
         return lambda: take(next(turn))
 
-    rows = [f"gather {count:,} of {slots:,} slots of one layer, {tier}" for tier in layers]
-    cases = [Case([row], OURS, taking(layer.take)) for row, layer in zip(rows, layers.values(), strict=True)]
-    plain = Case(rows, PLAIN, taking(lambda chosen: hidden[chosen].to(on.device)))
-    return Part([*cases, plain], options.repeats, gate)
-
-
-def first_token(on: Shape, slots: int, count: int, repeats: int) -> Part:
-    """From prompt to first token, with full pool and full long-term memory. One prefix is kept.
-
-    Two memories are prompted by turns, so that neither finds its own; a third twice, and the second time counts.
-    """
-    rules = LongTermConfig(retrieved=count, capacity=slots)
-    model, stock = on.model(longterm=rules, retrieval_size=KEY).optimize_for_cpu(), on.plain_decoder()
-    model.prefixes.limit = 0
-    retriever, bos = model.retriever, model.bos_embedding
-    assert retriever is not None and isinstance(model.writer, LearnedWriter)
-    pool, hidden = (on.random(on.layers, n, on.size, seed=seed) for seed, n in enumerate((on.slots, slots)))
-    keys = reference.retrieval_keys(stock, retriever, hidden)
-    held = fill(model.new_memory(), model.backbone.project, keys, hidden)
-    memories = [model.writer.memory_of(pool, 0, longterm) for longterm in (held, held.fork(), held.fork())]
-    ages = (slots - torch.arange(slots)).repeat(on.layers, 1)
-    plainly = reference.LongTerm(hidden.cpu(), keys.cpu(), ages)
-    ids, turn = on.prompt(), itertools.cycle(memories[:2])
-
-    def ask(memory: Memory) -> float:
-        start = now()
-        model.generate(memory, ids, max_new_tokens=1, **GREEDY)
-        return now() - start
-
-    def again() -> float:
-        ask(memories[2])
-        return ask(memories[2])
-
-    def plain() -> Tensor:
-        return reference.read(stock, bos, pool, ids, plainly, retriever, count)
-
-    about = f"{on.layers} layers of d {on.size:,}, N = {on.slots:,}, M = {slots:,}, K0 = {count:,}"
-    rows = [f"first token, {about}", f"first token, {about}, the prompt before read the same memory"]
-    cases = [
-        Case(rows[:1], OURS, lambda: ask(next(turn))),
-        Case(rows[1:], OURS, again),
-        Case(rows, PLAIN, lambda: plain()[-1].argmax()),
-    ]
-    return Part(cases, repeats, lambda: agree("logits of a prompt", model.read(memories[0], ids).logits[0], plain()))
-
-
-def fill(
-    memory: Memory, project: Callable[[int, Tensor], tuple[Tensor, Tensor]], keys: Tensor, hidden: Tensor
-) -> LongTerm:
-    """The long-term memory of a new memory, with these slots in it, `[L, M, d]` and keys `[L, M, P]`."""
-    longterm, rows = memory.longterm, torch.arange(hidden.shape[1])
-    assert longterm is not None
-    with torch.no_grad():
-        for index, layer in enumerate(longterm.layers):
-            layer.append(torch.stack(project(index, hidden[index]), dim=1), keys[index], rows, rows, Undo())
-    longterm.clock = len(rows)
-    return longterm
+    rows = tuple(f"gather {count:,} of {slots:,} slots of one layer, {tier}" for tier in layers)
+    named = zip(rows, layers.values(), strict=True)
+    cases: Cases = {((row,), OURS): taking(layer.take) for row, layer in named}
+    cases[rows, PLAIN] = taking(lambda chosen: hidden[chosen].to(on.device))
+    return Part(cases, options.repeats, gate)
 
 
 def resident(options: Settings) -> Part:

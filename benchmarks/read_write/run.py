@@ -16,16 +16,20 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StaticCache
 
 from remanence import Memory, MemoryModel
+from remanence.config import LongTermConfig
 from remanence.memory import MemorySpec, NewSlots
+from remanence.memory.undo import Undo
 from remanence.model import reference
+from remanence.model.learned import LearnedWriter
 from shapes import GREEDY, PROMPT, Shape, Shaped
 from tables import Figures
-from timing import OURS, PLAIN, Case, Part, Parts, Rows, against, agree, now, ratio, require
+from timing import OURS, PLAIN, Cases, Part, Parts, Rows, against, agree, now, ratio, require
 
 Settings = Shaped
 NOTE = "A random Llama of the shape `{shape}`, {dtype}."
 READ = ("on a memory not read before", "on two memories by turns", "after a write", "on the memory read last")
-FIRST, UPDATE = "first token, {}, N = {:,}", "pool update, N = {:,}"  # rows
+FIRST, UPDATE = "first token, {}, {}", "pool update, N = {:,}"  # rows
+KEY = 256  # numbers in a retrieval key
 MADE = 256  # slots per write where the pool's update is measured
 POOLS = (5 * MADE, 50 * MADE)  # N there
 TOKENS = 64  # in a row, where the next one is timed
@@ -48,7 +52,7 @@ def finish(options: Shaped, rows: Rows) -> None:
     """How much longer a first token takes with more slots, by least squares, and a write in a larger pool."""
     slots = sizes(options.on)
     for how in READ:
-        cells = [rows.get(FIRST.format(how, count), {}) for count in slots]
+        cells = [rows.get(FIRST.format(how, f"N = {count:,}"), {}) for count in slots]
         if all(cells):
             lines = {column: [cell[column]["median"] for cell in cells] for column in (OURS, PLAIN)}
             more = {column: 1000 * statistics.linear_regression(slots, line).slope for column, line in lines.items()}
@@ -64,10 +68,18 @@ def sizes(on: Shape) -> tuple[int, ...]:
     return on.slots // 4, on.slots // 2, on.slots, 2 * on.slots
 
 
-def first_token(on: Shape, slots: int, repeats: int) -> Part:
-    model, stock, loose = on.model(slots).optimize_for_cpu(), on.plain_decoder(), on.model(slots)
+def first_token(on: Shape, slots: int, repeats: int, longterm: int = 0, count: int = 0) -> Part:
+    """With a full pool and, where it has room for any, a full long-term memory, of which so many slots are read."""
+    settings: dict[str, Any] = {}
+    where = f"N = {slots:,}"
+    if longterm:
+        settings = {"longterm": LongTermConfig(retrieved=count, capacity=longterm), "retrieval_size": KEY}
+        where = f"{on.layers} layers of d {on.size:,}, {where}, M = {longterm:,}, K0 = {count:,}"
+    model, stock, loose = on.model(slots, **settings).optimize_for_cpu(), on.plain(), on.model(slots, **settings)
     (memory, pool), (second, _) = on.filled(model), on.filled(model, seed=1)
-    ids, text = on.prompt(), on.prompt(seed=1)
+    ids, text, bos, plainly = on.prompt(), on.prompt(seed=1), model.bos_embedding, None
+    if longterm:
+        memory, second, plainly = with_longterm(on, model, stock, pool, longterm)
 
     def ask(asked: Memory = memory, by: MemoryModel = model) -> float:
         start = now()
@@ -92,16 +104,31 @@ def first_token(on: Shape, slots: int, repeats: int) -> Part:
         model.hf.generate(ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=1, **GREEDY)
 
     def plain() -> Tensor:
-        return reference.read(stock, model.bos_embedding, pool, ids)
+        return reference.read(stock, bos, pool, ids, plainly, model.retriever, count)
 
-    rows = [FIRST.format(how, slots) for how in READ]
-    cases = [Case([row], OURS, run) for row, run in zip(rows, (unread, other, after_write, ask), strict=True)]
-    cases += [
-        Case([FIRST.format(f"{READ[-1]}, not optimized", slots)], OURS, lambda: ask(by=loose)),
-        Case([FIRST.format("without any memory", slots)], OURS, alone),
-        Case(rows, PLAIN, lambda: plain()[-1].argmax()),
-    ]
+    rows = tuple(FIRST.format(how, where) for how in READ)
+    cases: Cases = {((row,), OURS): run for row, run in zip(rows, (unread, other, after_write, ask), strict=True)}
+    cases[(FIRST.format(f"{READ[-1]}, not optimized", where),), OURS] = lambda: ask(by=loose)
+    cases[(FIRST.format("without any memory", where),), OURS] = alone
+    cases[rows, PLAIN] = lambda: plain()[-1].argmax()
     return Part(cases, repeats, lambda: agree("logits of a prompt", model.read(memory, ids).logits[0], plain()))
+
+
+def with_longterm(
+    on: Shape, model: MemoryModel, stock: Any, pool: Tensor, count: int
+) -> tuple[Memory, Memory, reference.LongTerm]:
+    """Two memories with this pool and so many long-term slots, and these as the plain path has them."""
+    hidden, rows, writer = on.random(on.layers, count, on.size, seed=1), torch.arange(count), model.writer
+    held = model.new_memory().longterm
+    assert isinstance(writer, LearnedWriter) and held is not None
+    keys = reference.retrieval_keys(stock, model.retriever, hidden)
+    with torch.no_grad():
+        for index, layer in enumerate(held.layers):
+            slots = torch.stack(model.backbone.project(index, hidden[index]), dim=1)
+            layer.append(slots, keys[index], rows, rows, Undo())
+    held.clock = count
+    plainly = reference.LongTerm(hidden.cpu(), keys.cpu(), (count - rows).repeat(on.layers, 1))
+    return writer.memory_of(pool, 0, held), writer.memory_of(pool, 0, held.fork()), plainly
 
 
 def pool_update(on: Shape, repeats: int) -> Part:
@@ -121,9 +148,8 @@ def pool_update(on: Shape, repeats: int) -> Part:
             require(torch.equal(newest, new.keys), "the newest slots of the pool are not those that were put there")
         return {}
 
-    rows = map(UPDATE.format, POOLS)
-    cases = [Case([row], OURS, partial(update, memory)) for row, memory in zip(rows, memories, strict=True)]
-    return Part(cases, repeats, gate)
+    named = zip(map(UPDATE.format, POOLS), memories, strict=True)
+    return Part({((row,), OURS): partial(update, memory) for row, memory in named}, repeats, gate)
 
 
 def pool_copies(on: Shape, repeats: int) -> Part:
@@ -134,8 +160,8 @@ def pool_copies(on: Shape, repeats: int) -> Part:
         kept = torch.stack([torch.randperm(slots)[: slots - MADE].sort().values for _ in range(on.layers)])
         return reference.replace(pool, new, kept)
 
-    pools = {UPDATE.format(slots): on.random(on.layers, slots, on.size) for slots in POOLS}
-    return Part([Case([row], PLAIN, partial(update, pool)) for row, pool in pools.items()], repeats)
+    pools = {((UPDATE.format(slots),), PLAIN): on.random(on.layers, slots, on.size) for slots in POOLS}
+    return Part({case: partial(update, pool) for case, pool in pools.items()}, repeats)
 
 
 def coming(on: Shape) -> NewSlots:
@@ -157,23 +183,22 @@ def per_token(generate: Callable[..., Any], *read: Any, **options: Any) -> float
 
 def next_token(on: Shape, repeats: int) -> Part:
     """The stock model reads as many entries from a static cache."""
-    model, stock = on.model().optimize_for_cpu(), on.plain_decoder()
+    model, stock = on.model().optimize_for_cpu(), on.plain()
     memory, pool = on.filled(model)
     long = on.prompt(tokens=on.slots + 1 + PROMPT)[None]
     prompt, mask, most = long[0, -PROMPT:], torch.ones_like(long), long.shape[1] + TOKENS + 1
 
     def without() -> float:
         cache = StaticCache(config=stock.config, max_cache_len=most)
-        options = {"attention_mask": mask, "past_key_values": cache, "disable_compile": True}
-        return per_token(stock.generate, long, **options)
+        return per_token(stock.generate, long, attention_mask=mask, past_key_values=cache, disable_compile=True)
 
     def gate() -> Figures:
         plain = reference.read(stock, model.bos_embedding, pool, prompt)
         return agree("logits of a prompt", model.read(memory, prompt).logits[0], plain)
 
-    row = [f"next token, N = {on.slots:,} (right: stock model, equally long static cache)"]
+    row = (f"next token, N = {on.slots:,} (right: stock model, equally long static cache)",)
     ours = partial(per_token, model.generate, memory, prompt)
-    return Part([Case(row, PLAIN, without), Case(row, OURS, ours)], repeats, gate)
+    return Part({(row, PLAIN): without, (row, OURS): ours}, repeats, gate)
 
 
 def batch(on: Shape, repeats: int) -> Part:
@@ -196,8 +221,8 @@ def batch(on: Shape, repeats: int) -> Part:
         same = torch.equal(joined.sequences, torch.cat([out.sequences for out in alone]))
         return {"first_token": first, "max_logit_difference": float((mine - plain).abs().max()), "same_tokens": same}
 
-    row = [f"{MEMORIES} memories, {ANSWER} tokens each (right: one call per memory)"]
-    return Part([Case(row, OURS, together), Case(row, PLAIN, one_by_one)], repeats, gate)
+    row = (f"{MEMORIES} memories, {ANSWER} tokens each (right: one call per memory)",)
+    return Part({(row, OURS): together, (row, PLAIN): one_by_one}, repeats, gate)
 
 
 def slot_bytes(on: Shape) -> Part:

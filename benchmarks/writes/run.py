@@ -13,7 +13,7 @@ from rich.progress import track
 from remanence import Memory, MemoryModel
 from remanence.checkpoints import bundled
 from tables import Figures
-from timing import Case, Part, Parts, Rows, ratio, require
+from timing import Cases, Part, Parts, Rows, ratio, require
 
 QUESTION = "Question: Where was Alice Brown born? Answer:"
 AFTER, AGAIN = "question after a write", "the same again"  # columns
@@ -64,12 +64,10 @@ def writing(on: Settings, kind: str, make: Callable[[], MemoryModel]) -> Part:
         require(ask() == ask(), "a prefix that was kept gives another answer than one that is made")
         return {}
 
-    cases = [
-        Case([kind], column, partial(tell, model, memory)) for column, memory in zip(columns(on), memories, strict=True)
-    ]
-    cases += [Case([kind], AFTER, ask), Case([kind], AGAIN, ask)]
-    held = {"value": sum(large.nbytes.values()), "unit": "bytes"}
-    return Part(cases, on.repeats, gate, {kind: {"held": held}})
+    named = zip(columns(on), memories, strict=True)
+    cases: Cases = {((kind,), column): partial(tell, model, memory) for column, memory in named}
+    cases |= {((kind,), AFTER): ask, ((kind,), AGAIN): ask}
+    return Part(cases, on.repeats, gate, {kind: {"held": {"value": sum(large.nbytes.values()), "unit": "bytes"}}})
 
 
 def told(model: MemoryModel, count: int) -> Memory:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-import commands
 import report
 import run
 from editing.table import score_stderr
@@ -135,14 +134,14 @@ def test_what_is_missing_is_said_with_its_command() -> None:
     line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
     assert line not in page(FIGURES)
     assert line in page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
-    assert all(f"- `{name}`: `{commands.shown(name)}`" in page({}) for name in commands.COMMANDS)
+    assert all(f"- `{name}`: `{report.shown(name)}`" in page({}) for name in report.COMMANDS)
     readme = report.renewed((report.ROOT / "README.md").read_text(encoding="utf-8"), {})
-    assert f"Not measured: `{commands.shown('grass/step.json')}`." in readme
+    assert f"Not measured: `{report.shown('grass/step.json')}`." in readme
 
 
 def test_evaluations_and_benchmarks_take_the_commands_that_are_named() -> None:
     group: Any = get_command(app)
-    for command in commands.COMMANDS.values():
+    for command in report.COMMANDS.values():
         program, first, *words = shlex.split(command)
         if program == "remanence":
             name, *options = words
@@ -154,7 +153,7 @@ def test_evaluations_and_benchmarks_take_the_commands_that_are_named() -> None:
 def test_make_measures_figures_that_have_a_command() -> None:
     makefile = (report.ROOT / "Makefile").read_text(encoding="utf-8")
     names = re.findall(r"[ /](\w+/\w+\.json)", makefile)
-    assert set(names) <= set(commands.COMMANDS) and len(names) > 10
+    assert set(names) <= set(report.COMMANDS) and len(names) > 10
 
 
 @pytest.fixture
@@ -173,35 +172,35 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     os.utime(checkpoint, (1, 1))
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
-    monkeypatch.setattr(commands, "KEPT", tmp_path / "runs/report")
-    monkeypatch.setattr(commands, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "KEPT", tmp_path / "runs/report")
+    monkeypatch.setattr(report, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(
-        commands, "COMMANDS", {f"a/{name}.json": f"remanence eval {name}" for name in ("one", "breaks", "two")}
+        report, "COMMANDS", {f"a/{name}.json": f"remanence eval {name}" for name in ("one", "breaks", "two")}
     )
-    monkeypatch.setattr(commands.subprocess, "run", evaluate)
+    monkeypatch.setattr(report.subprocess, "run", evaluate)
     (tmp_path / "benchmarks").mkdir()
     return run
 
 
 def test_measuring_again_goes_on_after_a_cut(workplace: list[str], tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     assert workplace == ["one"] and not (tmp_path / "benchmarks/a").exists()
-    commands.again(["a/one.json", "a/two.json"])
+    report.again(["a/one.json", "a/two.json"])
     assert workplace == ["one", "two"]
     assert json.loads((tmp_path / "benchmarks/a/two.json").read_text()) == "two"
-    commands.again(["a/one.json"])
+    report.again(["a/one.json"])
     assert workplace == ["one", "two", "one"]
 
 
 def test_figures_of_a_checkpoint_that_has_changed_are_measured_again(workplace: list[str], tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     made = (tmp_path / "runs/report/a/one.json").stat().st_mtime
     os.utime(tmp_path / "checkpoints/tiny/weights", (made + 1, made + 1))
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     assert workplace == ["one", "one"]
 
 

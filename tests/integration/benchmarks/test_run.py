@@ -1,8 +1,8 @@
 """A benchmark agrees before it is timed, and is timed in turns; every one of the registry runs through."""
 
-import io
 import json
 import subprocess
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-import base
 import run
 import tables
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.model import reference
 from tests.support import asked
-from timing import OURS, PLAIN, Case, Disagreement, Other, Part, agree, measure
+from timing import OURS, PLAIN, Cases, Disagreement, Part, agree, measure
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 TINY = ("--shape", "tiny", "--repeats", "2")
@@ -49,12 +48,12 @@ def noting(order: list[str], name: str, seconds: float | None = None) -> Callabl
 
 def test_cases_take_turns_and_own_seconds_count() -> None:
     order: list[str] = []
-    cases = [
-        Case(["a"], OURS, noting(order, "a", 0.25)),
-        Case(["b"], OURS, noting(order, "b", 0.5)),
-        Case(["a", "b"], PLAIN, noting(order, "plain", 1.0)),
-        Case(["c"], OURS, noting(order, "c")),
-    ]
+    cases: Cases = {
+        (("a",), OURS): noting(order, "a", 0.25),
+        (("b",), OURS): noting(order, "b", 0.5),
+        (("a", "b"), PLAIN): noting(order, "plain", 1.0),
+        (("c",), OURS): noting(order, "c"),
+    }
 
     def gate() -> dict[str, Any]:
         order.append("gate")
@@ -68,10 +67,23 @@ def test_cases_take_turns_and_own_seconds_count() -> None:
     assert checks == {"part": {"largest_difference": 0.0}}
 
 
+def test_a_part_is_let_go_before_the_next_is_made() -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def make() -> Part:
+        assert not held or held[-1]() is None
+        large = torch.ones(3)
+        held.append(weakref.ref(large))
+        return Part({(("a",), OURS): lambda: large.sum()}, 2)
+
+    measure({"one": make, "two": make})
+    assert len(held) == 2
+
+
 def test_nothing_is_timed_that_does_not_agree() -> None:
     order: list[str] = []
     one = torch.ones(3)
-    part = Part([Case(["a"], OURS, noting(order, "a"))], 3, lambda: agree("ones", one, one + 1e-3))
+    part = Part({(("a",), OURS): noting(order, "a")}, 3, lambda: agree("ones", one, one + 1e-3))
     with pytest.raises(Disagreement, match="nothing was timed"):
         measure({"part": lambda: part})
     assert not order
@@ -87,41 +99,13 @@ def test_a_benchmark_refuses_to_time_a_wrong_path(monkeypatch: pytest.MonkeyPatc
     assert not list(tmp_path.iterdir())
 
 
-def test_two_commits_take_turns() -> None:
-    order: list[str] = []
-
-    def ask(name: str) -> list[float]:
-        order.append(f"there {name}".strip())
-        return [] if name else [2.0, 3.0]
-
-    cases = [Case(["a"], OURS, noting(order, "a", 1.0)), Case(["a"], PLAIN, noting(order, "plain", 1.0))]
-    parts = {"part": lambda: Part(cases, 2), "no times": lambda: Part(rows={"b": {"held": 7}})}
-    rows, _ = measure(parts, other=Other("v1", ask))
-    assert order == ["there part", *["a", "plain", "there"] * 4]
-    assert list(rows) == ["a, Remanence", "a, plain path"]
-    assert rows["a, Remanence"]["v1 / now"]["value"] == 2 and rows["a, plain path"]["v1"]["median"] == 3000
-
-
-def test_a_process_at_another_commit_answers_turn_by_turn(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def gate() -> dict[str, Any]:
-        print("a gate")
-        return {}
-
-    monkeypatch.setattr("sys.stdin", io.StringIO('"part"\n""\n""\n'))
-    base.serve({"part": lambda: Part([Case(["a"], OURS, lambda: 0.5)], 3, gate)})
-    said = capsys.readouterr()
-    assert said.out == "[]\n[0.5]\n[0.5]\n" and said.err == "a gate\n"
-
-
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The package as it is here, committed, but that it says who it is."""
     folder = tmp_path / "repository"
-    source = base.ROOT / "src/remanence"
+    source = run.ROOT / "src/remanence"
     for file in source.rglob("*"):
-        if file.is_file() and "checkpoints" not in file.parts and "__pycache__" not in file.parts:
+        if file.suffix in (".py", ".json", ".txt") and file.stat().st_size < 2**18:
             copy = folder / "src/remanence" / file.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(file.read_bytes())
@@ -146,7 +130,7 @@ def worktrees(repository: Path) -> int:
 @pytest.mark.parametrize("stopped", [KeyboardInterrupt, None])
 def test_a_worktree_goes_however_its_use_ends(repository: Path, stopped: type[BaseException] | None) -> None:
     try:
-        with base.worktree(repository, "HEAD") as tree:
+        with run.worktree(repository, "HEAD") as tree:
             assert (tree / "src/remanence/__init__.py").is_file() and worktrees(repository) == 2
             if stopped is not None:
                 raise stopped
@@ -159,14 +143,18 @@ def test_a_worktree_goes_however_its_use_ends(repository: Path, stopped: type[Ba
 def test_a_benchmark_is_compared_with_another_commit(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(base, "ROOT", repository)
+    monkeypatch.setattr(run, "ROUNDS", 2)
+    there, worktree = [], run.worktree
+    monkeypatch.setattr(run, "worktree", lambda root, ref: there.append((root, ref)) or worktree(repository, "HEAD"))
     file = tmp_path / "figures.json"
-    run.main(["read_write", *TINY, "--only", "pool update", "--base", "HEAD", "--json", str(file)])
-    assert "the package at the base" in capfd.readouterr().err
+    run.main(["read_write", *TINY, "--only", "pool update", "--base", "before", "--json", str(file)])
+    assert there == [(run.ROOT, "before")] and worktrees(repository) == 1
+    assert capfd.readouterr().err.count("the package at the base") == 2
     made = cells(json.loads(file.read_text(encoding="utf-8")))
     assert set(made) == {f"pool update, N = {n}, {side}" for n in ("1,280", "12,800") for side in (OURS, PLAIN)}
-    assert all(set(one) == {"now", "HEAD", "HEAD / now"} and one["HEAD"]["samples"] in (2, 8) for one in made.values())
-    assert worktrees(repository) == 1
+    for one in made.values():
+        assert one["now"]["samples"] == one["before"]["samples"] == 2
+        assert one["before / now"]["value"] == pytest.approx(one["before"]["median"] / one["now"]["median"], rel=1e-3)
 
 
 def test_cells_are_told_with_their_units() -> None:
@@ -194,6 +182,8 @@ def test_folders_of_files_are_not_in_the_command(tmp_path: Path) -> None:
     words = ["heads", "--data", str(tmp_path / "dev.json"), "--json", "a/b.json", "--count", "3"]
     _, on, _ = run.parsed(words)
     assert run.command(words, on) == "python benchmarks/run.py heads --data dev.json --count 3"
+    with pytest.raises(SystemExit, match="takes none"):
+        run.main([*words, "--base", "HEAD"])
 
 
 @pytest.mark.slow
