@@ -9,9 +9,10 @@ are there, so that what is committed is of one checkpoint each. A page says wher
 
     <!-- figures: grass/step.json -->      the table of a file in `benchmarks`, and what it was made by
     <!-- figures: grass/ gpu/grass -->     all files that begin so, each under its name, and what is not measured yet
-    <!-- figures: in short -->             the lines that this project holds itself to
     <!-- figures: others -->               files that are on this page nowhere else
     <!-- /figures -->
+
+or where a single one goes, by a function of `SINGLE`: <!-- figure: edited editing/results.json --><!-- /figure -->.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from remanence.evaluation import plots
 from remanence.evaluation.intervals import share_text
 from retention.table import retrieval
 from retention.table import table as retention
-from tables import Figures, grid, interval, made_by, markdown
+from tables import Figures, interval, made_by, markdown
 
 All = dict[str, Figures]  # by path in `benchmarks`
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,7 @@ CHECKPOINTS = ROOT / "src/remanence/checkpoints"
 COMMANDS: dict[str, str] = json.loads((ROOT / "benchmarks/figures.json").read_text(encoding="utf-8"))
 PAGES = ("README.md", "docs/results.md", "docs/research.md")
 MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+MARKED_SINGLE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)")
 
 # Of figures that have no rows, by the command that made them.
 TABLES: dict[str, Callable[[Figures], str]] = {
@@ -112,9 +114,7 @@ def renewed(page: str, figures: All) -> str:
 
     def filled(found: re.Match[str]) -> str:
         start, what, end = found.groups()
-        if what == "in short":
-            body = in_short(figures)
-        elif what == "others":
+        if what == "others":
             left = {n: one for n, one in figures.items() if not n.startswith(prefixes) or table_of(one) is None}
             body = others(left)
         elif what.endswith(".json"):
@@ -124,7 +124,12 @@ def renewed(page: str, figures: All) -> str:
             body = section(tuple(what.split()), figures)
         return f"{start}{body}\n{end}" if body else f"{start}{end}"
 
-    return MARKED.sub(filled, page)
+    def single(found: re.Match[str]) -> str:
+        how, name, *arguments = shlex.split(found[2])
+        said = SINGLE[how](figures[name], *arguments) if name in figures else "not measured"
+        return f"{found[1]}{said}{found[3]}"
+
+    return MARKED_SINGLE.sub(single, MARKED.sub(filled, page))
 
 
 def section(prefixes: tuple[str, ...], figures: All) -> str:
@@ -154,20 +159,9 @@ def subject(name: str, figures: Figures) -> str:
     return f"{model}`{name}`"
 
 
-def in_short(figures: All) -> str:
-    """The lines that this project holds itself to, and what the papers have in their place."""
-    rows = [
-        (what, ours(figures[name]) if name in figures else "not measured", theirs) for what, name, ours, theirs in LINES
-    ]
-    return grid(("", "ours", "theirs"), rows)
-
-
-def at(distance: int, curve: str) -> Callable[[Figures], str]:
-    def found(figures: Figures) -> str:
-        points = [point for point in figures["curves"][curve] if point["distance"] == distance]
-        return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
-
-    return found
+def recalled(figures: Figures, curve: str, distance: str) -> str:
+    points = [point for point in figures["curves"][curve] if point["distance"] == int(distance)]
+    return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
 
 
 def edited(figures: Figures) -> str:
@@ -192,36 +186,15 @@ def retrieved(figures: Figures) -> str:
     return f"{interval(point['share'], point['stderr'])}, by chance {point['random']:.3f}"
 
 
-LINES: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
-    (
-        "recalled at once, pool",
-        "retention/results.json",
-        at(0, "pool"),
-        "0.66 (SQuAD), 0.57 (NaturalQuestions), MemoryLLM-8B",
-    ),
-    ("recalled 20 pools later, long-term", "retention/longterm.json", at(320, "longterm"), ""),
-    ("recalled 100 pools later, long-term", "retention/longterm_far.json", at(1600, "longterm"), ""),
-    ("of a text's slots retrieved", "retention/retrieval.json", retrieved, "about 0.30, by chance 0.03 (M+)"),
-    (
-        "score of changed facts",
-        "editing/results.json",
-        edited,
-        "memory 0.75, FT 0.10, FT-L 0.34 (CounterFact, MemoryLLM-7B)",
-    ),
-    (
-        "newest fact, first and last tenth of the writes",
-        "integrity/million.json",
-        newest,
-        "no decline in 650,000 writes (MemoryLLM-7B)",
-    ),
-    (
-        "perplexity of WikiText-2 behind unrelated text, times empty memory",
-        "perplexity/tiny_wikitext2.json",
-        harm,
-        "1.9828 against 1.9734 (M+, Llama-3.1-8B, of other text)",
-    ),
-    ("the same, `tiny_longterm`", "perplexity/tiny_longterm_wikitext2.json", harm, ""),
-)
+def measured(figures: Figures, group: str, column: str, metric: str) -> str:
+    """Of an evaluation on the harness."""
+    [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["metrics"][metric])
+
+
+SINGLE: dict[str, Callable[..., str]] = {
+    one.__name__: one for one in (recalled, edited, harm, newest, retrieved, measured)
+}
 
 
 def picture(name: str) -> Path:

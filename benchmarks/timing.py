@@ -3,6 +3,7 @@
 A turn runs every case once, so that a machine that is busy for a while slows all alike. Two turns warm up.
 """
 
+import gc
 import statistics
 import sys
 import time
@@ -99,6 +100,7 @@ def measure(parts: Parts) -> tuple[Rows, Figures]:
     checks: Figures = {}
     for name, make in parts.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
+        gc.collect()  # what the part before has left
         _add(make(), name, rows, checks)
     for cells in rows.values():
         others = times(cells)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -36,7 +37,7 @@ NOTE = "Random slots and a random Llama of the shape `{shape}`, {dtype}."
 TOKENS = 64  # of a prompt, where one layer is scored
 RETRIEVED = 2560  # K0, where one layer is measured
 MADE = 256  # slots per write, where appending is measured
-CHUNK = 1024
+CHUNK, LAYERS = 1024, 4
 APPEND = f"append {MADE} slots to one layer, {{}}, M = {{:,}}"  # row
 
 
@@ -104,22 +105,9 @@ def keys_of(layer: LongTermLayer) -> Tensor:  # [M, P], where the plain path has
     return torch.cat(parts).cpu()
 
 
-def fits(needed: float) -> bool:
-    gc.collect()
-    return needed < 0.9 * psutil.virtual_memory().available
-
-
-def no_room() -> Part:
-    return Part(gate=lambda: {"left_out": "for want of memory"})
-
-
 def scoring(on: Shape, slots: int, count: int, repeats: int) -> Part:
     """One layer: scores of all slots, the best K0, and their order."""
-    layout = layout_of(on, StorageConfig())
-    key_bytes, hidden_bytes = KEY * on.dtype.itemsize, on.size * on.dtype.itemsize
-    if not fits(slots * (layout.slot_bytes + 3 * key_bytes + 2 * TOKENS * on.dtype.itemsize)):
-        return no_room()
-    layer, queries = filled(layout, slots), on.random(TOKENS, KEY, seed=1) / KEY**0.5
+    layer, queries = filled(layout_of(on, StorageConfig()), slots), on.random(TOKENS, KEY, seed=1) / KEY**0.5
     keys, ages = keys_of(layer), slots - torch.arange(slots)
 
     def fast() -> Tensor:
@@ -134,13 +122,11 @@ def scoring(on: Shape, slots: int, count: int, repeats: int) -> Part:
         require(same >= 0.99 * count, f"of {count} slots the two find {same} alike")
         return {"same_slots": same, "same_order": torch.equal(mine, theirs)}
 
-    row, moved = (
-        f"score one layer, M = {slots:,}",
-        (count * layout.slot_bytes, slots * key_bytes + count * hidden_bytes),
-    )
-    bytes_row = dict(zip((OURS, PLAIN), ({"value": held, "unit": "bytes"} for held in moved), strict=True))
-    travels = {f"to the device at a prompt, {row[6:]}": bytes_row | {f"{PLAIN} / {OURS}": ratio(moved[1], moved[0])}}
-    return Part({((row,), OURS): fast, ((row,), PLAIN): plain}, repeats, gate, travels)
+    moved = {OURS: count * layer.layout.slot_bytes, PLAIN: (slots * KEY + count * on.size) * on.dtype.itemsize}
+    travels: dict[str, Any] = {column: {"value": held, "unit": "bytes"} for column, held in moved.items()}
+    travels[f"{PLAIN} / {OURS}"] = ratio(moved[PLAIN], moved[OURS])
+    row, rows = (f"score one layer, M = {slots:,}",), {f"to the device at a prompt, one layer, M = {slots:,}": travels}
+    return Part({(row, OURS): fast, (row, PLAIN): plain}, repeats, gate, rows)
 
 
 def evicted(on: Shape) -> Evicted:
@@ -179,8 +165,6 @@ def append_plainly(options: Settings) -> Part:
     cases: Cases = {}
     more = reference.LongTerm(on.random(1, MADE, on.size), new.retrieval, new.ages)
     for slots in map(options.size, (10_000, 1_000_000)):
-        if not fits(2.1 * slots * (on.size + KEY) * on.dtype.itemsize):
-            return no_room()
         hidden, keys = (torch.ones(1, slots, size, dtype=on.dtype) for size in (on.size, KEY))
         held = reference.LongTerm(hidden, keys, torch.arange(slots)[None])
         rows = tuple(APPEND.format(tier, slots) for tier in ("host", "disk"))
@@ -213,24 +197,15 @@ def gather(options: Settings, slots: int, count: int) -> Part:
 
 def resident(options: Settings) -> Part:
     """The disk tier, with the shape of the bundled checkpoint: what stays in memory beside keys and bookkeeping."""
+    size, count = options.size(1_000_000), options.size(RETRIEVED)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        size, count = options.size(1_000_000), options.size(RETRIEVED)
-        held, same = own.submit(resident_in_process, size, count, options.folder).result()
-
-    def gate() -> Figures:
-        require(same, "disk and host give other slots")
-        return {"disk_and_host_same_bits": same}
-
+        held = own.submit(resident_in_process, size, count, options.folder).result()
     name = f"disk tier, {LAYERS} layers of {size:,} slots: "
     rows = {name + what: {OURS: {"value": count, "unit": "bytes"}} for what, count in held.items()}
-    return Part(gate=gate, rows=rows)
+    return Part(gate=lambda: {"disk_and_host_same_bits": True}, rows=rows)
 
 
-LAYERS = 4
-
-
-def resident_in_process(slots: int, count: int, folder: Path) -> tuple[dict[str, int], bool]:
-    torch.set_num_threads(2)
+def resident_in_process(slots: int, count: int, folder: Path) -> dict[str, int]:
     storages = StorageConfig("disk", folder=folder), StorageConfig("host")
     disk, host = (Layout(4, 32, torch.float32, 64, torch.device("cpu"), storage) for storage in storages)
     places = torch.randperm(slots, generator=torch.Generator().manual_seed(0))[:count]
@@ -251,6 +226,7 @@ def resident_in_process(slots: int, count: int, folder: Path) -> tuple[dict[str,
     gathered, rows = held() - sum(slots.nbytes for slots in taken), LAYERS * slots
     keys, bookkeeping = rows * disk.key_size * disk.dtype.itemsize, rows * 2 * torch.int64.itemsize
     in_host = torch.stack(filled(host, slots).take(places))
+    require(all(torch.equal(part, in_host) for part in taken), "disk and host give other slots")
     return {
         "on disk": rows * disk.slot_bytes,
         "resident memory grew by": after - before,
@@ -258,4 +234,4 @@ def resident_in_process(slots: int, count: int, folder: Path) -> tuple[dict[str,
         "of it bookkeeping": bookkeeping,
         "of it anything else": after - before - keys - bookkeeping,
         "anything else after gathers": gathered - before - keys - bookkeeping,
-    }, all(torch.equal(part, in_host) for part in taken)
+    }
