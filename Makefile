@@ -6,6 +6,9 @@ TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Figures of the bundled checkpoints; what is measured again takes some 50 minutes on two cores, going by earlier runs.
+POOL := retention/results.json retention/longterm.json retention/longterm_int8.json retention/retrieval.json
+PROSE := perplexity/tiny_prose.json perplexity/tiny_longterm_prose.json
 # Two processes, of which one that is done takes over tests of the other.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -43,32 +46,32 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## measure reading, writing and long-term memory, and renew the tables in the README
-	$(BIN)/python benchmarks/read_write/run.py --json benchmarks/read_write/results.json
-	$(BIN)/python benchmarks/longterm/run.py --json benchmarks/longterm/results.json
+	$(BIN)/python benchmarks/run.py read_write --json benchmarks/read_write/results.json
+	$(BIN)/python benchmarks/run.py longterm --json benchmarks/longterm/results.json
 	$(BIN)/python benchmarks/report.py
 
 grass: $(STAMP)  ## measure training steps against AdamW and GaLore, which it installs, and renew the table in the README
 	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 bitsandbytes==0.50.2
-	$(BIN)/python benchmarks/grass/step.py --json benchmarks/grass/step.json
+	$(BIN)/python benchmarks/run.py grass_step --json benchmarks/grass/step.json
 	$(BIN)/python benchmarks/report.py
 
 quality: $(STAMP)  ## compare losses at equal tokens, an hour on two cores: make quality TEXT="paths of real text"
 	@test -n "$(TEXT)" || { echo 'name WikiExtractor or .jsonl files, or folders of them: make quality TEXT="..."'; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-deps galore-torch==1.0 apollo-torch==1.0.3 bitsandbytes==0.50.2
-	$(BIN)/python benchmarks/grass/quality.py --text $(TEXT) --output runs/quality --json benchmarks/grass/quality.json
+	$(BIN)/python benchmarks/run.py grass_quality --text $(TEXT) --output runs/quality --json benchmarks/grass/quality.json
 	$(BIN)/python benchmarks/report.py
 
 retention: $(STAMP)  ## measure what the bundled checkpoints remember, and renew the results
-	$(BIN)/python benchmarks/report.py --again retention
+	$(BIN)/python benchmarks/report.py --again $(POOL) retention/longterm_far.json
 
 editing: $(STAMP)  ## change facts by memory, in context and by fine-tuning, and renew the results
-	$(BIN)/python benchmarks/report.py --again editing
+	$(BIN)/python benchmarks/report.py --again editing/results.json
 
 integrity: $(STAMP)  ## write 100,000 times into one memory and see that it still works; renew the results
-	$(BIN)/python benchmarks/report.py --again integrity
+	$(BIN)/python benchmarks/report.py --again integrity/results.json
 
 report: $(STAMP)  ## measure again what fits in an hour on two cores, and renew the results; resumes where it was cut
-	$(BIN)/python benchmarks/report.py --again report
+	$(BIN)/python benchmarks/report.py --again $(POOL) editing/results.json $(PROSE)
 
 results: $(STAMP)  ## write docs/results.md and the tables in the README from the figures in benchmarks
 	$(BIN)/python benchmarks/report.py

@@ -1,196 +1,81 @@
-"""Write docs/results.md, its pictures and the tables in the README from the committed figures.
+"""Write docs/results.md, its pictures and the tables in other pages from the committed figures.
 
-    python benchmarks/report.py                    # takes seconds
-    python benchmarks/report.py --again report     # first measure again what fits in an hour on two cores
-    python benchmarks/report.py --again editing    # first measure the edits again
+    python benchmarks/report.py                                  # takes seconds
+    python benchmarks/report.py --again editing/results.json     # measure these again first
 
-The same figures give the same files. A file of figures that another command adds to `benchmarks` is shown with its
-kind, which is the command that made it.
+The same figures give the same files. figures.json has the command behind each file of figures; what finished of those
+that are measured again is kept in `runs/report`, so that a run that was cut goes on, and is put in its place when all
+are there, so that what is committed is of one checkpoint each. A page says where figures go, between two lines:
+
+    <!-- figures: grass/step.json -->      the table of a file in `benchmarks`, and what it was made by
+    <!-- figures: grass/ gpu/grass -->     all files that begin so, each under its name, and what is not measured yet
+    <!-- figures: others -->               files that are on this page nowhere else
+    <!-- /figures -->
+
+or where a single one goes, by a function of `SINGLE`: <!-- figure: edited editing/results.json --><!-- /figure -->.
 """
 
 import argparse
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import papers
-from commands import COMMANDS, ROOT, TARGETS, again, shown
 from editing.table import table as editing
-from gpu import table as gpu
-from grass import table as grass
 from integrity.table import rows as integrity_rows
 from integrity.table import table as integrity
 from longcontext.table import table as longcontext
-from longterm.table import table as longterm
 from perplexity.table import table as perplexity
-from read_write.table import table as read_write
 from remanence.evaluation import plots
-from remanence.evaluation.harness import Report
 from remanence.evaluation.intervals import share_text
-from research.table import table as research
 from retention.table import retrieval
 from retention.table import table as retention
-from small.table import table as small
-from tables import Figures, grid, interval, made_by
-from writes.table import table as writes
+from tables import Figures, interval, made_by, markdown
 
 All = dict[str, Figures]  # by path in `benchmarks`
-Draw = Callable[[Figures, Path], None]
-Tables = dict[str, tuple[str, Callable[[Figures], str]]]  # by marker, of which figures they are and how they are made
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "runs/report"
+CHECKPOINTS = ROOT / "src/remanence/checkpoints"
+COMMANDS: dict[str, str] = json.loads((ROOT / "benchmarks/figures.json").read_text(encoding="utf-8"))
+PAGES = ("README.md", "docs/results.md", "docs/research.md")
+MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+MARKED_SINGLE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)")
+
+# Of figures that have no rows, by the command that made them.
+TABLES: dict[str, Callable[[Figures], str]] = {
+    "eval retention": retention,
+    "eval retrieval": retrieval,
+    "eval editing": editing,
+    "eval longcontext": longcontext,
+    "eval integrity": integrity,
+    "eval perplexity": perplexity,
+}
 
 
-@dataclass(frozen=True)
-class Section:
-    title: str
-    about: str
-    folders: tuple[str, ...]  # of commands, so that what is missing is said in its place
-    kinds: dict[str, Callable[[Figures], str]]
-    theirs: str | None = None
+def losses_plot(figures: Figures, path: Path) -> None:
+    losses = {row["name"].replace("`", ""): row["cells"]["test loss"] for row in figures["rows"]}
+    marks = {name: (loss["value"], loss["stderr"]) for name, loss in losses.items() if isinstance(loss, dict)}
+    plots.marks_plot(marks, path, "test loss", figures)
 
 
-REAL = ("squad", "locomo", "longmemeval", "multihop", "babi", "edits", "harm")  # evaluations on the harness
+PICTURES: dict[str, Callable[[Figures, Path], None]] = {
+    "eval retention": plots.retention_plot,
+    "eval editing": plots.editing_plot,
+    "eval longcontext": plots.longcontext_plot,
+    "eval integrity": plots.integrity_plot,
+    "eval perplexity": plots.perplexity_plot,
+    "grass_quality": losses_plot,
+}
 
 
-def real(figures: Figures) -> str:
-    return f"{Report.from_json(figures).table('markdown')}\n\nBetween brackets: the interval that holds 95 %."
-
-
-def own_text(figures: Figures) -> str:
-    names = {"source": "the right paragraph is among the sources", "hit": "answered", "found": "found"}
-    rows = [
-        [title, f"{figures[name]['count']} of {figures['n']}", "{:.2f} to {:.2f}".format(*figures[name]["interval"])]
-        for name, title in names.items()
-    ]
-    return grid(["", "questions", "95 %"], rows)
-
-
-def compressed(figures: Figures) -> str:
-    rows = [
-        [name, f"{one['hit']:.3f}", "{:.2f} to {:.2f}".format(*one["interval"])]
-        for name, one in figures["ratios"].items()
-    ]
-    return grid([f"one passage, {figures['n']} questions", "hit", "95 %"], rows)
-
-
-def together(figures: Figures) -> str:
-    rows = [
-        [name, f"{one['hit']:.3f}", "{:.2f} to {:.2f}".format(*one["interval"])]
-        for name, one in figures["ways"].items()
-    ]
-    return grid([f"four passages read together, {figures['n']} questions", "hit", "95 %"], rows)
-
-
-def heads(figures: Figures) -> str:
-    rows = [
-        [name, f"{one['value']:.3f}", f"{one['low']:.2f} to {one['high']:.2f}"]
-        for name, one in figures["heads"].items()
-    ]
-    return grid([f"four passages, asked in text, {figures['n']} questions", "loss of the answer", "95 %"], rows)
-
-
-SECTIONS = (
-    Section(
-        "Real questions",
-        "What a text memory of a real model answers, beside the same model with nothing, with the passage as text, and "
-        "with the passages that BM25 finds. *slots*: text slots that the memory itself retrieves; *fits*: the newest "
-        "text; *oracle*: the passages that hold the answer.",
-        ("real/",),
-        {
-            **{f"eval {name}": real for name in REAL},
-            "benchmarks/real/own_text.py": own_text,
-            "benchmarks/real/compressed.py": compressed,
-            "benchmarks/real/together.py": together,
-            "benchmarks/real/heads.py": heads,
-        },
-    ),
-    Section(
-        "What is recalled, and for how long",
-        "A text is written, then others, then a question about the first is asked. The curves: through the pool, with "
-        "long-term memory, with the newest text in the context, and with nothing. The survival line is the share of a "
-        "text's slots that random eviction leaves in the pool.",
-        ("retention/results", "retention/longterm", "retention/squad"),
-        {"eval retention": retention},
-        papers.RETENTION,
-    ),
-    Section(
-        "What is retrieved",
-        "How many of the slots that a text left in long-term memory a question about it brings back.",
-        ("retention/retrieval",),
-        {"eval retrieval": retrieval},
-        papers.RETRIEVAL,
-    ),
-    Section(
-        "Changed facts",
-        "Facts that were written before are changed, one after another; then the changed fact is asked for in one "
-        "wording (efficacy) and in others (generalisation), and a neighbour's, which is to stay (specificity). The "
-        "score is their harmonic mean.",
-        ("editing/",),
-        {"eval editing": editing},
-        papers.EDITING,
-    ),
-    Section(
-        "Long documents",
-        "A document is written whole, then a question about it is asked.",
-        ("longcontext/",),
-        {"eval longcontext": longcontext},
-        papers.LONGCONTEXT,
-    ),
-    Section(
-        "After very many writes",
-        "One memory is written to again and again, and asked about what was written last.",
-        ("integrity/",),
-        {"eval integrity": integrity},
-        papers.INTEGRITY,
-    ),
-    Section(
-        "Harm",
-        "A text is read behind an empty memory and behind memories of other text. Without harm, the ratio would be 1.",
-        ("perplexity/",),
-        {"eval perplexity": perplexity},
-        papers.PERPLEXITY,
-    ),
-    Section(
-        "Speed and memory",
-        "Against the plain path, which does what the published code does, with random weights.",
-        ("read_write/", "writes/", "longterm/", "gpu/read_write", "gpu/longterm", "gpu/attention"),
-        {
-            "benchmarks/read_write/run.py": read_write,
-            "benchmarks/writes/run.py": writes,
-            "benchmarks/longterm/run.py": longterm,
-            "benchmarks/gpu/longterm_ttft.py": longterm,
-            "benchmarks/gpu/attention.py": gpu.attention,
-        },
-        papers.SPEED,
-    ),
-    Section(
-        "Training at low memory",
-        "Grass against full-rank training and other methods of low memory.",
-        ("grass/", "gpu/grass"),
-        {
-            "benchmarks/grass/step.py": grass.table,
-            "benchmarks/grass/quality.py": grass.quality,
-            "benchmarks/grass/recall.py": grass.recall,
-            "benchmarks/grass/memory.py": grass.memory,
-            "benchmarks/gpu/grass_13b.py": gpu.fits,
-            "benchmarks/gpu/grass_throughput.py": gpu.throughput,
-            "benchmarks/gpu/grass_60m.py": grass.quality,
-        },
-        papers.GRASS,
-    ),
-    Section(
-        "Who leaves the pool",
-        "Rules of eviction against each other; what came of it is told in [research.md](research.md).",
-        ("research/",),
-        {"benchmarks/research/run.py": research},
-    ),
-    Section(
-        "Training a larger model from scratch",
-        "recipe `small`: how its losses fall.",
-        ("small/", "gpu/small"),
-        {"benchmarks/gpu/small.py": small},
-    ),
-)
+def shown(name: str) -> str:
+    """The whole command, as it is typed."""
+    return f"{COMMANDS[name]} --json benchmarks/{name}"
 
 
 def read(folder: Path) -> All:
@@ -199,47 +84,72 @@ def read(folder: Path) -> All:
 
 
 def kind_of(figures: Figures) -> str:
-    """The command that made them, without its options.
+    """The evaluation or benchmark that made them, or the script.
 
     Raises:
         KeyError: they do not say which.
     """
     words = figures["command"].split()
-    return f"eval {words[2]}" if words[0] == "remanence" else words[1]
+    return f"eval {words[2]}" if words[0] == "remanence" else figures.get("benchmark", words[1])
 
 
-def page(figures: All) -> str:
-    parts = [
-        "# Results",
-        "Made by `python benchmarks/report.py` from the figures in [`benchmarks`](../benchmarks), each with its "
-        "command, date, device and versions; `make report` measures first what fits in an hour on two cores. ± is one "
-        "standard error. What other papers report stands in boxes and is marked as **theirs**: it was found with other "
-        "models, of billions of parameters, and other data, and was not measured here. `tiny` and `tiny_longterm`, the "
-        "bundled checkpoints, have 1.5 million, and read short English biographies.",
-        in_short(figures),
-    ]
-    names = sorted(figures, key=lambda name: (list(COMMANDS).index(name) if name in COMMANDS else len(COMMANDS), name))
-    for section in SECTIONS:
-        made = [name for name in names if kind_of(figures[name]) in section.kinds]
-        missing = [name for name in COMMANDS if name.startswith(section.folders) and name not in figures]
-        if not made and not missing and section.theirs is None:
-            continue
-        parts += [f"## {section.title}", section.about]
-        for name in made:
-            one = figures[name]
-            parts.append(f"### {subject(name, one)}")
-            if kind_of(one) in PICTURES:
-                parts.append(f"![{section.title}: {subject(name, one)}]({picture(name).relative_to('docs')})")
-            parts += [section.kinds[kind_of(one)](one), made_by(one)]
-        if missing:
-            parts.append("Not measured:\n\n" + "\n".join(f"- `{name}`: `{shown(name)}`" for name in missing))
-        if section.theirs is not None:
-            parts.append("\n".join(f"> {line}".rstrip() for line in ["**Theirs**", "", *section.theirs.split("\n")]))
-    shown_kinds = {kind for section in SECTIONS for kind in section.kinds}
-    others = [f"- `{name}`. {made_by(figures[name])}" for name in names if kind_of(figures[name]) not in shown_kinds]
-    if others:
-        parts.append("## Other figures\n\nThey have no table yet.\n\n" + "\n".join(others))
-    return "\n\n".join(parts) + "\n"
+def table_of(figures: Figures) -> str | None:
+    if "rows" in figures:
+        return markdown(figures)
+    table = TABLES.get(kind_of(figures))
+    return None if table is None else table(figures)
+
+
+def made(name: str, figures: Figures) -> str:
+    """What they were made by; where that script is gone, what makes them today too."""
+    program, script, *_ = figures["command"].split()
+    gone = program == "python" and not script.startswith(("benchmarks/run.py", "benchmarks/gpu/"))
+    return made_by(figures, COMMANDS.get(name, "") if gone else "")
+
+
+def renewed(page: str, figures: All) -> str:
+    """The text of a page with these figures."""
+    words = [word for found in MARKED.finditer(page) for word in found[2].split()]
+    prefixes = tuple(word for word in words if "/" in word)
+
+    def filled(found: re.Match[str]) -> str:
+        start, what, end = found.groups()
+        if what == "others":
+            left = {n: one for n, one in figures.items() if not n.startswith(prefixes) or table_of(one) is None}
+            body = others(left)
+        elif what.endswith(".json"):
+            one = figures.get(what)
+            body = f"Not measured: `{shown(what)}`." if one is None else f"{table_of(one)} {made(what, one)}"
+        else:
+            body = section(tuple(what.split()), figures)
+        return f"{start}{body}\n{end}" if body else f"{start}{end}"
+
+    def single(found: re.Match[str]) -> str:
+        how, name, *arguments = shlex.split(found[2])
+        said = SINGLE[how](figures[name], *arguments) if name in figures else "not measured"
+        return f"{found[1]}{said}{found[3]}"
+
+    return MARKED_SINGLE.sub(single, MARKED.sub(filled, page))
+
+
+def section(prefixes: tuple[str, ...], figures: All) -> str:
+    order: list[str] = list(COMMANDS)
+    parts: list[str] = []
+    names = sorted((order.index(name) if name in COMMANDS else -1, name) for name in figures)
+    for name in (name for _, name in names if name.startswith(prefixes)):
+        one = figures[name]
+        if (table := table_of(one)) is not None:
+            drawn = f"![{subject(name, one)}]({picture(name).relative_to('docs')})" if kind_of(one) in PICTURES else ""
+            parts += filter(None, [f"### {subject(name, one)}", drawn, table, made(name, one)])
+    missing = [name for name in COMMANDS if name.startswith(prefixes) and name not in figures]
+    if missing:
+        parts.append("Not measured:\n\n" + "\n".join(f"- `{name}`: `{shown(name)}`" for name in missing))
+    return "\n\n".join(parts)
+
+
+def others(figures: All) -> str:
+    lines = [f"- `{name}`. {made_by(one)}" for name, one in figures.items()]
+    return "\n".join(["## Other figures", "", *lines]) if lines else ""
 
 
 def subject(name: str, figures: Figures) -> str:
@@ -249,21 +159,9 @@ def subject(name: str, figures: Figures) -> str:
     return f"{model}`{name}`"
 
 
-def in_short(figures: All) -> str:
-    """The lines that this project holds itself to, and what the papers have in their place."""
-    rows = []
-    for what, name, ours, theirs in LINES:
-        said = ours(figures[name]) if name in figures else "not measured"
-        rows.append((what, said, theirs))
-    return grid(("", "ours", "theirs"), rows)
-
-
-def at(distance: int, curve: str) -> Callable[[Figures], str]:
-    def found(figures: Figures) -> str:
-        points = [point for point in figures["curves"][curve] if point["distance"] == distance]
-        return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
-
-    return found
+def recalled(figures: Figures, curve: str, distance: str) -> str:
+    points = [point for point in figures["curves"][curve] if point["distance"] == int(distance)]
+    return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
 
 
 def edited(figures: Figures) -> str:
@@ -288,95 +186,25 @@ def retrieved(figures: Figures) -> str:
     return f"{interval(point['share'], point['stderr'])}, by chance {point['random']:.3f}"
 
 
-LINES: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
-    (
-        "recalled at once, pool",
-        "retention/results.json",
-        at(0, "pool"),
-        "0.66 (SQuAD), 0.57 (NaturalQuestions), MemoryLLM-8B",
-    ),
-    ("recalled 20 pools later, long-term", "retention/longterm.json", at(320, "longterm"), ""),
-    ("recalled 100 pools later, long-term", "retention/longterm_far.json", at(1600, "longterm"), ""),
-    ("of a text's slots retrieved", "retention/retrieval.json", retrieved, "about 0.30, by chance 0.03 (M+)"),
-    (
-        "score of changed facts",
-        "editing/results.json",
-        edited,
-        "memory 0.75, FT 0.10, FT-L 0.34 (CounterFact, MemoryLLM-7B)",
-    ),
-    (
-        "newest fact, first and last tenth of the writes",
-        "integrity/million.json",
-        newest,
-        "no decline in 650,000 writes (MemoryLLM-7B)",
-    ),
-    (
-        "perplexity of WikiText-2 behind unrelated text, times empty memory",
-        "perplexity/tiny_wikitext2.json",
-        harm,
-        "1.9828 against 1.9734 (M+, Llama-3.1-8B, of other text)",
-    ),
-    ("the same, `tiny_longterm`", "perplexity/tiny_longterm_wikitext2.json", harm, ""),
-)
+def measured(figures: Figures, group: str, column: str, metric: str) -> str:
+    """Of an evaluation on the harness."""
+    [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["metrics"][metric])
+
+
+SINGLE: dict[str, Callable[..., str]] = {
+    one.__name__: one for one in (recalled, edited, harm, newest, retrieved, measured)
+}
 
 
 def picture(name: str) -> Path:
     return Path("docs/results") / (name.removesuffix(".json").replace("/", "-") + ".svg")
 
 
-def losses_plot(figures: Figures, path: Path) -> None:
-    plots.marks_plot(grass.losses(figures), path, "test loss", figures)
-
-
-PICTURES: dict[str, Draw] = {
-    "eval retention": plots.retention_plot,
-    "eval editing": plots.editing_plot,
-    "eval longcontext": plots.longcontext_plot,
-    "eval integrity": plots.integrity_plot,
-    "eval perplexity": plots.perplexity_plot,
-    "benchmarks/grass/quality.py": losses_plot,
-    "benchmarks/gpu/grass_60m.py": losses_plot,
-}
-
-README: Tables = {
-    "bench:grass": ("grass/step.json", grass.table),
-    "bench:quality": ("grass/quality.json", grass.quality),
-    "retention": ("retention/results.json", retention),
-    "retention:longterm": ("retention/longterm.json", retention),
-    "retention:int8": ("retention/longterm_int8.json", retention),
-    "retention:far": ("retention/longterm_far.json", retention),
-    "retrieval": ("retention/retrieval.json", retrieval),
-    "editing": ("editing/results.json", editing),
-    "integrity": ("integrity/million.json", integrity),
-    "bench:read_write": ("read_write/results.json", read_write),
-    "bench:longterm": ("longterm/results.json", longterm),
-}
-
-
-PAGES: dict[str, Tables] = {
-    "README.md": README,
-    "docs/research.md": {"research:eviction": ("research/results.json", research)},
-}
-
-
-def renewed(text: str, figures: All, tables: Tables) -> str:
-    for marker, (name, table) in tables.items():
-        start, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
-        before, rest = text.split(start)
-        _, after = rest.split(end)
-        one = figures.get(name)
-        made = f"Not measured: `{shown(name)}`." if one is None else f"{table(one)} {made_by(one)}"
-        text = f"{before}{start}\n{made}\n{end}{after}"
-    return text
-
-
 def write(root: Path) -> None:
     figures = read(root / "benchmarks")
-    (root / "docs/results").mkdir(parents=True, exist_ok=True)
-    (root / "docs/results.md").write_text(page(figures), encoding="utf-8")
-    for name, tables in PAGES.items():
-        text = (root / name).read_text(encoding="utf-8")
-        (root / name).write_text(renewed(text, figures, tables), encoding="utf-8")
+    for page in (root / name for name in PAGES):
+        page.write_text(renewed(page.read_text(encoding="utf-8"), figures), encoding="utf-8")
     pictures = {root / picture(name): one for name, one in figures.items() if kind_of(one) in PICTURES}
     for old in (root / "docs/results").glob("*.svg"):
         if old not in pictures:
@@ -385,12 +213,42 @@ def write(root: Path) -> None:
         PICTURES[kind_of(one)](one, path)
 
 
+def again(names: Sequence[str]) -> None:
+    """Run commands again that are not finished, then put their figures in their places.
+
+    Raises:
+        subprocess.CalledProcessError: one of them failed, or was interrupted.
+    """
+    for name in names:
+        made = KEPT / name
+        if finished(made):
+            print(f"{name}: finished before")
+            continue
+        made.parent.mkdir(parents=True, exist_ok=True)
+        program, *words = shlex.split(COMMANDS[name])
+        if program == "remanence" and words[1] in ("editing", "integrity", "longcontext"):
+            words += ["--state", str(made.with_suffix(""))]
+        words += ["--json", str(made)]
+        print(f"{name}: {program} {shlex.join(words)}", flush=True)
+        start = ["-m", "remanence"] if program == "remanence" else []
+        subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
+    for name in names:
+        place = ROOT / "benchmarks" / name
+        place.parent.mkdir(exist_ok=True)
+        os.replace(KEPT / name, place)
+        shutil.rmtree((KEPT / name).with_suffix(""), ignore_errors=True)
+
+
+def finished(made: Path) -> bool:
+    """Figures are there, and no checkpoint has changed since."""
+    changed = max(file.stat().st_mtime for file in CHECKPOINTS.glob("*/*"))
+    return made.is_file() and made.stat().st_mtime > changed
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--again", choices=TARGETS, help="what to measure first")
-    options = parser.parse_args(arguments)
-    if options.again is not None:
-        again(TARGETS[options.again])
+    parser.add_argument("--again", nargs="+", choices=COMMANDS, metavar="FILE", default=[], help="figures to measure")
+    again(parser.parse_args(arguments).again)
     write(ROOT)
 
 

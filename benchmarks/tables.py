@@ -1,63 +1,101 @@
-"""Tables in Markdown, and what is said under them."""
+"""Figures as tables, in Markdown and on a terminal, and what is said under them.
 
-from collections.abc import Iterable, Iterator, Sequence
+A row has a name and cells, which are by column. A cell is a text, a whole number, or an object: `median` with
+`quartiles` and `samples`, or `value`, alone or with `stderr`, and its `unit`.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from remanence.evaluation.harness import Report
+
 Figures = dict[str, Any]
+UNITS = {  # how a number is shown, and what stands behind it
+    "ms": (",.{digits}f", " ms"),
+    "x": (",.2f", "x"),
+    "x faster": (",.1f", "x faster"),
+    "%": ("+.1f", " %"),
+    "loss": (".4f", ""),
+    "share": (".3f", ""),
+}
+
+
+def publish(figures: Figures, to: Path | None) -> None:
+    """Print the table, of at most 80 columns, and write the figures to a file."""
+    if to is not None:
+        to.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if "evaluation" in figures:
+        print(Report.from_json(figures).table())
+        return
+    titles, *rows = lines(figures)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right" if title else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=80, markup=False, highlight=False).print(table, note(figures))
+
+
+def markdown(figures: Figures) -> str:
+    if "evaluation" in figures:
+        return f"{Report.from_json(figures).table('markdown')}\n\nBetween brackets: the interval that holds 95 %."
+    titles, *rows = lines(figures)
+    return "\n\n".join(filter(None, [grid(titles, rows), note(figures)]))
 
 
 def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A column without a title holds names and stands to the left; figures stand to the right."""
-    lines = [f"| {' | '.join(titles)} |", f"|{'|'.join('---:' if title else '---' for title in titles)}|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines)
+    rule = "|".join("---:" if title else "---" for title in titles)
+    return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def lines(figures: Figures) -> list[list[str]]:
+    """Titles, and the rows under them."""
+    columns = list(dict.fromkeys(column for row in figures["rows"] for column in row["cells"]))
+    rows = [[row["name"], *(text(row["cells"].get(column)) for column in columns)] for row in figures["rows"]]
+    return [["", *columns], *rows]
+
+
+def text(cell: Any) -> str:
+    if not isinstance(cell, dict):
+        return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
+    value: Any = cell.get("median", cell.get("value"))
+    if cell.get("unit") == "bytes":
+        return f"{value / 2**20:,.1f} MiB"
+    form, after = UNITS.get(cell.get("unit", ""), (",g", ""))
+    form = form.format(digits=0 if value >= 1000 else 1 if value >= 10 else 2)
+    said = f"{value:{form}}{after}"
+    if "quartiles" in cell:
+        low, high = cell["quartiles"]
+        return f"{said} ({low:{form}} to {high:{form}})"
+    return said if cell.get("stderr") is None else f"{said} ± {cell['stderr']:{form}}"
+
+
+def note(figures: Figures) -> str:
+    """What the figures say of themselves, and how many samples stand behind the medians."""
+    cells = [cell for row in figures["rows"] for cell in row["cells"].values() if isinstance(cell, dict)]
+    counts = sorted({cell["samples"] for cell in cells if "samples" in cell})
+    many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
+    medians = f"Medians and quartiles of {many} samples each." if counts else ""
+    return f"{figures.get('note', '')} {medians}".strip()
 
 
 def interval(value: float, stderr: float, digits: int = 3) -> str:
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
-def ms(timed: Figures) -> str:
-    """The median, and between brackets the quartiles."""
-    digits = 0 if timed["median_ms"] >= 1000 else 1 if timed["median_ms"] >= 10 else 2
-    low, high = timed["quartiles_ms"]
-    return f"{timed['median_ms']:,.{digits}f} ms ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
-def mib(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:,.1f} MiB"
-
-
-def medians(figures: Figures) -> str:
-    """How many samples stand behind the medians, and in which dtype they were taken."""
-    counts = sorted(set(_samples(figures)))
-    many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    return f"Medians and quartiles of {many} samples each, {figures['model']['dtype']}."
-
-
-def _samples(part: Any) -> Iterator[int]:
-    if isinstance(part, dict):
-        if "median_ms" in part:
-            yield part["samples"]
-        for inner in part.values():
-            yield from _samples(inner)
-    elif isinstance(part, list):
-        for inner in part:
-            yield from _samples(inner)
-
-
-def made_by(figures: Figures) -> str:
-    """Command, date, device and versions, as every file of figures has them."""
-    versions = figures.get("versions") or figures["machine"]
+def made_by(figures: Figures, now: str = "") -> str:
+    """Command, date, device and versions, as every file of figures has them; `now`: the command of today."""
+    versions = figures["versions"]
     product = f"remanence {versions['remanence']}, " if "remanence" in versions else ""
     return (
-        f"Made by `{figures['command']}`, {figures['date'][:10]}, on {device(figures)}, {product}"
+        f"Made by `{figures['command']}`, {figures['date'][:10]}, on {figures['device']}, {product}"
         f"torch {versions['torch']}, transformers {versions['transformers']}, Python {versions['python']}."
+        f"{f' Today: `{now}`.' if now else ''}"
     )
-
-
-def device(figures: Figures) -> str:
-    if machine := figures.get("machine"):
-        threads = machine["threads"]
-        return machine["gpu"] or f"{machine['cpu']} with {threads} thread{'s' * (threads > 1)}"
-    return figures.get("device") or "a CPU, which was not noted"

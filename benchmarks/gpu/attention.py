@@ -17,12 +17,13 @@ from transformers.utils import is_flash_attn_2_available
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import device_of, parser
-from measure import PROMPT, SETTINGS, Figures, Setting, report
+from gpu.common import device_of, parser, write_down
 from remanence import MemoryModel
+from shapes import PROMPT, SHAPES, Shape
+from tables import Figures
 
 
-def logits(on: Setting, implementation: str, dtype: torch.dtype) -> Tensor:  # [tokens, vocabulary]
+def logits(on: Shape, implementation: str, dtype: torch.dtype) -> Tensor:  # [tokens, vocabulary]
     """Of a prompt behind a full pool, whose slots are the same in every dtype."""
     decoder = on.decoder().to(dtype)
     decoder.set_attn_implementation(implementation)
@@ -32,24 +33,29 @@ def logits(on: Setting, implementation: str, dtype: torch.dtype) -> Tensor:  # [
         return model.read(memory, on.prompt()).logits[0].float()
 
 
-def agreement(on: Setting) -> Figures:
+def agreement(on: Shape) -> Figures:
     truth = logits(on, "eager", torch.float32)
     implementations = ["eager", "sdpa", *(["flash_attention_2"] if is_flash_attn_2_available() else [])]
     made = {name: logits(on, name, torch.bfloat16) for name in implementations}
-    return {
-        "prompt_tokens": PROMPT,
-        "largest_logit": float(truth.abs().max()),
-        "mean_difference_from_float32": {name: float((out - truth).abs().mean()) for name, out in made.items()},
-        "largest_difference_from_float32": {name: float((out - truth).abs().max()) for name, out in made.items()},
-        "largest_difference_from_eager": {name: float((out - made["eager"]).abs().max()) for name, out in made.items()},
-    }
+    rows = []
+    for name, out in made.items():
+        apart, eager = (out - truth).abs(), (out - made["eager"]).abs()
+        columns = ("mean difference from float32", "largest", "largest from eager")
+        values = (float(apart.mean()), float(apart.max()), float(eager.max()))
+        cells = {column: f"{value:.2e}" for column, value in zip(columns, values, strict=True)}
+        rows.append({"name": name, "cells": cells})
+    note = (
+        f"Logits of one prompt of {PROMPT} tokens behind a full pool, in bfloat16, against the same weights in "
+        f"float32; the largest logit is {float(truth.abs().max()):.2f}. One run, in which nothing is drawn."
+    )
+    return {"largest_logit": float(truth.abs().max()), "rows": rows, "note": note}
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parser(__doc__).parse_args(arguments)
     device = device_of(options)
-    on = replace(SETTINGS["tiny" if options.smoke else "small"], device=device, dtype=torch.bfloat16)
-    report(on, {"agreement": lambda: agreement(on)}, options.json)
+    on = replace(SHAPES["tiny" if options.smoke else "small"], device=device, dtype=torch.bfloat16)
+    write_down(agreement(on), device, options.json)
 
 
 if __name__ == "__main__":

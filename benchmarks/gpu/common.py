@@ -1,6 +1,8 @@
-"""What the GPU's scripts share: where they run, and steps that are timed."""
+"""What the GPU's scripts share: where they run, steps that are timed, and how figures are written down."""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from measure import now
+from remanence.environment import run_stamp
+from tables import Figures, publish
+from timing import now
 
 # Of any size that a script asks for, when it is tried out on a CPU.
 TINY = LlamaConfig(
@@ -32,7 +36,7 @@ def smoking(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
-def device_of(options: argparse.Namespace) -> str:
+def device_of(options: Any) -> str:
     """
     Raises:
         RuntimeError: there is no GPU, and the script is not just tried out.
@@ -70,3 +74,13 @@ def peak(device: str) -> int | None:
     most = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return most
+
+
+def bytes_of(count: int | None) -> Figures | None:
+    """A cell."""
+    return None if count is None else {"value": count, "unit": "bytes"}
+
+
+def write_down(figures: Figures, device: str, to: Path | None) -> None:
+    """With what they were made by."""
+    publish({**figures, **run_stamp(shlex.join(["python", *sys.argv]), torch.device(device))}, to)

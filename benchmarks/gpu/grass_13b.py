@@ -14,10 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import TINY, device_of, llama, parser, peak, step_seconds
-from measure import circumstances, summary, write_down
+from gpu.common import TINY, bytes_of, device_of, llama, parser, peak, step_seconds, write_down
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import configuration, plan
+from timing import timed
 
 ROOM = 40_000_000_000
 TOKENS = 256
@@ -42,21 +42,30 @@ def main(arguments: list[str] | None = None) -> None:
     selecting = peak(device)
     seconds = step_seconds(model, optimizer, ids, 8)
     usual = peak(device)
+    selecting_total = planned.total + planned.refresh
+    rows = {
+        "peak of a usual step": {"planned": bytes_of(planned.total), "measured": bytes_of(usual)},
+        "peak of a step after which rows are selected": {
+            "planned": bytes_of(selecting_total),
+            "measured": bytes_of(selecting),
+        },
+        "a step": {"measured": timed(seconds)},
+    }
+    name = "tiny" if options.smoke else "llama-13b"
+    parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if "proxy" not in name)
+    finite = bool(torch.isfinite(model(input_ids=ids, labels=ids).loss))
     figures = {
-        **circumstances(device),
-        "model": "llama-13b" if not options.smoke else "tiny",
-        "parameters": sum(parameter.numel() for name, parameter in model.named_parameters() if "proxy" not in name),
-        "tokens": TOKENS,
-        "rank": rank,
+        "rows": [{"name": row, "cells": cells} for row, cells in rows.items()],
+        "note": f"{name}, {parameters:,} parameters, bfloat16, {TOKENS} tokens, rank {rank}; the allocator was given "
+        f"{ROOM / 1e9:.1f} GB. Peaks of one run. The loss {'stayed' if finite else 'did not stay'} finite.",
+        "parameters": parameters,
         "layerwise": layerwise,
         "room_bytes": ROOM,
         "planned": {**vars(planned), "total": planned.total},
         "measured": {"model": made, "usual_step": usual, "step_with_selection": selecting},
-        "planned_against_measured": None if usual is None else round(planned.total / usual, 3),
-        "step": summary(seconds),
-        "finite": bool(torch.isfinite(model(input_ids=ids, labels=ids).loss)),
+        "finite": finite,
     }
-    write_down(figures, options.json)
+    write_down(figures, device, options.json)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ tokens. Once --output has the tokens, no text is needed.
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import device_of, smoking
+from transformers import HfArgumentParser
+
+from gpu.common import device_of, write_down
 from grass import quality
 from grass.training import Setup
 from remanence.data.prose import paragraphs
@@ -28,15 +30,23 @@ SMOKE = replace(SETUP, **TINY, gap=2, steps=3, batch=2, length=16, held_out=64, 
 METHODS = ("adamw", "galore", "grass-top-reset", "grass-multinomial_norm-keep")
 
 
+@dataclass(frozen=True)
+class Settings(quality.Settings):
+    methods: list[str] = field(default_factory=lambda: list(METHODS))
+    json: Path | None = None
+    smoke: bool = field(default=False, metadata={"help": "tiny shapes on the CPU, to see that the script runs"})
+
+
 def main(arguments: list[str] | None = None) -> None:
-    named = smoking(quality.parser(__doc__, METHODS))
-    options = named.parse_args(arguments)
-    device_of(options)
-    if options.smoke and not options.text:
-        options.text = [options.output / "bundled.jsonl"]
-        options.output.mkdir(parents=True, exist_ok=True)
-        options.text[0].write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs()[:200]))
-    quality.compare(options, SMOKE if options.smoke else SETUP)
+    on: Settings
+    (on,) = HfArgumentParser(Settings, description=__doc__).parse_args_into_dataclasses(arguments)
+    device = device_of(on)
+    if on.smoke and not on.text:
+        file = on.output / "bundled.jsonl"
+        on.output.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs()[:200]))
+        on = replace(on, text=[file])
+    write_down({"benchmark": "grass_quality", **quality.measure(on, SMOKE if on.smoke else SETUP)}, device, on.json)
 
 
 if __name__ == "__main__":

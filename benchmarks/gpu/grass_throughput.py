@@ -20,10 +20,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import TINY, device_of, llama, parser, peak, step_seconds
+from gpu.common import TINY, bytes_of, device_of, llama, parser, peak, step_seconds, write_down
 from grass.methods import METHODS, Projecting
-from measure import Figures, circumstances, now, summary, write_down
+from grass.step import NAMES
 from remanence.optim.plan import configuration
+from tables import Figures
+from timing import now, timed
 
 GAP, NEVER = 200, 1_000_000
 COMPARED = {"adamw": "adamw", "grass": "grass-top-reset", "galore": "galore"}
@@ -67,20 +69,20 @@ def measured(config: Any, method: str, device: str, batch: int, length: int, ste
     peak(device)
     seconds = step_seconds(model, optimizer, ids, steps)
     most = peak(device)
-    usual = summary(seconds)
+    usual = timed(seconds)
     if method == "grass":
         optimizer.param_groups[0]["update_proj_gap"] = 1
         step_seconds(model, optimizer, ids, 1)  # a step later, gradients are sketched too
         selecting = step_seconds(model, optimizer, ids, 3)
-        refresh = max(0.0, summary(selecting)["median_ms"] - usual["median_ms"]) / 1e3
-    amortised = usual["median_ms"] / 1e3 + refresh / GAP
+        refresh = max(0.0, timed(selecting)["median"] - usual["median"]) / 1e3
+    amortised = usual["median"] / 1e3 + refresh / GAP
     return {
         "rank": rank if method != "adamw" else None,
         "step": usual,
         "first_step_seconds": round(first[0], 4),
         "refresh_extra_seconds": round(refresh, 4),
         "tokens_per_second": round(batch * length / amortised, 1),
-        "tokens_per_second_without_refreshes": round(batch * length / usual["median_ms"] * 1e3, 1),
+        "tokens_per_second_without_refreshes": round(batch * length / usual["median"] * 1e3, 1),
         "peak_bytes": most,
     }
 
@@ -94,19 +96,25 @@ def main(arguments: list[str] | None = None) -> None:
     configs = {"tiny": TINY} if options.smoke else {name: configuration(name) for name in ("llama-1b", "llama-7b")}
     methods = [name for name in COMPARED if name != "galore" or importlib.util.find_spec("galore_torch")]
     shapes: Figures = {}
+    rows = []
     for name, config in configs.items():
-        shapes[name] = {}
+        made = shapes[name] = {}
         for method in methods:
             print(f"{name} {method} ...", file=sys.stderr, flush=True)
-            shapes[name][method] = measured(config, method, device, options.batch, length, options.steps)
+            made[method] = measured(config, method, device, options.batch, length, options.steps)
             gc.collect()
             torch.cuda.empty_cache()
-        speed = {method: one["tokens_per_second"] for method, one in shapes[name].items()}
-        shapes[name]["grass_is_faster_by"] = {
-            method: round(speed["grass"] / other - 1, 3) for method, other in speed.items() if method != "grass"
-        }
-    about = {"batch": options.batch, "length": length, "gap": GAP, "dtype": "bfloat16"}
-    write_down({**circumstances(device), **about, "shapes": shapes}, options.json)
+        for method, one in made.items():
+            faster = 100 * (made["grass"]["tokens_per_second"] / one["tokens_per_second"] - 1)
+            cells = {
+                "tokens per second": f"{one['tokens_per_second']:,.0f}",
+                "Grass is faster by": None if method == "grass" else {"value": faster, "unit": "%"},
+                "a step without refresh": one["step"],
+                "peak": bytes_of(one["peak_bytes"]),
+            }
+            rows.append({"name": f"{name}, {NAMES[method]}", "cells": cells})
+    note = f"{options.batch} x {length} tokens a step, bfloat16, the cost of a refresh shared out over {GAP} steps."
+    write_down({"rows": rows, "note": note, "shapes": shapes}, device, options.json)
 
 
 if __name__ == "__main__":

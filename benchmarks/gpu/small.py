@@ -16,16 +16,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch
-
-from gpu.common import device_of, peak, smoking
-from measure import circumstances, write_down
+from gpu.common import device_of, peak, smoking, write_down
 from remanence.recipes import small as recipe
+from tables import Figures
 
 TINY = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "num_attention_heads": 4}
 TINY["num_key_value_heads"] = 4
 FIGURES = ("loss", "language_loss", "context_loss", "memory_loss", "memory_exact_match", "level")
-KEPT = 100  # points of the curve, at most
+KEPT, ROWS = 100, 5  # points of the curve, and rows of the table, at most
+COLUMNS = {
+    "language_loss": "plain text",
+    "context_loss": "text in context",
+    "memory_loss": "through memory",
+    "memory_exact_match": "answers right through memory",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,19 +51,35 @@ def main(arguments: list[str] | None = None) -> None:
     log = json.loads((options.output / "training_log.json").read_text())
     seconds = time.perf_counter() - start
     piece = {"steps": log["steps"] - before, "seconds": round(seconds, 1), "peak_bytes": peak(device)}
-    write_down(
+    figures = {
+        "parameters": parameters(recipe, options.output),
+        "scale": options.scale,
+        "steps": log["steps"],
+        "steps_left": options.steps - log["steps"],
+        "pieces": [*earlier(options.json), piece],
+        "curve": curve(log["log"]),
+    }
+    write_down({**figures, **table(figures)}, device, options.json)
+
+
+def table(figures: Figures) -> Figures:
+    """Rows of the curve, at most five, and what is said under them."""
+    points, last = figures["curve"], len(figures["curve"]) - 1
+    shown = [points[last * row // (ROWS - 1)] for row in range(ROWS)] if len(points) > ROWS else points
+    rows = [
         {
-            **circumstances(device),
-            "parameters": parameters(recipe, options.output),
-            "threads": torch.get_num_threads(),
-            "scale": options.scale,
-            "steps": log["steps"],
-            "steps_left": options.steps - log["steps"],
-            "pieces": [*earlier(options.json), piece],
-            "curve": curve(log["log"]),
-        },
-        options.json,
+            "name": f"step {point['step']:,}",
+            "cells": {title: f"{point[name]:.2f}" if name in point else "" for name, title in COLUMNS.items()},
+        }
+        for point in shown
+    ]
+    seconds = sum(piece["seconds"] for piece in figures["pieces"])
+    note = (
+        f"{figures['parameters']:,} parameters, {figures['steps']:,} steps with batches of {figures['scale']:g} of the "
+        f"full size, {seconds:,.0f} s; steps left: {figures['steps_left']:,}. "
+        "Means over the steps between two rows of the log."
     )
+    return {"rows": rows, "note": note}
 
 
 def steps_of(output: Path) -> int:

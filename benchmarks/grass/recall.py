@@ -1,21 +1,17 @@
 """Memory training by AdamW and by Grass: the same lessons from the same start, each at its own best learning rate.
 
-    python benchmarks/grass/recall.py --output runs/recall --json benchmarks/grass/recall.json
+    python benchmarks/run.py grass_recall --output runs/recall
 
 The start is the bundled checkpoint `tiny`, which has learned to recall two to four facts of a biography. Here it learns
 six to eight, through a full pool, on the trainer that made it. Embeddings are frozen, as they are where a memory is
-trained onto a base model; all other weights learn. Learning rates are powers of two, until the best on validation has
-a worse neighbour on both sides; reported is the loss of answers on other episodes, over seeds. A finished run is kept
-in --output, and not run again.
+trained onto a base model; all other weights learn. Runs that are finished are kept in --output (search.py).
 """
 
-import argparse
-import json
-import os
 import random
 import statistics
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +19,8 @@ import torch
 from torch.optim import AdamW
 from transformers import TrainerCallback, set_seed
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from grass.methods import gradient_bytes, state_bytes
-from measure import Figures, circumstances, now, write_down
+from grass.search import Cell, figures_of, sweep
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
@@ -36,12 +30,50 @@ from remanence.training.optimizer import make_optimizer
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.trainer import MemoryTrainer
+from tables import Figures
+from timing import now
 
 LESSON = Difficulty(0, (6, 8), pronouns=0.5)
 SCALE = 0.5  # of a recipe's batch
-RANK, GAP, STEPS, HELD_OUT = 32, 10, 60, 8
-METHODS = ("adamw", "grass")
-BASE, FIRST = 1e-3, {"adamw": 0, "grass": 1}  # learning rates are this times a power of two; the power to begin with
+RANK, GAP, HELD_OUT = 32, 10, 8
+FIRST = {"adamw": 0, "grass": 1}
+ABOUT = (
+    "The checkpoint `tiny` learns to recall biographies of {facts[0]} to {facts[1]} facts through a full pool, in "
+    "{steps} steps, the same for both; before, the loss of its answers is {loss:.4f}, and {exact_match:.3f} are right. "
+    "Embeddings are frozen, all other weights learn; rank {rank}, a refresh every {gap} steps, moments kept. Learning "
+    "rates were chosen on validation, from powers of two; means over {seeds} seeds with one standard error, on "
+    "episodes that no run learns from."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    output: Path = field(metadata={"help": "folder of finished runs"})
+    steps: int = 60
+    seeds: int = 2
+    threads: int = 2
+
+
+def measure(on: Settings) -> Figures:
+    on.output.mkdir(parents=True, exist_ok=True)
+    run_one = partial(run, steps=on.steps, output=on.output / "trainer")
+    cells = sweep(list(FIRST), on.seeds, run_one, on.output, FIRST)
+    set_seed(0)
+    model = start()
+    before = held_out(model, lessons(model), "test")
+    about = {
+        "rank": RANK,
+        "gap": GAP,
+        "facts": LESSON.facts,
+        "held_out": HELD_OUT,
+        "steps": on.steps,
+        "seeds": on.seeds,
+    }
+    return {**figures_of(cells, FIRST, on.seeds, about), "start": before, "note": ABOUT.format(**about, **before)}
+
+
+def start() -> MemoryModel:
+    return MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
 
 
 def lessons(model: MemoryModel) -> Callable[[str], Batch]:
@@ -64,25 +96,24 @@ class Gradients(TrainerCallback):
         self.bytes = gradient_bytes(model)
 
 
-def run(method: str, lr: float, seed: int, steps: int, output: Path) -> Figures:
-    set_seed(seed)
-    model = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
+def run(cell: Cell, steps: int, output: Path) -> Figures:
+    set_seed(cell.seed)
+    model = start()
     model.hf.get_input_embeddings().weight.requires_grad_(False)
-    lesson = lessons(model)
-    optimizer = make_optimizer(method, model, lr=lr, rank=RANK, gap=GAP, default=lambda: AdamW(model.parameters()))
-    gradients, start = Gradients(), now()
-    arguments = training_arguments(output, steps=steps, warmup=steps // 10, decay=steps // 2, save_steps=10 * steps)
+    lesson, default = lessons(model), partial(AdamW, model.parameters())
+    optimizer = make_optimizer(cell.method, model, lr=cell.lr, rank=RANK, gap=GAP, default=default)
+    gradients, begun = Gradients(), now()
     trainer = MemoryTrainer(
         model,
         through="all",
-        args=arguments,
-        curriculum=Curriculum(lambda step, _: lesson(f"{seed}/{step}"), levels=1, steps=steps, threshold=()),
+        args=training_arguments(output, steps=steps, warmup=steps // 10, decay=steps // 2, save_steps=10 * steps),
+        curriculum=Curriculum(lambda step, _: lesson(f"{cell.seed}/{step}"), levels=1, steps=steps, threshold=()),
         optimizers=(optimizer, None),
         callbacks=[gradients],
     )
     trainer.train()
     return {
-        "seconds": round(now() - start, 1),
+        "seconds": round(now() - begun, 1),
         **{part: held_out(model.eval(), lesson, part) for part in ("validation", "test")},
         "gradient_bytes": gradients.bytes,
         "state_bytes": state_bytes(optimizer),
@@ -105,80 +136,3 @@ def held_out(model: MemoryModel, lesson: Callable[[str], Batch], part: str) -> F
         losses.append(float(loss))
         exact.append(float(right.unflatten(1, (batch.prompts.examples, -1)).all(-1).float().mean()))
     return {"loss": round(statistics.mean(losses), 5), "exact_match": round(statistics.mean(exact), 4)}
-
-
-Cells = dict[tuple[str, int, int], Figures]
-
-
-def wanted(cells: Cells, seeds: int) -> tuple[str, int, int] | None:
-    """The next run: method, power of two, seed."""
-    for method in METHODS:
-        known = {power: cells[method, power, 0]["validation"]["loss"] for m, power, s in cells if (m, s) == (method, 0)}
-        middle = min(known, key=lambda power: known[power]) if known else FIRST[method]
-        runs = [(at, 0) for at in (middle, middle - 1, middle + 1)] + [(middle, seed) for seed in range(1, seeds)]
-        for power, seed in runs:
-            if (method, power, seed) not in cells:
-                return method, power, seed
-    return None
-
-
-def summary(cells: Cells, method: str, seeds: int) -> Figures | None:
-    known = {power: cells[method, power, 0]["validation"]["loss"] for m, power, s in cells if (m, s) == (method, 0)}
-    best = min(known, key=lambda power: known[power], default=None)
-    if best is None or any((method, best, seed) not in cells for seed in range(seeds)):
-        return None
-    at_best = [cells[method, best, seed] for seed in range(seeds)]
-    losses = [one["test"]["loss"] for one in at_best]
-    return {
-        "lr": BASE * 2.0**best,
-        "test": round(statistics.mean(losses), 5),
-        "stderr": round(statistics.stdev(losses) / seeds**0.5, 5) if seeds > 1 else None,
-        "exact_match": round(statistics.mean(one["test"]["exact_match"] for one in at_best), 4),
-        "gradient_bytes": at_best[0]["gradient_bytes"],
-        "state_bytes": at_best[0]["state_bytes"],
-    }
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder of finished runs")
-    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    options.output.mkdir(parents=True, exist_ok=True)
-    cells: Cells = {}
-    for file in options.output.glob("*_seed*.json"):
-        one = json.loads(file.read_text())
-        cells[one["method"], one["power"], one["seed"]] = one
-    while (cell := wanted(cells, options.seeds)) is not None:
-        method, power, seed = cell
-        made = run(method, BASE * 2.0**power, seed, options.steps, options.output / "trainer")
-        cells[cell] = {"method": method, "power": power, "seed": seed, "lr": BASE * 2.0**power, **made}
-        partial = options.output / "run.partial"
-        partial.write_text(json.dumps(cells[cell]))
-        os.replace(partial, options.output / f"{method}_lr{power}_seed{seed}.json")
-        print(f"{method} lr {BASE * 2.0**power:g} seed {seed}: {made}", file=sys.stderr, flush=True)
-    set_seed(0)
-    start = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
-    setup = {
-        "steps": options.steps,
-        "rank": RANK,
-        "gap": GAP,
-        "seeds": options.seeds,
-        "facts": LESSON.facts,
-        "held_out": HELD_OUT,
-    }
-    figures = {
-        **circumstances(),
-        "setup": setup,
-        "start": held_out(start, lessons(start), "test"),
-        "methods": {method: summary(cells, method, options.seeds) for method in METHODS},
-        "cells": [cells[cell] for cell in sorted(cells)],
-    }
-    write_down(figures, options.json)
-
-
-if __name__ == "__main__":
-    main()

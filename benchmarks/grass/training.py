@@ -10,8 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from grass.corpus import Corpus
 from grass.methods import METHODS, Projecting, gradient_bytes, state_bytes
-from measure import Figures, now
 from remanence.kernels.onednn import use_onednn
+from tables import Figures
+from timing import now
 
 WARM_UP = 0.1  # of the steps; then the learning rate falls along a cosine to a tenth
 

@@ -1,61 +1,46 @@
 """A learned writer of SmolLM2: questions about one passage that was compressed into fewer slots than it has tokens.
 
     remanence train smollm2_writer --output runs/writer -- base=path/to/smollm2 data=path/to/questions
-    python benchmarks/real/compressed.py --model runs/writer/model --data dev-v1.1.json --json compressed.json
+    python benchmarks/run.py compressed --model runs/writer/model --data dev-v1.1.json
 
-The questions are those of `remanence eval squad`, in its order. Each ratio cuts passages into chunks of so many tokens
-a slot. `nothing` is asked without the passage.
+Each ratio cuts passages into chunks of so many tokens a slot. `nothing` is asked without the passage.
 """
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from real import questions
 from remanence import MemoryModel
-from remanence.environment import run_stamp
 from remanence.evaluation.columns import ANSWER_TOKENS, hit
-from remanence.evaluation.intervals import wilson
-from remanence.evaluation.squad import Asked, read_questions
+from remanence.evaluation.harness import Evaluation
+from remanence.evaluation.metrics import Metric
+from remanence.evaluation.squad import Asked
 
 
-def ask(model: MemoryModel, passage: str, question: str) -> str:
-    memory = model.new_memory()
-    if passage:
-        model.write(memory, passage)
-    asked: Any = [{"role": "user", "content": question}]
-    return str(model.generate(memory, asked, max_new_tokens=ANSWER_TOKENS, do_sample=False))
+@dataclass(frozen=True)
+class Settings(questions.Settings):
+    ratios: list[int] = field(default_factory=lambda: [2, 4])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--ratios", default="2,4")
-    parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
-    model = MemoryModel.from_pretrained(given.model)
-    questions = read_questions(given.data, model.tokenizer)
-    asked: list[Asked] = questions.asked[: given.count]
-    figures: dict[str, Any] = {}
+def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
+    model = MemoryModel.from_pretrained(on.model)
+    config = model.config
 
-    def measure(name: str, *, told: bool) -> None:
-        hits = [hit(ask(model, questions.passages[one.passage] if told else "", one.text), one.truths) for one in asked]
-        figures[name] = {"hit": sum(hits) / len(hits), "interval": wilson(sum(hits), len(hits))}
-        print(name, figures[name], flush=True)
+    def ask(one: Asked, told: Sequence[str], ratio: int) -> bool:
+        model.config = config.replace(chunk=ratio * model.slots_per_write)
+        memory = model.new_memory()
+        for passage in told:
+            model.write(memory, passage)
+        asked: Any = [{"role": "user", "content": one.text}]
+        return hit(str(model.generate(memory, asked, max_new_tokens=ANSWER_TOKENS, do_sample=False)), one.truths)
 
-    measure("nothing", told=False)
-    for ratio in map(int, given.ratios.split(",")):
-        model.config = model.config.replace(chunk=ratio * model.slots_per_write)
-        measure(f"{ratio} tokens a slot", told=True)
-    state = given.model / "trainer_state.json"  # of a checkpoint in the middle of training
-    log = json.loads((state if state.exists() else given.model / "training_log.json").read_text(encoding="utf-8"))
-    curve = log.get("log_history") or log["log"]
-    command = f"python benchmarks/real/compressed.py --data {given.data.name} --count {given.count}"
-    made = {"n": len(asked), "ratios": figures, **run_stamp(command, model.device), "training": curve}
-    given.json.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    ways: dict[str, questions.Way] = {"nothing": lambda one, told: ask(one, (), 1)}
+    ways |= {f"{ratio} tokens a slot": partial(ask, ratio=ratio) for ratio in on.ratios}
+    made = questions.evaluation_of("compressed", on, model, 1, ways, Metric("hit", "rate", compared=True))
+    state = Path(on.model) / "trainer_state.json"  # of a checkpoint in the middle of training
+    log = json.loads((state if state.exists() else state.with_name("training_log.json")).read_text(encoding="utf-8"))
+    return model, replace(made, settings={**made.settings, "training": log.get("log_history") or log["log"]})

@@ -1,23 +1,57 @@
 """Twenty questions about a text of one's own that is told paragraph by paragraph: sources and answers.
 
-    python benchmarks/real/own_text.py notes --json benchmarks/real/notes.json
-    python benchmarks/real/own_text.py chapter --novel Bennet_Babylon_1902.txt --json benchmarks/real/chapter.json
+    python benchmarks/run.py own_text --text notes
+    python benchmarks/run.py own_text --text chapter --novel Bennet_Babylon_1902.txt
 
 The novel is of 100 English Novels (public domain); its text is not part of this project.
 """
 
-import argparse
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from remanence import MemoryModel
-from remanence.environment import run_stamp
 from remanence.evaluation.columns import hit
-from remanence.evaluation.intervals import wilson
+from remanence.evaluation.harness import Evaluation, Item, Record
+from remanence.evaluation.metrics import Metric
 from remanence.texts import paragraphs_of
 
-QUESTIONS = Path(__file__).parent / "questions"
+KEEP_RECORDS = True
+METRICS = [Metric(name, "rate") for name in ("source", "hit", "found")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    text: Literal["notes", "chapter"] = "notes"
+    novel: Path | None = field(default=None, metadata={"help": "the file whose first chapter is told, for chapter"})
+    model: str = "smollm2"
+
+
+def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
+    model = MemoryModel.from_pretrained(on.model).optimize_for_cpu()
+    file = Path(__file__).parent / "questions" / f"{on.text}.json"
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if (texts := held.get("paragraphs")) is None:
+        if on.novel is None:
+            raise SystemExit("name the file with the chapter: --novel")
+        texts = first_chapter(on.novel)
+    memory = model.new_memory()
+    places = {model.write(memory, text).id: place for place, text in enumerate(texts)}
+
+    def ask(items: Sequence[Item]) -> list[Record]:
+        return [answered(item.content) for item in items]
+
+    def answered(one: Record) -> Record:
+        answer = model.ask(memory, one["question"], max_new_tokens=16)
+        read = [places[write] for write, _ in answer.sources]
+        right = {"source": bool(set(read) & set(one["paragraphs"])), "hit": hit(answer.text, one["truths"])}
+        return {"question": one["question"], "said": answer.text, "read": read, "found": answer.found, **right}
+
+    items = [Item(str(number), (on.text,), content=one) for number, one in enumerate(held["questions"])]
+    return model, Evaluation("own_text", {"text": on.text}, items, {"slots": ask}, METRICS)
 
 
 def first_chapter(novel: Path) -> list[str]:
@@ -25,35 +59,3 @@ def first_chapter(novel: Path) -> list[str]:
     text = novel.read_text(encoding="utf-8")
     first, second = [found.start() for found in re.finditer(r"(?m)^Chapter ", text)][:2]
     return paragraphs_of(text[first:second])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", choices=sorted(file.stem for file in QUESTIONS.glob("*.json")))
-    parser.add_argument("--novel", type=Path, help="the file whose first chapter is told, for chapter")
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    model = MemoryModel.from_pretrained(given.model).optimize_for_cpu()
-    held = json.loads((QUESTIONS / f"{given.text}.json").read_text(encoding="utf-8"))
-    memory, texts = model.new_memory(), held.get("paragraphs") or first_chapter(given.novel)
-    places = {model.write(memory, text).id: place for place, text in enumerate(texts)}
-    records = []
-    for one in held["questions"]:
-        answer = model.ask(memory, one["question"], max_new_tokens=16)
-        read = [places[write] for write, _ in answer.sources]
-        right = {"source": bool(set(read) & set(one["paragraphs"])), "hit": hit(answer.text, one["truths"])}
-        records.append({"question": one["question"], "said": answer.text, "read": read, "found": answer.found, **right})
-        print(f"{'+' if right['hit'] else '-'} {one['question']} {answer.text} {read}")
-    counts = {name: sum(record[name] for record in records) for name in ("source", "hit", "found")}
-    made = {name: {"count": count, "interval": wilson(count, len(records))} for name, count in counts.items()}
-    print(counts)
-    if given.json:
-        novel = "" if given.novel is None else f" --novel {given.novel.name}"
-        command = f"python benchmarks/real/own_text.py {given.text}{novel}"
-        about = {"n": len(records), **made, "records": records, **run_stamp(command, model.device)}
-        given.json.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

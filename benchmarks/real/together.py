@@ -1,7 +1,5 @@
 """Four passages read together, put together in other ways: what each gives.
 
-    python benchmarks/real/together.py --data dev-v1.1.json --count 100 --json benchmarks/real/together.json
-
 plain          each passage encoded behind the head alone, oldest first: what is built in
 by score       the best passage next to the question
 cooler 0.9     keys of the passages divided by 0.9, which sharpens attention to them, and by 0.8 (APE, arXiv 2502.05431,
@@ -12,25 +10,70 @@ all again      every passage encoded behind all before it: one long text
 other system   a system message of the user's own in front of the question, where passages stand behind the default one
 """
 
-import argparse
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from remanence import MemoryModel
-from remanence.environment import run_stamp
+from real.questions import Settings, Way, evaluation_of
+from remanence import Memory, MemoryModel
 from remanence.evaluation.columns import hit, reading_all
-from remanence.evaluation.intervals import wilson
-from remanence.evaluation.squad import among_others, read_questions
+from remanence.evaluation.harness import Evaluation
+from remanence.evaluation.metrics import Metric
+from remanence.evaluation.squad import Asked
 from remanence.model.text import TextWriter
+
+__all__ = ["Settings", "evaluation"]
 
 Slots = Callable[[Any, Sequence[Any]], list[Tensor]]
 SYSTEM = "You are a careful clerk at the front desk of a small hotel. Answer briefly."
-AGAIN = 0.15
+
+
+def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
+    model = MemoryModel.from_pretrained(on.model).optimize_for_cpu()
+    writer: Any = model.writer
+    plain = writer.slots
+
+    @lru_cache(maxsize=2)
+    def memory_of(told: tuple[str, ...]) -> Memory:
+        memory = model.new_memory()
+        for passage in told:
+            model.write(memory, passage)
+        return memory
+
+    def by_score(told: tuple[str, ...], question: str) -> tuple[str, ...]:  # what is read is read oldest first
+        memory = memory_of(told)
+        numbers = [record.id for record in memory.writes]
+        ranked = [write for write, _ in model.search(memory, question, k=len(told))]
+        return tuple(told[numbers.index(write)] for write in reversed(ranked))
+
+    def way(slots: Slots = plain, *, ranked: bool = False, system: str | None = None) -> Way:
+        def asked(one: Asked, passages: list[str]) -> bool:
+            told = by_score(tuple(passages), one.text) if ranked else tuple(passages)
+            messages = [{"role": "user", "content": one.text}]
+            if system is not None:
+                messages.insert(0, {"role": "system", "content": system})
+            memory, writer.slots = memory_of(told), slots
+            try:
+                with reading_all(model):
+                    return hit(model.ask(memory, messages, max_new_tokens=12).text, one.truths)
+            finally:
+                writer.slots = plain
+
+        return asked
+
+    ways = {
+        "plain": way(),
+        "by score": way(ranked=True),
+        "cooler 0.9": way(cooler(plain, 0.9)),
+        "cooler 0.8": way(cooler(plain, 0.8)),
+        "15 % again": way(again(writer, plain, 0.15)),
+        "all again": way(again(writer, plain, 1.0)),
+        "other system": way(system=SYSTEM),
+    }
+    return model, evaluation_of("together", on, model, 4, ways, Metric("hit", "rate", compared=True))
 
 
 def cooler(slots: Slots, temperature: float) -> Slots:
@@ -57,57 +100,3 @@ def again(writer: TextWriter, slots: Slots, share: float) -> Slots:
         return found
 
     return made
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
-    model = MemoryModel.from_pretrained(given.model).optimize_for_cpu()
-    writer: Any = model.writer
-    plain = writer.slots
-    ways: dict[str, Slots] = {
-        "plain": plain,
-        "by score": plain,
-        "cooler 0.9": cooler(plain, 0.9),
-        "cooler 0.8": cooler(plain, 0.8),
-        "15 % again": again(writer, plain, AGAIN),
-        "all again": again(writer, plain, 1.0),
-        "other system": plain,
-    }
-    questions = read_questions(given.data, model.tokenizer)
-    hits: dict[str, list[bool]] = {name: [] for name in ways}
-    for number, one in enumerate(questions.asked[: given.count]):
-        told, _ = among_others(questions, one, 4)
-        memory = model.new_memory()
-        for passage in told:
-            model.write(memory, passage)
-        sorted_ = model.new_memory()  # what is read stands in the order in which it was written
-        ranked = [write for write, _ in model.search(memory, one.text, k=4)]
-        for write in reversed(ranked):
-            model.write(sorted_, told[[r.id for r in memory.writes].index(write)])
-        for name, slots in ways.items():
-            writer.slots = slots
-            user = [{"role": "user", "content": one.text}]
-            asked = [{"role": "system", "content": SYSTEM}, *user] if name == "other system" else user
-            with reading_all(model):
-                answer = model.ask(sorted_ if name == "by score" else memory, asked, max_new_tokens=12)
-            hits[name].append(hit(answer.text, one.truths))
-        writer.slots = plain
-        if number % 10 == 9:
-            print(number + 1, {name: sum(right) for name, right in hits.items()}, flush=True)
-    made = {
-        name: {"hit": sum(right) / len(right), "interval": wilson(sum(right), len(right))}
-        for name, right in hits.items()
-    }
-    about = {"n": len(hits["plain"]), "ways": made}
-    command = f"python benchmarks/real/together.py --data {given.data.name} --count {given.count} --model {given.model}"
-    made_by = run_stamp(command, model.device)
-    given.json.write_text(json.dumps({**about, **made_by}, indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,5 @@
 """Who should leave the pool: rules against each other, for a pool alone and with long-term memory behind it.
 
-    python benchmarks/research/run.py --json benchmarks/research/results.json
-
 One memory is written over and over, with biographies of held-out people and paragraphs of novels in turn; behind each
 write, whoever was written so many writes ago is asked about. The same texts, the same questions and the same weights
 for all rules; nothing is trained for any of them.
@@ -14,24 +12,20 @@ for all rules; nothing is trained for any of them.
 | oldest | the K oldest, which is a queue |
 """
 
-import argparse
 import random
-import sys
-from collections.abc import Callable
-from math import sqrt
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from measure import circumstances, write_down
-from remanence import Memory, MemoryModel
+from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.episodes import Episode
 from remanence.data.prose import paragraphs
 from remanence.evaluation.answering import answer
+from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.metrics import Metric
 
 Evict = Callable[[torch.Generator, int, int, int], Tensor]  # generator, L, N, K -> ranks [L, K], 0 the oldest
 
@@ -46,66 +40,54 @@ EVICTION: dict[str, Evict] = {
     "older half": lambda generator, layers, slots, k: drawn(generator, layers, slots // 2, k),
     "oldest": lambda generator, layers, slots, k: torch.arange(k).expand(layers, k),
 }
-POOL, LONGTERM = (0, 4, 8, 12, 16, 24, 32), (0, 16, 32, 64, 160, 320)  # distances
+DISTANCES = {"tiny": (0, 4, 8, 12, 16, 24, 32), "tiny_longterm": (0, 16, 32, 64, 160, 320)}
+RULES = {"tiny": tuple(EVICTION), "tiny_longterm": ("random", "oldest")}
 
 
-def stream(
-    model: MemoryModel, evict: Evict, distances: tuple[int, ...], questions: int, seed: int
-) -> list[dict[str, float]]:
-    """Exact match by distance, of `questions` each, over one memory."""
+@dataclass(frozen=True)
+class Settings:
+    questions: int = field(default=100, metadata={"help": "at each distance"})
+    seed: int = 0
+    models: list[str] = field(default_factory=lambda: list(DISTANCES))
+
+
+def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
+    models = {name: MemoryModel.from_pretrained(bundled(name)).optimize_for_cpu() for name in on.models}
+    items = [
+        Item(f"{name}/{number}", (name,), RULES[name], name, together=name)
+        for name in on.models
+        for number in range(on.questions)
+    ]
+
+    def measure(evict: Evict) -> Measure:
+        def stream_of(those: Sequence[Item]) -> list[Record]:
+            name = those[0].content
+            return stream(models[name], evict, DISTANCES[name], len(those), on.seed)
+
+        return stream_of
+
+    ways = {name: measure(evict) for name, evict in EVICTION.items()}
+    metrics = [Metric(str(distance), "rate") for distance in sorted({at for name in models for at in DISTANCES[name]})]
+    return models[on.models[0]], Evaluation("eviction", {"seed": on.seed}, items, ways, metrics)
+
+
+def stream(model: MemoryModel, evict: Evict, distances: tuple[int, ...], questions: int, seed: int) -> list[Record]:
+    """Whether the n-th question at each distance, of so many over one memory, was answered."""
     generator, rng = torch.Generator().manual_seed(seed), random.Random(f"research/{seed}")
     memory, warm_up = model.new_memory(seed), 2 * model.slots // model.slots_per_write
     told: dict[int, Episode] = {}
-    right = dict.fromkeys(distances, 0)
-    asked = dict.fromkeys(distances, 0)
+    right: dict[int, list[bool]] = {distance: [] for distance in distances}
     write = 0
-    while min(asked.values()) < questions:
+    while min(map(len, right.values())) < questions:
         if write % 2 == 0:
             told[write] = Episode(seed, write)
-        _put(model, memory, told[write].fact if write in told else rng.choice(paragraphs()), evict, generator)
-        for distance in distances:
+        ranks = evict(generator, len(model.backbone.layers), model.slots, model.slots_per_write)
+        model.write(memory, told[write].fact if write in told else rng.choice(paragraphs()), evict=ranks)
+        for distance, found in right.items():
             episode = told.get(write - distance)
-            if write >= warm_up + max(distances) and episode is not None and asked[distance] < questions:
+            if write >= warm_up + max(distances) and episode is not None and len(found) < questions:
                 question = episode.question(distance)
-                asked[distance] += 1
-                right[distance] += answer(model, [memory], [question.text])[0] == question.truth
+                found.append(answer(model, [memory], [question.text])[0] == question.truth)
         told.pop(write - max(distances), None)
         write += 1
-    rates = {distance: right[distance] / questions for distance in distances}
-    return [
-        {"distance": distance, "exact_match": rate, "stderr": sqrt(rate * (1 - rate) / questions)}
-        for distance, rate in rates.items()
-    ]
-
-
-def _put(model: MemoryModel, memory: Memory, text: str, evict: Evict, generator: torch.Generator) -> None:
-    layers = len(model.backbone.layers)
-    model.write(memory, text, evict=evict(generator, layers, model.slots, model.slots_per_write))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the figures go; printed otherwise")
-    parser.add_argument("--questions", type=int, default=100, help="at each distance")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    pool = MemoryModel.from_pretrained(bundled("tiny")).optimize_for_cpu()
-    longterm = MemoryModel.from_pretrained(bundled("tiny_longterm")).optimize_for_cpu()
-    results = []
-
-    def measured(name: str, model: MemoryModel, eviction: str, distances: tuple[int, ...]) -> None:
-        print(f"{name}, {eviction} ...", file=sys.stderr, flush=True)
-        points = stream(model, EVICTION[eviction], distances, options.questions, options.seed)
-        results.append({"model": name, "eviction": eviction, "points": points})
-
-    for eviction in EVICTION:
-        measured("tiny", pool, eviction, POOL)
-    for eviction in ("random", "oldest"):
-        measured("tiny_longterm", longterm, eviction, LONGTERM)
-    write_down(
-        {**circumstances(), "questions": options.questions, "seed": options.seed, "results": results}, options.json
-    )
-
-
-if __name__ == "__main__":
-    main()
+    return [{str(distance): found[number] for distance, found in right.items()} for number in range(questions)]

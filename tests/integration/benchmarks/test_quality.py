@@ -1,17 +1,19 @@
 """Loss at equal tokens: text is parted by document, the search ends at a best rate, methods train as they claim."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from grass import quality, table
+from grass import quality, recall
 from grass.corpus import Corpus, corpus, documents, read
 from grass.methods import METHODS
-from grass.quality import Cell, Cells, best, finished, summary, wanted
+from grass.search import Cell, Cells, best, figures_of, finished, summary, sweep, wanted
 from grass.training import Setup, train
+from tables import markdown
 
 TINY = Setup(2, 16, 24, 2, rank=4, gap=2, steps=6, batch=2, length=16, held_out=64)
 TEXTS = [f"Document {number} tells of {number * 7} things. " * 20 for number in range(200)]
@@ -64,13 +66,14 @@ def test_tokens_come_back_from_their_file(text: list[Path], tmp_path: Path) -> N
 
 
 def test_the_search_goes_on_until_both_neighbours_are_worse() -> None:
-    first = wanted("adamw", {}, 3)
+    first = wanted("adamw", {}, 3, quality.FIRST)
+    assert [cell.power for cell in wanted("apollo", {}, 3, quality.FIRST)] == [3, 2, 4]
     assert [cell.power for cell in first] == [2, 1, 3] and {cell.seed for cell in first} == {0}
     cells = cells_of("adamw", {1: 5.0, 2: 4.0, 3: 3.0})
-    assert wanted("adamw", cells, 3) == [Cell("adamw", 4, 0)] and best("adamw", cells) is None
+    assert wanted("adamw", cells, 3, quality.FIRST) == [Cell("adamw", 4, 0)] and best("adamw", cells) is None
     cells |= cells_of("adamw", {4: None})  # diverged
     assert best("adamw", cells) == 3
-    assert wanted("adamw", cells, 3) == [Cell("adamw", 3, 1), Cell("adamw", 3, 2)]
+    assert wanted("adamw", cells, 3, quality.FIRST) == [Cell("adamw", 3, 1), Cell("adamw", 3, 2)]
 
 
 def test_a_summary_waits_for_all_seeds_and_tells_test_at_what_validation_chose() -> None:
@@ -89,9 +92,8 @@ def test_a_finished_cell_is_found_again_and_other_setups_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "corpus", lambda *_: random_corpus())
-    cell = Cell("grass-uniform-keep", -1, 2)
-    made = quality.run(cell, TINY, tmp_path)
-    assert finished(tmp_path) == {cell: made}
+    made = sweep(["grass-uniform-keep"], 1, partial(quality.run, setup=TINY, folder=tmp_path), tmp_path, {})
+    assert len(made) >= 3 and finished(tmp_path) == made
     quality.same_setup(TINY, tmp_path)
     quality.same_setup(TINY, tmp_path)
     with pytest.raises(ValueError, match="another setup"):
@@ -122,11 +124,51 @@ def test_a_run_that_diverges_says_so() -> None:
     json.dumps(made, allow_nan=False)
 
 
+def test_a_sweep_ends_when_nothing_is_wanted_and_runs_no_cell_twice(tmp_path: Path) -> None:
+    ran: list[Cell] = []
+
+    def run(cell: Cell) -> dict[str, Any]:
+        ran.append(cell)
+        loss = {"loss": abs(cell.power - 1) + 2.0, "exact_match": 0.5}  # as `recall` stores it
+        return {"validation": loss, "test": loss, "gradient_bytes": 1, "state_bytes": 2}
+
+    cells = sweep(["grass"], 2, run, tmp_path, {"grass": 2}, minutes=0)
+    assert not cells and not ran
+    cells = sweep(["grass"], 2, run, tmp_path, {"grass": 2})
+    assert [cell.power for cell in ran] == [2, 1, 0, 1] and ran[-1].seed == 1
+    assert sweep(["grass"], 2, run, tmp_path, {"grass": 2}) == cells and len(ran) == 4
+    row = figures_of(cells, ["adamw", "grass"], 2, {})["rows"][0]["cells"]
+    assert row["test loss"]["value"] == 2 and row["exact match"]["value"] == 0.5
+
+
 def test_the_table_compares_with_adamw() -> None:
-    one: dict[str, Any] = {"test": 5.0, "stderr": 0.01, "lr": 0.004, "gradient_bytes": 2**20, "state_bytes": 2**21}
-    machine = {"cpu": "one", "torch": "2", "transformers": "5"}
-    setup = {**vars(TINY), "tokens": TINY.tokens, "seeds": 3}
-    methods = {"adamw": one, "grass-top-keep-scale1": {**one, "test": 5.05}, "lora": {"lr": 1.0, "diverged": 1}}
-    made = table.quality({"methods": methods, "setup": setup, "machine": machine, "date": "today"})
-    assert "| Grass, `top`, `keep`, scale 1 | 5.0500 ± 0.0100 | +1.0 % |" in made
-    assert "| LoRA | diverged with 1 of 3 seeds |" in made
+    more = {"gradient_bytes": 2**20, "state_bytes": 2**21}
+    cells: Cells = {}
+    for method, losses in {
+        "adamw": (5.0, 5.1, 5.2),
+        "grass-top-keep-scale1": (5.05, 5.1, 5.2),
+        "lora": (5.0, 5.1, 5.2),
+    }.items():
+        for power, loss in zip((2, 1, 3), losses, strict=True):
+            cells[Cell(method, power, 0)] = {"validation": loss, "test": loss, "training": [], **more}
+    cells[Cell("lora", 2, 0)]["test"] = None
+    made = figures_of(cells, ["adamw", "grass-top-keep-scale1", "lora"], 1, {})
+    assert "| Grass, `top`, `keep`, scale 1 | 5.0500 | +1.0 % | 0.004 | 1.0 MiB | 2.0 MiB |" in markdown(made)
+    assert "| LoRA | diverged with 1 of 1 seeds |" in markdown(made)
+    assert made["cells"][0] == {
+        "method": "adamw",
+        "power": 1,
+        "seed": 0,
+        "lr": 0.002,
+        "validation": 5.1,
+        "test": 5.1,
+        **more,
+    }
+
+
+@pytest.mark.slow
+def test_memory_training_is_compared_from_one_start(tmp_path: Path) -> None:
+    made = recall.measure(recall.Settings(tmp_path, steps=2, seeds=1))
+    assert [row["name"] for row in made["rows"]] == ["AdamW", "Grass"]
+    assert 0 < made["start"]["loss"] < 3 and "in 2 steps" in made["note"]
+    assert all(row["cells"]["exact match"]["value"] >= 0 for row in made["rows"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-import commands
 import report
+import run
 from editing.table import score_stderr
 from remanence.cli import app
 from remanence.evaluation.harness import Report
@@ -19,7 +20,12 @@ from remanence.evaluation.metrics import Metric
 from remanence.evaluation.plots import digest
 
 FIGURES = report.read(report.ROOT / "benchmarks")
+RESULTS = (report.ROOT / "docs/results.md").read_text(encoding="utf-8")
 STALE = "is not what the figures give; run: make results"
+
+
+def page(figures: report.All) -> str:
+    return report.renewed(RESULTS, figures)
 
 
 def integrity(writes: int) -> dict[str, Any]:
@@ -36,14 +42,11 @@ def integrity(writes: int) -> dict[str, Any]:
     }
 
 
-def test_the_page_is_that_of_the_committed_figures() -> None:
-    assert (report.ROOT / "docs/results.md").read_text(encoding="utf-8") == report.page(FIGURES), STALE
-
-
-@pytest.mark.parametrize(("page", "tables"), report.PAGES.items(), ids=list(report.PAGES))
-def test_tables_in_other_pages_are_those_of_the_committed_figures(page: str, tables: report.Tables) -> None:
-    text = (report.ROOT / page).read_text(encoding="utf-8")
-    assert text == report.renewed(text, FIGURES, tables), STALE
+@pytest.mark.parametrize("name", report.PAGES)
+def test_pages_are_those_of_the_committed_figures(name: str) -> None:
+    text = (report.ROOT / name).read_text(encoding="utf-8")
+    assert text == report.renewed(text, FIGURES), STALE
+    assert report.MARKED.search(text)
 
 
 def test_pictures_show_the_committed_figures_and_no_others_lie_there() -> None:
@@ -63,10 +66,20 @@ def test_the_same_figures_give_the_same_picture(kind: str, tmp_path: Path) -> No
 
 
 def test_new_figures_appear_with_what_they_were_made_by() -> None:
-    page = report.page({**FIGURES, "integrity/other.json": integrity(7)})
-    assert "### other, `integrity/other.json`" in page and "results/integrity-other.svg" in page
-    assert "| 7 | 0.250 (0.089 to 0.532) | 1 MiB |" in page
-    assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in page
+    text = page({**FIGURES, "integrity/other.json": integrity(7)})
+    assert "### other, `integrity/other.json`" in text and "results/integrity-other.svg" in text
+    assert "| 7 | 0.250 (0.089 to 0.532) | 1 MiB |" in text
+    assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in text
+
+
+def test_figures_of_a_script_that_is_gone_say_what_makes_them_today() -> None:
+    name, today = "read_write/results.json", "Today: `python benchmarks/run.py read_write`."
+    old = {**FIGURES[name], "command": "python benchmarks/read_write/run.py --json a.json"}
+    assert today in page({name: old}) and "Made by `python benchmarks/read_write/run.py --json a.json`" in page(
+        {name: old}
+    )
+    assert today not in page({name: {**old, "command": "python benchmarks/run.py read_write --repeats 50"}})
+    assert "Today" not in page({"small/cpu_200_steps.json": FIGURES["small/cpu_200_steps.json"]})
 
 
 def test_many_windows_are_shown_tenth_by_tenth_of_the_writes() -> None:
@@ -86,51 +99,61 @@ def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
     curve = [{"length": 4096, **point}, {"length": None, **point}]
     about = {"n": 24, "k": 6, "data": "hotpotqa.jsonl", "answer_tokens": 5, "points": {"pool": curve, "bm25": curve}}
     new = {**integrity(7), "command": "remanence eval longcontext --data hotpotqa.jsonl", **about}
-    page = report.page({"longcontext/hotpotqa.json": new})
-    assert "| 4,096 | BM25 | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in page
-    assert "| longer | pool | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in page
+    text = page({"longcontext/hotpotqa.json": new})
+    assert "| 4,096 | BM25 | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in text
+    assert "| longer | pool | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in text
     report.PICTURES["eval longcontext"](new, tmp_path / "picture.svg")
     assert "length of the document" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
 
 
 def test_figures_of_the_harness_get_their_table() -> None:
-    others = {name: figures for name, figures in FIGURES.items() if not name.startswith("real/")}
-    assert "## Real questions" not in report.page(others)
     figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
     row = {"group": "1 passage", "column": "slots", "samples": 8, "metrics": {"hit": figure}, "versus": {}}
     held = Report("squad", {}, {}, (Metric("hit", "rate"),), [row]).to_json()
     about = {name: integrity(7)[name] for name in ("date", "device", "versions")}
-    page = report.page({"real/squad.json": {**held, **about, "command": "remanence eval squad --model smollm2"}})
-    assert "### smollm2, `real/squad.json`" in page
-    assert "| 1 passage | slots | 8 | 0.500 (0.250 to 0.750) |" in page
-    assert "Made by `remanence eval squad --model smollm2`, 2026-01-02" in page
+    text = page({"real/squad.json": {**held, **about, "command": "remanence eval squad --model smollm2"}})
+    assert "### smollm2, `real/squad.json`" in text
+    assert "| 1 passage | slots | 8 | 0.500 (0.250 to 0.750) |" in text
+    assert "Made by `remanence eval squad --model smollm2`, 2026-01-02" in text
 
 
-def test_figures_without_a_table_are_named() -> None:
+def test_figures_without_a_table_or_a_place_are_named() -> None:
     new = {**integrity(7), "command": "remanence eval taste --model other"}
-    assert "## Other figures" not in report.page(FIGURES)
-    assert "- `taste/results.json`. Made by `remanence eval taste" in report.page(
-        {**FIGURES, "taste/results.json": new}
-    )
+    assert "## Other figures" not in page(FIGURES)
+    for name in ("taste/results.json", "integrity/taste.json"):
+        text = page({**FIGURES, name: new})
+        assert (
+            f"## Other figures\n\n- `{name}`. Made by `remanence eval taste" in text
+            and f"### other, `{name}`" not in text
+        )
+    placed = page({**FIGURES, "taste/results.json": FIGURES["writes/results.json"]})
+    assert "## Other figures\n\n- `taste/results.json`. Made by" in placed
 
 
 def test_what_is_missing_is_said_with_its_command() -> None:
     line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
-    assert line not in report.page(FIGURES)
-    assert line in report.page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
-    for tables in report.PAGES.values():
-        empty = report.renewed("".join(f"<!-- {marker} -->\n<!-- /{marker} -->" for marker in tables), {}, tables)
-        assert all(f"Not measured: `{commands.shown(name)}`." in empty for name, _ in tables.values())
-    empty = report.page({})
-    assert all(f"- `{name}`: `{commands.shown(name)}`" in empty for name in commands.COMMANDS)
+    assert line not in page(FIGURES)
+    assert line in page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
+    assert all(f"- `{name}`: `{report.shown(name)}`" in page({}) for name in report.COMMANDS)
+    readme = report.renewed((report.ROOT / "README.md").read_text(encoding="utf-8"), {})
+    assert f"Not measured: `{report.shown('grass/step.json')}`." in readme
 
 
-def test_evaluations_take_the_commands_that_are_named() -> None:
+def test_evaluations_and_benchmarks_take_the_commands_that_are_named() -> None:
     group: Any = get_command(app)
-    for command in commands.COMMANDS.values():
-        if command.startswith("eval "):
-            _, name, *words = shlex.split(command)
-            group.commands["eval"].commands[name].make_context(name, words)
+    for command in report.COMMANDS.values():
+        program, first, *words = shlex.split(command)
+        if program == "remanence":
+            name, *options = words
+            group.commands[first].commands[name].make_context(name, options)
+        elif first == "benchmarks/run.py":
+            run.parsed(words)
+
+
+def test_make_measures_figures_that_have_a_command() -> None:
+    makefile = (report.ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.findall(r"[ /](\w+/\w+\.json)", makefile)
+    assert set(names) <= set(report.COMMANDS) and len(names) > 10
 
 
 @pytest.fixture
@@ -149,33 +172,35 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     os.utime(checkpoint, (1, 1))
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
-    monkeypatch.setattr(commands, "KEPT", tmp_path / "runs/report")
-    monkeypatch.setattr(commands, "CHECKPOINTS", tmp_path / "checkpoints")
-    monkeypatch.setattr(commands, "COMMANDS", {f"a/{name}.json": f"eval {name}" for name in ("one", "breaks", "two")})
-    monkeypatch.setattr(commands.subprocess, "run", evaluate)
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(report, "KEPT", tmp_path / "runs/report")
+    monkeypatch.setattr(report, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(
+        report, "COMMANDS", {f"a/{name}.json": f"remanence eval {name}" for name in ("one", "breaks", "two")}
+    )
+    monkeypatch.setattr(report.subprocess, "run", evaluate)
     (tmp_path / "benchmarks").mkdir()
     return run
 
 
 def test_measuring_again_goes_on_after_a_cut(workplace: list[str], tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     assert workplace == ["one"] and not (tmp_path / "benchmarks/a").exists()
-    commands.again(["a/one.json", "a/two.json"])
+    report.again(["a/one.json", "a/two.json"])
     assert workplace == ["one", "two"]
     assert json.loads((tmp_path / "benchmarks/a/two.json").read_text()) == "two"
-    commands.again(["a/one.json"])
+    report.again(["a/one.json"])
     assert workplace == ["one", "two", "one"]
 
 
 def test_figures_of_a_checkpoint_that_has_changed_are_measured_again(workplace: list[str], tmp_path: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     made = (tmp_path / "runs/report/a/one.json").stat().st_mtime
     os.utime(tmp_path / "checkpoints/tiny/weights", (made + 1, made + 1))
     with pytest.raises(subprocess.CalledProcessError):
-        commands.again(["a/one.json", "a/breaks.json"])
+        report.again(["a/one.json", "a/breaks.json"])
     assert workplace == ["one", "one"]
 
 
