@@ -182,8 +182,7 @@ def train(
         optimizers=(make_optimizer(optimizer, model, lr=0.002, rank=128, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
-    begun = any(output.glob("checkpoint-*/trainer_state.json"))
-    trainer.train(resume_from_checkpoint=resume and begun)
+    trainer.run(resume=resume)
     write_log(trainer, output / "training_log.json", recipe="small", steps=trainer.state.global_step)
     if trainer.state.global_step < steps:
         return None

@@ -276,7 +276,7 @@ def train(
         optimizers=(make_optimizer(optimizer, model, lr=0.004, rank=32, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.run(resume=resume)
     model.hf.set_attn_implementation("sdpa")
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)

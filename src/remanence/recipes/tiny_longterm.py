@@ -28,7 +28,7 @@ from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.recollection import RetrieverLoss
-from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SEED = 0
 RETRIEVAL_SIZE = 64
@@ -184,7 +184,7 @@ def train(
             set_retrieval(model, phase.retrieved, cross_layer_prior=0.0)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
-            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
+            trainer.run(resume=resume)
             if trainer.state.global_step < count:
                 return None
             model.hf.set_attn_implementation("sdpa")

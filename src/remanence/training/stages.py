@@ -18,13 +18,13 @@ from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
 from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
+from remanence.training.distributed import shard_model
 from remanence.training.documents import DocumentTask, Lessons
 from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
 from remanence.training.recollection import RetrieverLoss
-from remanence.training.sharded import share_out, whole_state
 from remanence.training.sources import Documents, Mixture, open_documents, parts_of
-from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 LOG = "training_log.json"
 SEED = 0
@@ -126,7 +126,7 @@ def train_stages(
         if not (resume and (final / LOG).is_file()):
             set_seed(SEED)
             trainer = _trainer(stage, setup, base, texts, folder, report_to, [] if stop is None else [stop])
-            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
+            trainer.run(resume=resume)
             if trainer.state.global_step < stage.steps:
                 return None
             _save(trainer, stage, replace(setup, base=base), final)
@@ -183,7 +183,7 @@ def _trainer(
     )
     model = _model(stage, setup, base)
     if setup.shard:
-        share_out(model)
+        shard_model(model)
     optimizer = make_optimizer(
         setup.optimizer,
         model,
@@ -257,10 +257,9 @@ def _documents(stage: Stage, short: Documents, long: Sequence[Documents]) -> Doc
 
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
-    model = trainer.memory_model
-    state = whole_state(model)
+    trainer.memory_model.eval()
+    trainer.save_model(str(final))
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(final, state_dict=state)
         data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
         settings = {
             name: value

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from remanence.errors import InvalidInputError
 from remanence.model.model import MemoryModel
 from remanence.training.bank import Bank
+from remanence.training.distributed import as_forward, zero_grad_for_unused
 from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
 from remanence.training.recollection import Recollections, RetrieverLoss, build_retrieval_cache, recall_prompts
-from remanence.training.sharded import as_forward, touching_all
 
 Batch = Episodes | Recollections | Prompts
 
@@ -95,7 +95,7 @@ class TrainingStep(nn.Module):
         else:
             loss, metrics = self._answers(read_prompts(self.model, None, batch), batch, task)
             made = None
-        return touching_all(loss, self.model), self._output(made, task, metrics)
+        return zero_grad_for_unused(loss, self.model), self._output(made, task, metrics)
 
     def _through_memory(
         self, episodes: Episodes, task: str, generator: torch.Generator
