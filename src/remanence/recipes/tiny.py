@@ -22,8 +22,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
-from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.model_card import write_card
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
 from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.recipes import training_arguments

@@ -23,8 +23,8 @@ from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.recipes.tiny import prose, ship_pool
-from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.model_card import write_card
 from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
 from remanence.training.recollection import RetrieverLoss

@@ -16,10 +16,10 @@ from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
-from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
 from remanence.training.distributed import shard_model
 from remanence.training.documents import DocumentTask, Lessons
+from remanence.training.model_card import write_card
 from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
 from remanence.training.recollection import RetrieverLoss
