@@ -85,13 +85,12 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        place = {"batches": self.state.global_step * self._each + self._shift, **self.place_in_data()}
-        mine = {str(self.args.process_index): _random_states()}
+        state = {**self._run_state(), "random": {str(self.args.process_index): _random_states()}}
+        if self.args.should_save:
+            batches = self.state.global_step * self._each + self._shift
+            state["place"] = json.dumps({"batches": batches, **self.place_in_data()})
         with _quiet():
-            save(
-                {**self._run_state(), "place": json.dumps(place), "random": mine},
-                checkpoint_id=Path(output_dir) / STATE,
-            )
+            save(state, checkpoint_id=Path(output_dir) / STATE)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Random states are saved with all else."""

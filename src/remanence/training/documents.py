@@ -23,7 +23,7 @@ from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch
 from remanence.training.objectives import Episodes
 from remanence.training.recollection import Recollections
-from remanence.training.sources import Documents
+from remanence.training.sources import DocumentStream
 
 REPEAT = "Repeat:"
 MOST_JOINED = 1000
@@ -56,7 +56,7 @@ class DocumentTask:
     """Builds the batches of a training step.
 
     Args:
-        documents: by number; a step takes the next `rows`.
+        documents: a batch begins at `rows` of them, by its number.
         slots_per_write: K; slots: N.
         chunk: most tokens of a chunk.
         rows: documents per batch; each reads a pool of its own.
@@ -66,7 +66,7 @@ class DocumentTask:
     def __init__(
         self,
         tokenizer: Any,
-        documents: Documents,
+        documents: DocumentStream,
         lessons: Lessons,
         *,
         slots: int,
@@ -132,15 +132,14 @@ class DocumentTask:
     def _chunks(self, number: int, rng: random.Random) -> list[list[int]]:
         """At least two, all about as long."""
         ids: list[int] = []
-        joined = 0
-        while len(ids) < 2 * self.lessons.fewest:
+        wide = 8 * self.lessons.tokens  # characters; few tokens have more
+        for joined, text in enumerate(self.documents.since(number)):
             if joined > MOST_JOINED:
                 raise InvalidInputError(f"{MOST_JOINED} documents together have {len(ids)} tokens; are they empty?")
-            text = self.documents.text(number + joined)
-            joined += 1
-            wide = 8 * self.lessons.tokens  # characters; few tokens have more
             start = rng.randrange(max(1, len(text) - wide))
             ids += self.tokenizer(text[start : start + wide], add_special_tokens=False)["input_ids"]
+            if len(ids) >= 2 * self.lessons.fewest:
+                break
         ids = ids[: self.lessons.tokens]
         count = max(2, -(-len(ids) // self.chunk))
         cuts = [len(ids) * place // count for place in range(count + 1)]

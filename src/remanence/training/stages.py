@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from remanence.training.model_card import write_card
 from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
 from remanence.training.recollection import RetrieverLoss
-from remanence.training.sources import Documents, Mixture, open_documents, parts_of
+from remanence.training.sources import DocumentStream, mixed, open_documents, parts_of
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 LOG = "training_log.json"
@@ -115,9 +114,7 @@ def train_stages(
             "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
         )
     setup = _with_slots(stages, setup)
-    opened = cache(open_documents)  # stages share what they read
-    long = parts_of(setup.long) if any(stage.weights[1] for stage in stages) else []
-    documents = [_documents(stage, opened(setup.data or stage.short), long) for stage in stages]
+    documents = [_documents(stage, setup) for stage in stages]
     stop = None if minutes is None else StopAfter(minutes)
     base = setup.base
     for stage, texts in zip(stages, documents, strict=True):
@@ -159,7 +156,7 @@ def _trainer(
     stage: Stage,
     setup: Setup,
     base: str,
-    documents: Documents,
+    documents: DocumentStream,
     folder: Path,
     report_to: str,
     callbacks: list[Any],
@@ -208,7 +205,11 @@ def _trainer(
         model,
         args=args,
         curriculum=Curriculum(
-            lambda number, _: task.batch(number, number // each), levels=1, steps=stage.steps * each, threshold=()
+            lambda number, _: task.batch(number, number // each),
+            levels=1,
+            steps=stage.steps * each,
+            threshold=(),
+            documents=documents,
         ),
         retriever_loss=RetrieverLoss(),
         bank=setup.bank or 3 * model.slots // (2 * model.slots_per_write),
@@ -246,14 +247,12 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
     return model
 
 
-def _documents(stage: Stage, short: Documents, long: Sequence[Documents]) -> Documents:
-    sources = [short]
-    weights, first = [stage.weights[0]], [stage.first]
-    if stage.weights[1]:
-        sources += long
-        weights += [stage.weights[1]] * len(long)
-        first += [stage.first_long] * len(long)
-    return Mixture(sources, weights, first)
+def _documents(stage: Stage, setup: Setup) -> DocumentStream:
+    sources, weights = [open_documents(setup.data or stage.short, stage.first)], [stage.weights[0]]
+    for long in parts_of(setup.long, stage.first_long) if stage.weights[1] else ():
+        sources.append(long)
+        weights.append(stage.weights[1])
+    return DocumentStream(mixed(sources, weights))
 
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
