@@ -26,9 +26,9 @@ from remanence.data.prose import paragraphs
 from remanence.recipes import tiny
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
-from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
-from remanence.training.text import TextTask
+from remanence.training.tasks.language_modeling import TextTask
+from remanence.training.tasks.recall import Difficulty, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SEED = 0

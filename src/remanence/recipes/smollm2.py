@@ -23,11 +23,11 @@ from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
 from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextWriter
-from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
-from remanence.training.packing import Group, answer_loss
 from remanence.training.questions import QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare, write_curve
 from remanence.training.recipes import reporters
+from remanence.training.tasks.reader import Group, answer_loss
+from remanence.training.tasks.reader_data import REFUSAL, Lessons, LessonSettings
 from remanence.training.trainer import StopAfter
 
 NAME = "smollm2"

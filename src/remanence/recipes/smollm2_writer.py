@@ -16,10 +16,10 @@ from remanence import MemoryModel
 from remanence.config import LoraSettings, MemoryConfig
 from remanence.model.lora import adapter_parameters
 from remanence.recipes.smollm2 import questions_of
-from remanence.training.compression import CompressionSettings, CompressionTask
 from remanence.training.curriculum import Curriculum
 from remanence.training.model_card import write_card
 from remanence.training.recipes import training_arguments
+from remanence.training.tasks.compression import CompressionSettings, CompressionTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS_PER_WRITE = 32

@@ -25,8 +25,8 @@ from remanence.data.biographies import ATTRIBUTES, biography, question, sample_p
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.model_card import write_card
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
-from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.recipes import training_arguments
+from remanence.training.tasks.recall import Difficulty, Kind, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS, SLOTS_PER_WRITE = 512, 32

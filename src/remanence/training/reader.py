@@ -15,9 +15,9 @@ from remanence.kernels.grouped import GROUPED
 from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
 from remanence.training.checkpoints import ResumableTrainer
-from remanence.training.lessons import Lessons
-from remanence.training.packing import Group, answer_loss
 from remanence.training.progress import readable
+from remanence.training.tasks.reader import Group, answer_loss
+from remanence.training.tasks.reader_data import Lessons
 
 
 class _Loss(nn.Module):

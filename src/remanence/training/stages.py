@@ -17,12 +17,12 @@ from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
 from remanence.training.curriculum import Curriculum
 from remanence.training.distributed import shard_model
-from remanence.training.documents import DocumentTask, Lessons
 from remanence.training.model_card import write_card
 from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
-from remanence.training.recollection import RetrieverLoss
 from remanence.training.sources import DocumentStream, mixed, open_documents, parts_of
+from remanence.training.tasks.documents import DocumentTask, Lessons
+from remanence.training.tasks.longterm_task import RetrieverLoss
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 LOG = "training_log.json"

@@ -26,10 +26,11 @@ from remanence.training.distributed import (
     require_one_unit,
     whole_weights,
 )
-from remanence.training.objectives import Prompts, Through
 from remanence.training.progress import readable
-from remanence.training.recollection import RetrieverLoss
-from remanence.training.step import StepOutput, TrainingStep
+from remanence.training.tasks.longterm_task import RetrieverLoss
+from remanence.training.tasks.memory_task import StepOutput, TrainingStep
+from remanence.training.tasks.pool_task import Through
+from remanence.training.tasks.prompts import Prompts
 
 CARRIED = "carried.safetensors"
 TEXT_WEIGHT = 0.15  # of predicting text, against answering about it: Muon would drown the rarer lesson in the denser
@@ -46,7 +47,7 @@ AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
 
 
 class MemoryTrainer(ResumableTrainer):
-    """Trains a `MemoryModel` on batches that are `Episodes` (through memory) or `Prompts` (in context).
+    """Trains a `MemoryModel` on batches that are `PoolBatch` (through memory) or `Prompts` (in context).
 
     The slots that a step writes go on, detached, as what stands in the pool when the next step writes: the memory
     really is updated as training goes, which keeps new slots and old ones alike (MemoryLLM, section 3.2). They are
@@ -71,7 +72,7 @@ class MemoryTrainer(ResumableTrainer):
         Args:
             through: which writes the gradient goes through.
             curriculum: builds the batches.
-            retriever_loss: how the retriever is trained, where batches are `Recollections`.
+            retriever_loss: how the retriever is trained, where batches are `LongTermBatch`.
             bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
                 last step do.
             text_weight: of predicting text, against answering about it.
@@ -203,7 +204,7 @@ def _to(batch: Any, device: torch.device) -> Any:
         value = getattr(batch, field.name)
         if isinstance(value, Prompts):
             moved[field.name] = _to(value, device)
-        elif isinstance(value, Tensor) and field.name not in ("order", "asked", "spared"):
+        elif isinstance(value, Tensor) and field.name not in ("order", "target_mask", "target", "ignore_mask"):
             moved[field.name] = value.to(device)
     return replace(batch, **moved)
 

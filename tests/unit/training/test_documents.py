@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from remanence.errors import InvalidInputError
-from remanence.training.documents import DocumentTask, Lessons
-from remanence.training.objectives import Episodes
-from remanence.training.recollection import Recollections
 from remanence.training.sources import ORDERS, DocumentStream, mixed, open_documents, parts_of
+from remanence.training.tasks.documents import DocumentTask, Lessons
+from remanence.training.tasks.longterm_task import LongTermBatch
+from remanence.training.tasks.pool_task import PoolBatch
 from tests.support import tiny
 
 LESSONS = Lessons(tokens=48, fewest=4, full=1.0, repeat=0.0, revisit=0.0, distance=6, contexts=((0, 5), (10, 40)))
@@ -39,7 +39,7 @@ def lessons(**changes: Any) -> Lessons:
 def test_a_document_is_written_but_for_its_end_which_is_predicted() -> None:
     made = task().batch(7, 0)
     episodes, ids = made["batch"], tiny.tokenizer()("7 " * 20, add_special_tokens=False)["input_ids"]
-    assert made["task"] == "document" and isinstance(episodes, Episodes)
+    assert made["task"] == "document" and isinstance(episodes, PoolBatch)
     written = [token for row, n in zip(episodes.chunks.tolist(), episodes.lengths, strict=True) for token in row[-n:]]
     predicted = [label for label in episodes.prompts.labels[0].tolist() if label != -100]
     assert written + predicted == ids
@@ -53,14 +53,14 @@ def test_its_chunks_are_the_newest_of_a_full_pool_and_the_last_of_them_is_asked_
     order = episodes.order[0].tolist()
     assert order[-own:] == list(range(own))
     assert len(order) == len(set(order)) == 9  # one and a half pools of six writes
-    assert sorted(order[:-own]) == list(range(own, own + episodes.near))
-    assert episodes.asked.nonzero().tolist() == [[0, 8]]
+    assert sorted(order[:-own]) == list(range(own, own + episodes.num_bank_chunks))
+    assert episodes.target_mask.nonzero().tolist() == [[0, 8]]
 
 
 def test_into_an_empty_pool_nothing_else_is_put() -> None:
     episodes = task(lessons(full=0.0)).batch(7, 0)["batch"]
     assert episodes.order.tolist() == [list(range(len(episodes.lengths)))]
-    assert episodes.near == 0
+    assert episodes.num_bank_chunks == 0
 
 
 def test_what_is_revisited_has_others_behind_it_no_more_than_the_schedule_lets() -> None:
@@ -72,8 +72,8 @@ def test_what_is_revisited_has_others_behind_it_no_more_than_the_schedule_lets()
     assert asked.batch(0, 0)["task"] == "revisit"
 
 
-def _later(episodes: Episodes) -> int:
-    return episodes.order.shape[1] - 1 - int(episodes.asked[0].nonzero())
+def _later(episodes: PoolBatch) -> int:
+    return episodes.order.shape[1] - 1 - int(episodes.target_mask[0].nonzero())
 
 
 def test_repeating_predicts_the_chunk_that_was_written_last() -> None:
@@ -87,7 +87,7 @@ def test_repeating_predicts_the_chunk_that_was_written_last() -> None:
 
 def test_rows_have_documents_of_their_own_and_pools_of_one_size() -> None:
     episodes = task(rows=3).batch(2, 0)["batch"]
-    starts = [int(episodes.order[row][episodes.asked[row]]) for row in range(3)]
+    starts = [int(episodes.order[row][episodes.target_mask[row]]) for row in range(3)]
     assert len(set(starts)) == 3 and starts[-1] == len(episodes.lengths) - 1
     texts = [tiny.tokenizer().decode(episodes.chunks[chunk]) for chunk in starts]
     assert ["6" in texts[0], "7" in texts[1], "8" in texts[2]] == [True] * 3
@@ -96,18 +96,18 @@ def test_rows_have_documents_of_their_own_and_pools_of_one_size() -> None:
 def test_beyond_the_pool_what_lies_too_far_back_is_in_no_pool() -> None:
     asked = task(lessons(revisit=1.0, distance=1000, contexts=((0, 10_000),)), longterm=True)
     batches = [asked.batch(number, 0)["batch"] for number in range(20)]
-    assert all(isinstance(batch, Recollections) and batch.order.shape == (1, 9) for batch in batches)
-    outside = [not bool((batch.order == batch.asked[:, None]).any()) for batch in batches]
+    assert all(isinstance(batch, LongTermBatch) and batch.order.shape == (1, 9) for batch in batches)
+    outside = [not bool((batch.order == batch.target[:, None]).any()) for batch in batches]
     assert sum(outside) >= 18
-    spared = batches[0].spared[0].tolist()
+    spared = batches[0].ignore_mask[0].tolist()
     assert spared == [True] * (len(spared) - 1) + [False]
-    assert int(batches[0].counted.sum()) == int((batches[0].prompts.labels != -100).sum())
+    assert int(batches[0].query_mask.sum()) == int((batches[0].prompts.labels != -100).sum())
 
 
 def test_the_same_number_gives_the_same_batch() -> None:
     whole, again = task(), task()
     whole.batch(3, 0)
-    for field in ("chunks", "order", "asked"):
+    for field in ("chunks", "order", "target_mask"):
         assert torch.equal(getattr(whole.batch(4, 0)["batch"], field), getattr(again.batch(4, 0)["batch"], field))
 
 

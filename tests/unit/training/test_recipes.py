@@ -15,9 +15,9 @@ from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
 from remanence.recipes import small as small_recipe
 from remanence.recipes import tiny_longterm
-from remanence.training.recall import RecallTask
 from remanence.training.recipes import load_recipe
-from remanence.training.text import TextTask
+from remanence.training.tasks.language_modeling import TextTask
+from remanence.training.tasks.recall import RecallTask
 from tests.support import tiny
 from tests.support.tiny import decoder
 from tests.unit.model.test_chat import TEMPLATE
@@ -82,7 +82,7 @@ def test_the_longterm_recipe_gives_the_bundled_model_a_retriever_and_ships_its_o
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
     recipe = tiny_longterm
     monkeypatch.setattr(recipe, "ROWS", 8)
-    monkeypatch.setattr(recipe, "PHASES", (replace(recipe.PHASES[0], chunks=12, near=24, shared=(0,)),))
+    monkeypatch.setattr(recipe, "PHASES", (replace(recipe.PHASES[0], chunks=12, num_bank_chunks=24, shared=(0,)),))
     assert recipe.PHASES[0].retrieved != recipe.RETRIEVED
     trained = MemoryModel.from_pretrained(recipe.train(tmp_path / "run", steps=21))
     longterm = trained.config.longterm

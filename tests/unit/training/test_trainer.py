@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.objectives import Episodes
 from remanence.training.optimizer import MuonAdamW, split_parameters
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 from tests.support.training import arguments, tiny_model
 
@@ -27,7 +28,7 @@ def recitation(step: int, level: int) -> Batch:
         return {"batch": pack(rows, pad=0, contexts=texts), "task": "context"}
     ids, lengths = left_pad(texts, 0)
     order = torch.arange(8)[:, None]
-    episodes = Episodes(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
+    episodes = PoolBatch(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
     return {"batch": episodes, "task": "memory"}
 
 
@@ -64,7 +65,7 @@ def test_trainer_refuses_text_slots(tmp_path: Path) -> None:
 
 def test_predicting_text_counts_as_much_as_it_is_told(tmp_path: Path) -> None:
     prompts = recitation(3, 0)["batch"]
-    tasks = {"language": prompts, "context": prompts}
+    tasks = {"language": replace(prompts, text=True), "context": prompts}
     losses = {}
     for weight in (0.0, 0.25, 1.0):
         run = trainer(tmp_path, 1, text_weight=weight)

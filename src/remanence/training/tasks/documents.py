@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from remanence.errors import InvalidInputError
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch
-from remanence.training.objectives import Episodes
-from remanence.training.recollection import Recollections
 from remanence.training.sources import DocumentStream
+from remanence.training.tasks.longterm_task import LongTermBatch
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 
 REPEAT = "Repeat:"
 MOST_JOINED = 1000
@@ -114,13 +114,13 @@ class DocumentTask:
         asked = torch.tensor([start + mine - 1 for start, mine in zip(starts, own, strict=True)])
         places = torch.tensor(order)
         if not self.longterm:
-            episodes = Episodes(ids, lengths, places, places == asked[:, None], prompts, near)
+            episodes = PoolBatch(ids, lengths, places, places == asked[:, None], prompts, near)
             return {"batch": episodes, "task": kind}
         spared = torch.zeros(len(own), total, dtype=torch.bool)
         for row, (start, mine) in enumerate(zip(starts, own, strict=True)):
             spared[row, start : start + mine - 1] = True
         counted = prompts.labels != -100
-        beyond = Recollections(ids, lengths, near, places, asked, spared, prompts, counted)
+        beyond = LongTermBatch(ids, lengths, near, places, asked, spared, prompts, counted)
         return {"batch": beyond, "task": f"{kind}_longterm"}
 
     def _example(self, text: Sequence[list[int]], kind: str) -> Example:
