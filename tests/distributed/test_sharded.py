@@ -1,6 +1,7 @@
 """FSDP2 shares a model's weights out among processes that train it, and they do what one process would."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, multiprocessing
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.optim import AdamW, Optimizer
 
@@ -17,7 +19,7 @@ from remanence.errors import InvalidInputError
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.sharding import local
 from remanence.training.curriculum import Curriculum
-from remanence.training.sharded import load_optimizer, share_out, whole_state
+from remanence.training.distributed import shard_model
 from remanence.training.trainer import MemoryTrainer
 from tests.distributed.test_optim import free_port, leave
 from tests.distributed.test_training import build
@@ -57,7 +59,7 @@ def trainer(folder: Path, way: str, steps: int = STEPS, *, accumulate: int = 1, 
     args.gradient_checkpointing = way == "lora"
     args.max_grad_norm = 0.0 if way == "grass" else 1.0
     if shard:
-        share_out(model)
+        shard_model(model)
     curriculum = Curriculum(build([]), levels=4, steps=STEPS, threshold=-1.0)
     return MemoryTrainer(model, args=args, curriculum=curriculum, bank=12, optimizers=(new_optimizer(model, way), None))
 
@@ -72,6 +74,10 @@ def held(run: MemoryTrainer) -> dict[str, int]:
         "state": sum(local(value).numel() for value in states if value.dim()),
         "all state": sum(value.numel() for value in states if value.dim()),
     }
+
+
+def weights(run: MemoryTrainer) -> dict[str, Any]:
+    return get_model_state_dict(run.memory_model, options=StateDictOptions(full_state_dict=True))
 
 
 def refused(call: Callable[[], Any]) -> str:
@@ -90,11 +96,12 @@ def worker(rank: int, port: int, folder: Path) -> None:
     for way in WAYS:
         whole = trainer(folder / way / "whole", way, shard=True)
         whole.train()
+        found[way] = {"whole": weights(whole), "held": held(whole), "log": whole.state.log_history}
         trainer(folder / way / "cut", way, CUT, shard=True).train()
-        resumed = trainer(folder / way / "cut", way, shard=True)
-        resumed.train(resume_from_checkpoint=True)
-        weights = {name: whole_state(run.memory_model) for name, run in (("whole", whole), ("resumed", resumed))}
-        found[way] = {**weights, "held": held(whole), "log": whole.state.log_history}
+        for begun in ("cut", "by one"):
+            resumed = trainer(folder / way / begun, way, shard=True)
+            resumed.run(resume=True)
+            found[way][begun] = weights(resumed)
     parts = new_model("full")
     fully_shard(parts.backbone.layers[1])
     fully_shard(parts)
@@ -103,7 +110,6 @@ def worker(rank: int, port: int, folder: Path) -> None:
     found["clipped"] = refused(
         lambda: MemoryTrainer(whole.memory_model, args=args, optimizers=(whole.optimizer.optimizer, None))
     )
-    found["others"] = refused(lambda: load_optimizer(whole.optimizer, folder))
     torch.save(found, folder / f"{rank}.pt")
     leave()
 
@@ -112,6 +118,8 @@ def worker(rank: int, port: int, folder: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """All of it in two processes, whose start takes longer than the rest; what each of them found."""
     folder = tmp_path_factory.mktemp("sharded")
+    for way in WAYS:
+        trainer(folder / way / "by one", way, CUT, accumulate=WORLD).train()
     multiprocessing.spawn(worker, (free_port(), folder), nprocs=WORLD)
     return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
@@ -137,7 +145,18 @@ def test_its_checkpoint_is_whole_and_a_resumed_run_ends_where_an_uninterrupted_o
     for one in found:
         for name, value in one[way]["whole"].items():
             assert torch.equal(loaded[name], value)
-            torch.testing.assert_close(one[way]["resumed"][name], value, atol=1e-6, rtol=0)
+            assert torch.equal(one[way]["cut"][name], value)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_moves_between_one_process_and_two(way: str, run: Run, tmp_path: Path) -> None:
+    folder, found = run
+    shutil.copytree(folder / way / f"cut/checkpoint-{CUT}", tmp_path / f"checkpoint-{CUT}")
+    alone = trainer(tmp_path, way, accumulate=WORLD)
+    alone.run(resume=True)
+    for name, value in found[0][way]["whole"].items():
+        torch.testing.assert_close(found[0][way]["by one"][name], value, atol=1e-5, rtol=0)
+        torch.testing.assert_close(alone.memory_model.state_dict()[name], value, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -157,10 +176,15 @@ def test_grass_has_to_clip_by_itself_where_weights_are_sharded(run: Run) -> None
     assert "GrassAdamW(..., max_grad_norm=...)" in run[1][0]["clipped"]
 
 
-def test_a_run_goes_on_with_as_many_processes_as_it_had(run: Run) -> None:
-    assert "optimizer-1-of-2.pt: go on with as many processes" in run[1][1]["others"]
+def test_with_more_processes_batches_go_on_where_they_were(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run[0] / f"lora/cut/checkpoint-{CUT}", tmp_path / f"checkpoint-{CUT}")
+    built: list[tuple[int, int]] = []
+    alone = trainer(tmp_path, "lora")  # half as many in a step
+    alone.curriculum.build = build(built)
+    alone.run(resume=True)
+    assert [number for number, _ in built] == list(range(WORLD * CUT, WORLD * CUT + STEPS - CUT))
 
 
 def test_a_process_alone_has_nobody_to_share_with() -> None:
     with pytest.raises(InvalidInputError, match="torchrun --nproc-per-node"):
-        share_out(new_model("full"))
+        shard_model(new_model("full"))

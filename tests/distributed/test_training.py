@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.objectives import Episodes
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from remanence.training.trainer import MemoryTrainer
 from tests.distributed.test_optim import free_port, leave
 from tests.support.training import arguments, tiny_model
@@ -36,7 +36,7 @@ def build(built: list[tuple[int, int]]) -> Any:
         ids, lengths = left_pad(texts, 0)
         order = torch.cat([torch.arange(len(texts))[:, None] + shift for shift in (3, 0)], dim=1) % (len(texts) + 2)
         asked = torch.tensor([[False, True]]).expand(len(texts), 2) & (order < len(texts))
-        return {"batch": Episodes(ids, lengths, order, asked, pack(rows, pad=0), near=2), "task": "memory"}
+        return {"batch": PoolBatch(ids, lengths, order, asked, pack(rows, pad=0), num_bank_chunks=2), "task": "memory"}
 
     return batch
 

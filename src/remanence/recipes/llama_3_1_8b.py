@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from remanence.errors import InvalidInputError
-from remanence.training.documents import Lessons
 from remanence.training.stages import Setup, Stage, train_stages
+from remanence.training.tasks.documents import Lessons
 
 FINEWEB = "datasets:HuggingFaceFW/fineweb-edu"
 DOUBLING = ((0, 50), (100_000, 100), (200_000, 200))

@@ -26,9 +26,9 @@ from remanence.data.prose import paragraphs
 from remanence.recipes import tiny
 from remanence.training.curriculum import Batch, Curriculum
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
-from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
-from remanence.training.text import TextTask
+from remanence.training.tasks.language_modeling import TextTask
+from remanence.training.tasks.recall import Difficulty, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SEED = 0
@@ -182,8 +182,7 @@ def train(
         optimizers=(make_optimizer(optimizer, model, lr=0.002, rank=128, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
-    begun = any(output.glob("checkpoint-*/trainer_state.json"))
-    trainer.train(resume_from_checkpoint=resume and begun)
+    trainer.run(resume=resume)
     write_log(trainer, output / "training_log.json", recipe="small", steps=trainer.state.global_step)
     if trainer.state.global_step < steps:
         return None

@@ -23,12 +23,12 @@ from remanence.config import LoraSettings, RetrievalConfig
 from remanence.errors import InvalidInputError
 from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextWriter
-from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
-from remanence.training.packing import Group, answer_loss
 from remanence.training.questions import QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare, write_curve
 from remanence.training.recipes import reporters
-from remanence.training.trainer import StopAfter, last_checkpoint
+from remanence.training.tasks.reader import Group, answer_loss
+from remanence.training.tasks.reader_data import REFUSAL, Lessons, LessonSettings
+from remanence.training.trainer import StopAfter
 
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -80,7 +80,7 @@ def train(
     trainer = ReaderTrainer(
         model, lessons, base or NAME, args, callbacks=[] if minutes is None else [StopAfter(minutes)]
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(output) if resume else None)
+    trainer.run(resume=resume)
     if trainer.state.global_step < steps:
         out.print(f"stopped at step {trainer.state.global_step} of {steps}; go on with --resume")
     after = _loss(model, held)

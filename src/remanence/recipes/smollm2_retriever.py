@@ -18,8 +18,8 @@ from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
 from remanence.recipes.smollm2 import questions_of
 from remanence.training.questions import PAGE, TALK, QuestionSet
-from remanence.training.retriever import RetrieverSettings, train_retriever
-from remanence.training.retriever_data import Asked, RetrieverData
+from remanence.training.tasks.retriever import RetrieverSettings, train_retriever
+from remanence.training.tasks.retriever_data import Asked, RetrieverData
 
 SETTINGS = RetrieverSettings(layers=(2, 8, 14))
 TURNS = 4200

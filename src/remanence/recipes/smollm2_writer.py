@@ -16,11 +16,11 @@ from remanence import MemoryModel
 from remanence.config import LoraSettings, MemoryConfig
 from remanence.model.lora import adapter_parameters
 from remanence.recipes.smollm2 import questions_of
-from remanence.training.card import write_card
-from remanence.training.compression import CompressionSettings, CompressionTask
 from remanence.training.curriculum import Curriculum
+from remanence.training.model_card import write_card
 from remanence.training.recipes import training_arguments
-from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+from remanence.training.tasks.compression import CompressionSettings, CompressionTask
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS_PER_WRITE = 32
 POOL = 32  # writes
@@ -82,7 +82,7 @@ def train(
         optimizers=(optimizer, None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
-    trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(output)))
+    trainer.run(resume=resume)
     if trainer.state.global_step < steps:
         return None
     model.hf.set_attn_implementation("sdpa")

@@ -22,11 +22,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
-from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.model_card import write_card
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
-from remanence.training.recall import Difficulty, Kind, RecallTask
 from remanence.training.recipes import training_arguments
+from remanence.training.tasks.recall import Difficulty, Kind, RecallTask
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SLOTS, SLOTS_PER_WRITE = 512, 32
@@ -276,7 +276,7 @@ def train(
         optimizers=(make_optimizer(optimizer, model, lr=0.004, rank=32, default=muon), None),
         callbacks=[] if minutes is None else [StopAfter(minutes)],
     )
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.run(resume=resume)
     model.hf.set_attn_implementation("sdpa")
     ship_pool(model.eval(), paragraphs)
     model.save_pretrained(final)

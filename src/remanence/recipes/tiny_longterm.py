@@ -23,12 +23,12 @@ from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.recipes.tiny import prose, ship_pool
-from remanence.training.card import write_card
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.recall import Difficulty, RecallTask
+from remanence.training.model_card import write_card
 from remanence.training.recipes import training_arguments
-from remanence.training.recollection import RetrieverLoss
-from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+from remanence.training.tasks.longterm_task import RetrieverLoss
+from remanence.training.tasks.recall import Difficulty, RecallTask
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 SEED = 0
 RETRIEVAL_SIZE = 64
@@ -49,7 +49,7 @@ class Phase:
         shares: of batches of language, of language behind long-term memory, of questions in context, and through the
             pool; the others ask beyond it.
         chunks: written in a step that asks beyond the pool; shared: names that their people share, one of these.
-        bank: chunks of earlier steps that are within reach; near: how many of them pools are filled with.
+        bank: chunks of earlier steps that are within reach; num_bank_chunks: how many of them pools are filled with.
         push_back: as `RetrieverLoss` has it; where keys rest it would only turn queries away from them.
         retrieving: weight of the retriever's loss.
         retrieved: K0. A quarter of the pool, 128, is published; where slots say well whom they are about, fewer mislead
@@ -64,9 +64,9 @@ class Phase:
     shares: tuple[float, float, float, float]
     chunks: int
     shared: tuple[int, ...]
-    twins: float
+    same_name: float
     bank: int
-    near: int
+    num_bank_chunks: int
     text_weight: float
     push_back: float = 0.0
     retrieving: float = 0.15
@@ -87,9 +87,9 @@ READ = Phase(
     shares=(0.08, 0.27, 0.04, 0.06),
     chunks=64,
     shared=(15, 40, 0, 0),
-    twins=0.1,
+    same_name=0.1,
     bank=768,
-    near=64,
+    num_bank_chunks=64,
     text_weight=0.3,
 )
 TOGETHER = replace(
@@ -124,9 +124,9 @@ PHASES = (
         shares=(0.05, 0.06, 0.06, 0.12),
         chunks=160,
         shared=(15, 30, 60, 200),
-        twins=0.2,
+        same_name=0.2,
         bank=0,
-        near=16,
+        num_bank_chunks=16,
         text_weight=0.15,
         push_back=0.5,
     ),
@@ -145,14 +145,16 @@ def build_batch(phase: Phase, task: RecallTask, wide: RecallTask, step: int) -> 
     if drawn < language:
         return {"batch": task.language(rng), "task": "language"}
     if drawn < language + behind:
-        batch = task.language_beyond_pool(rng, BIOGRAPHIES, near=phase.near)
+        batch = task.language_beyond_pool(rng, BIOGRAPHIES, num_bank_chunks=phase.num_bank_chunks)
         return {"batch": batch, "task": "language_longterm"}
     if drawn < language + behind + context:
         return {"batch": task.in_context(rng, BIOGRAPHIES), "task": "context"}
     if drawn < language + behind + context + memory:
         return {"batch": task.through_memory(rng, BIOGRAPHIES), "task": "memory"}
-    shared, twins = rng.choice(phase.shared), rng.random() < phase.twins
-    beyond = wide.beyond_pool(rng, BIOGRAPHIES, near=phase.near, shared=shared, twins=twins)
+    shared, same_name = rng.choice(phase.shared), rng.random() < phase.same_name
+    beyond = wide.beyond_pool(
+        rng, BIOGRAPHIES, num_bank_chunks=phase.num_bank_chunks, shared=shared, allow_same_name=same_name
+    )
     return {"batch": beyond, "task": "longterm"}
 
 
@@ -184,7 +186,7 @@ def train(
             set_retrieval(model, phase.retrieved, cross_layer_prior=0.0)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
-            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
+            trainer.run(resume=resume)
             if trainer.state.global_step < count:
                 return None
             model.hf.set_attn_implementation("sdpa")

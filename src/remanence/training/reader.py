@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
@@ -15,11 +14,10 @@ from remanence.errors import InvalidInputError
 from remanence.kernels.grouped import GROUPED
 from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
-from remanence.training.lessons import Lessons
-from remanence.training.packing import Group, answer_loss
+from remanence.training.checkpoints import ResumableTrainer
 from remanence.training.progress import readable
-
-EXACT = "reader-float32.safetensors"  # the adapter as it is trained; what is saved for use is rounded
+from remanence.training.tasks.reader import Group, answer_loss
+from remanence.training.tasks.reader_data import Lessons
 
 
 class _Loss(nn.Module):
@@ -46,7 +44,7 @@ class _Steps(Dataset[list[Group]]):
         return self._lessons.step(number)
 
 
-class ReaderTrainer(Trainer):
+class ReaderTrainer(ResumableTrainer):
     """Trains a reader. Each checkpoint directory can be loaded by `MemoryModel.from_pretrained`."""
 
     def __init__(self, model: MemoryModel, lessons: Lessons, base: str, args: TrainingArguments, **kwargs: Any) -> None:
@@ -63,16 +61,9 @@ class ReaderTrainer(Trainer):
             out = model(**inputs)
         return (out["loss"], out) if return_outputs else out["loss"]
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        path = Path(output_dir or self.args.output_dir or ".")
-        self.memory_model.save_pretrained(path, base=self._base)
-        save_file({name: p.detach().cpu().contiguous() for name, p in adapter(self.memory_model).items()}, path / EXACT)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        held = load_file(Path(resume_from_checkpoint) / EXACT)
-        with torch.no_grad():
-            for name, parameter in adapter(self.memory_model).items():
-                parameter.copy_(held[name])
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.args.should_save:
+            self.memory_model.save_pretrained(output_dir or self.args.output_dir, base=self._base)
 
 
 def _only(items: list[list[Group]]) -> dict[str, list[Group]]:

@@ -1,63 +1,125 @@
-"""Documents to train on, by number: of local files, or streamed through `datasets`. The same number, the same text."""
+"""Documents by Hugging Face `datasets`: of local files, or streamed from the hub; mixed by weights, read by number."""
 
 import json
-import random
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from remanence.errors import InvalidInputError
 from remanence.texts import read_text
 
 STREAMED = "datasets:"
-FORWARD = 1000  # so many documents are read over rather than skipped
-LINES = {".jsonl", ".json"}
+KINDS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+ORDERS = 4  # in which local documents come, one behind the other; then these again
 
 
-class Documents(Protocol):
-    def text(self, number: int) -> str:
-        """There is always one more: behind the last, they begin anew."""
-        ...
+class DocumentStream:
+    """Endless documents by number, read once, one behind the other.
+
+    Args:
+        dataset: an `IterableDataset` of rows {"text": ...} without an end.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset, self._rows = dataset, iter(dataset)
+        self._number, self._ahead = 0, deque[str]()  # documents that are read already, and the number of the first
+
+    def since(self, number: int) -> Iterator[str]:
+        """Documents from one on. Those in front of it are let go: numbers of later calls are not smaller.
+
+        Raises:
+            InvalidInputError: there are none.
+        """
+        while self._number < number:
+            if self._ahead:
+                self._ahead.popleft()
+            else:
+                self._next()
+            self._number += 1
+        place = 0
+        while True:
+            if place == len(self._ahead):
+                self._ahead.append(self._next())
+            yield self._ahead[place]
+            place += 1
+
+    def _next(self) -> str:
+        row = next(self._rows, None)
+        if row is None:
+            raise InvalidInputError("the data set is empty")
+        return str(row["text"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON; any process goes on with it."""
+        return {"stream": self._dataset.state_dict(), "number": self._number, "ahead": list(self._ahead)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._dataset.load_state_dict(state["stream"])
+        self._rows, self._number, self._ahead = iter(self._dataset), state["number"], deque(state["ahead"])
 
 
-class LocalDocuments:
-    """Every line of `*.jsonl` files, by its "text", and every other file as a whole, in an order drawn for each round.
+def mixed(sources: Sequence[Any], weights: Sequence[float]) -> Any:
+    """Endless documents of several sources, drawn by weight."""
+    shares = [weight / sum(weights) for weight in weights]
+    return _datasets("").interleave_datasets(list(sources), probabilities=shares, seed=0)
 
-    Hidden files and folders are left out. All the rest is read once at the start, so that what is no document is told
-    before a training and not in it.
+
+def open_documents(data: str, first: int = 0) -> Any:
+    """An endless `IterableDataset` of a file, a folder, or the training split of `datasets:NAME[:CONFIG]`.
+
+    Of `*.jsonl` and `*.parquet` every row's "text" is a document, any other file as a whole; in an order that is drawn.
+    Hidden files are left out. What is no document is refused now, and not in a training. Streams keep their order, and
+    are downloaded as they are read.
+
+    Args:
+        first: the number of the document to begin with.
 
     Raises:
         FileNotFoundError: no such file or folder, or an empty one.
-        InvalidInputError: a file is no text, a line no document.
+        InvalidInputError: without the package `datasets`; a file is no text, a row no document.
     """
+    datasets = _datasets(data)
+    texts = datasets.Features({"text": datasets.Value("string")})
+    if data.startswith(STREAMED):
+        name, _, config = data.removeprefix(STREAMED).partition(":")
+        stream = datasets.load_dataset(name, config or None, split="train", streaming=True)
+        return stream.select_columns("text").cast(texts).repeat(None).skip(first)
+    path = Path(data)
+    files = _files_in(path) if path.is_dir() else [path] if path.is_file() else []
+    whole = [file for file in files if file.suffix not in KINDS]
+    for file in whole:
+        read_text(file)
+    rows = [_rows_of(datasets, file) for file in files if file.suffix in KINDS]
+    documents = datasets.concatenate_datasets([*rows, datasets.Dataset.from_dict({"path": list(map(str, whole))})])
+    if not len(documents):
+        raise FileNotFoundError(
+            f"there are no documents in {path}; name a text file, a .jsonl or .parquet file, or a folder"
+        )
+    orders = datasets.concatenate_datasets([documents.shuffle(seed=seed) for seed in range(ORDERS)])
+    begun = orders.select(np.roll(np.arange(len(orders)), -first)).to_iterable_dataset()
+    others = [column for column in documents.column_names if column != "text"]
+    return begun.map(_read, remove_columns=others, features=texts).repeat(None)
 
-    def __init__(self, path: Path, seed: int = 0) -> None:
-        files = _files_in(path) if path.is_dir() else [path]
-        self.places: list[tuple[Path, int | None]] = []
-        for file in files:
-            if file.suffix in LINES and file.is_file():
-                self.places += [(file, start) for start in _lines(file)]
-            elif file.is_file():
-                read_text(file)
-                self.places.append((file, None))
-        if not self.places:
-            raise FileNotFoundError(f"there are no documents in {path}; name a text file, a .jsonl file or a folder")
-        self.seed = seed
-        self._round, self._order = -1, list[int]()
 
-    def text(self, number: int) -> str:
-        round_, place = divmod(number, len(self.places))
-        if round_ != self._round:
-            self._order = list(range(len(self.places)))
-            random.Random(f"{self.seed}/{round_}").shuffle(self._order)
-            self._round = round_
-        file, start = self.places[self._order[place]]
-        if start is None:
-            return read_text(file)
-        with file.open("rb") as lines:
-            lines.seek(start)
-            return _text_of(lines.readline(), file)
+def parts_of(data: str, first: int = 0) -> list[Any]:
+    """What lies in a folder, each file and folder a source of its own; else the one source that is named."""
+    if data.startswith(STREAMED) or not Path(data).is_dir():
+        return [open_documents(data, first)]
+    inside = sorted(path for path in Path(data).iterdir() if not path.name.startswith("."))
+    return [open_documents(str(path), first) for path in inside or [Path(data)]]
+
+
+def _datasets(data: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidInputError(
+            f"documents such as {data} are read with the package datasets; pip install 'remanence[train]'"
+        ) from error
+    return datasets
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -68,95 +130,29 @@ def _files_in(folder: Path) -> list[Path]:
     )
 
 
-def _lines(file: Path) -> Iterator[int]:
-    """Where each line begins that is not blank."""
-    start = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                _text_of(line, file, number)
-                yield start
-            start += len(line)
-
-
-def _text_of(line: bytes, file: Path, number: int | None = None) -> str:
+def _rows_of(datasets: Any, file: Path) -> Any:
     try:
-        text = json.loads(line)["text"]
-        if not isinstance(text, str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
-        where = file if number is None else f"{file}, line {number},"
-        raise InvalidInputError(f'{where} needs one JSON object per line, with the document under "text"') from error
-    return text
+        rows = datasets.load_dataset(KINDS[file.suffix], data_files=str(file), split="train").select_columns("text")
+        kind = getattr(rows.features["text"], "dtype", None)
+        if kind not in ("string", "large_string") or rows.data.column("text").null_count:
+            raise ValueError(f"{kind} or null")
+    except (datasets.exceptions.DatasetsError, ValueError, StopIteration) as error:
+        raise InvalidInputError(_fault(file)) from error
+    return rows
 
 
-class StreamedDocuments:
-    """`datasets:NAME` or `datasets:NAME:CONFIG`: the training split, in its own order, downloaded as it is read.
-
-    Numbers must not fall much: going back means to begin anew.
-
-    Raises:
-        InvalidInputError: without `datasets`, or with an empty data set.
-    """
-
-    def __init__(self, name: str) -> None:
+def _fault(file: Path) -> str:
+    if KINDS[file.suffix] != "json":
+        return f'{file} needs a column "text" of strings'
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         try:
-            import datasets
-        except ImportError as error:
-            raise InvalidInputError(
-                f"{STREAMED}{name} is read with the package datasets; pip install 'remanence[train]', or name files"
-            ) from error
-        name, _, config = name.partition(":")
-        self._stream: Any = datasets.load_dataset(name, config or None, split="train", streaming=True)
-        self._rows: Iterator[Any] = iter(())
-        self._begun, self._next = -1, -1
-        self._length: int | None = None  # known when the end was seen
-
-    def text(self, number: int) -> str:
-        place = number if self._length is None else number % self._length
-        if self._begun < 0 or not 0 <= place - self._next < FORWARD:
-            self._rows, self._begun, self._next = iter(self._stream.skip(place)), place, place
-        for row in self._rows:
-            self._next += 1
-            if self._next > place:
-                return str(row["text"])
-        self._length = self._next if self._next > self._begun else sum(1 for _ in self._stream)
-        if not self._length:
-            raise InvalidInputError("the data set is empty")
-        return self.text(place)
+            if line.strip() and not isinstance(json.loads(line)["text"], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            return f'{file}, line {number}, needs one JSON object per line, with the document under "text"'
+    return f"{file} is no JSON lines file"
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Several sources, taken by turns: of each `sum(weights)` documents, `weights[i]` are of source i."""
-
-    sources: Sequence[Documents]
-    weights: Sequence[int]
-    first: Sequence[int]  # of each source, where to begin
-
-    def text(self, number: int) -> str:
-        turns = [source for source, weight in enumerate(self.weights) for _ in range(weight)]
-        random.Random(0).shuffle(turns)
-        cycle, place = divmod(number, len(turns))
-        source = turns[place]
-        before = cycle * self.weights[source] + turns[:place].count(source)
-        return self.sources[source].text(self.first[source] + before)
-
-
-def open_documents(data: str) -> Documents:
-    """A file, a folder, or `datasets:NAME[:CONFIG]`.
-
-    Raises:
-        FileNotFoundError, InvalidInputError: see the classes above.
-    """
-    if data.startswith(STREAMED):
-        return StreamedDocuments(data.removeprefix(STREAMED))
-    return LocalDocuments(Path(data))
-
-
-def parts_of(data: str) -> list[Documents]:
-    """What lies in a folder, each file and folder a source of its own; else the one source that is named."""
-    if data.startswith(STREAMED) or not Path(data).is_dir():
-        return [open_documents(data)]
-    inside = sorted(path for path in Path(data).iterdir() if not path.name.startswith("."))
-    return [LocalDocuments(path) for path in inside] or [LocalDocuments(Path(data))]
+def _read(row: dict[str, Any]) -> dict[str, str]:
+    path = row.get("path")
+    return {"text": row["text"] if path is None else read_text(Path(path))}

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
 from remanence.errors import InvalidInputError
 from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
-from remanence.training.card import write_card
 from remanence.training.curriculum import Curriculum
-from remanence.training.documents import DocumentTask, Lessons
+from remanence.training.distributed import shard_model
+from remanence.training.model_card import write_card
 from remanence.training.optimizer import make_optimizer
 from remanence.training.recipes import reporters
-from remanence.training.recollection import RetrieverLoss
-from remanence.training.sharded import share_out, whole_state
-from remanence.training.sources import Documents, Mixture, open_documents, parts_of
-from remanence.training.trainer import MemoryTrainer, StopAfter, last_checkpoint, write_log
+from remanence.training.sources import DocumentStream, mixed, open_documents, parts_of
+from remanence.training.tasks.documents import DocumentTask, Lessons
+from remanence.training.tasks.longterm_task import RetrieverLoss
+from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 
 LOG = "training_log.json"
 SEED = 0
@@ -115,9 +114,7 @@ def train_stages(
             "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
         )
     setup = _with_slots(stages, setup)
-    opened = cache(open_documents)  # stages share what they read
-    long = parts_of(setup.long) if any(stage.weights[1] for stage in stages) else []
-    documents = [_documents(stage, opened(setup.data or stage.short), long) for stage in stages]
+    documents = [_documents(stage, setup) for stage in stages]
     stop = None if minutes is None else StopAfter(minutes)
     base = setup.base
     for stage, texts in zip(stages, documents, strict=True):
@@ -126,7 +123,7 @@ def train_stages(
         if not (resume and (final / LOG).is_file()):
             set_seed(SEED)
             trainer = _trainer(stage, setup, base, texts, folder, report_to, [] if stop is None else [stop])
-            trainer.train(resume_from_checkpoint=bool(resume and last_checkpoint(folder)))
+            trainer.run(resume=resume)
             if trainer.state.global_step < stage.steps:
                 return None
             _save(trainer, stage, replace(setup, base=base), final)
@@ -159,7 +156,7 @@ def _trainer(
     stage: Stage,
     setup: Setup,
     base: str,
-    documents: Documents,
+    documents: DocumentStream,
     folder: Path,
     report_to: str,
     callbacks: list[Any],
@@ -183,7 +180,7 @@ def _trainer(
     )
     model = _model(stage, setup, base)
     if setup.shard:
-        share_out(model)
+        shard_model(model)
     optimizer = make_optimizer(
         setup.optimizer,
         model,
@@ -208,7 +205,11 @@ def _trainer(
         model,
         args=args,
         curriculum=Curriculum(
-            lambda number, _: task.batch(number, number // each), levels=1, steps=stage.steps * each, threshold=()
+            lambda number, _: task.batch(number, number // each),
+            levels=1,
+            steps=stage.steps * each,
+            threshold=(),
+            documents=documents,
         ),
         retriever_loss=RetrieverLoss(),
         bank=setup.bank or 3 * model.slots // (2 * model.slots_per_write),
@@ -246,21 +247,18 @@ def _model(stage: Stage, setup: Setup, base: str) -> MemoryModel:
     return model
 
 
-def _documents(stage: Stage, short: Documents, long: Sequence[Documents]) -> Documents:
-    sources = [short]
-    weights, first = [stage.weights[0]], [stage.first]
-    if stage.weights[1]:
-        sources += long
-        weights += [stage.weights[1]] * len(long)
-        first += [stage.first_long] * len(long)
-    return Mixture(sources, weights, first)
+def _documents(stage: Stage, setup: Setup) -> DocumentStream:
+    sources, weights = [open_documents(setup.data or stage.short, stage.first)], [stage.weights[0]]
+    for long in parts_of(setup.long, stage.first_long) if stage.weights[1] else ():
+        sources.append(long)
+        weights.append(stage.weights[1])
+    return DocumentStream(mixed(sources, weights))
 
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
-    model = trainer.memory_model
-    state = whole_state(model)
+    trainer.memory_model.eval()
+    trainer.save_model(str(final))
     if trainer.is_world_process_zero():
-        model.eval().save_pretrained(final, state_dict=state)
         data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
         settings = {
             name: value

@@ -9,32 +9,30 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import AttentionInterface, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.trainer import SCHEDULER_NAME
 
 from remanence.errors import InvalidInputError
 from remanence.model.model import MemoryModel
 from remanence.optim import GrassAdamW
+from remanence.training.checkpoints import ResumableTrainer
 from remanence.training.curriculum import Curriculum
-from remanence.training.objectives import Prompts, Through
-from remanence.training.processes import all_gather_steps, objects_of_all_processes
-from remanence.training.progress import readable
-from remanence.training.recollection import RetrieverLoss
-from remanence.training.sharded import (
-    Wrapped,
-    is_shared_out,
-    load_optimizer,
-    load_whole,
+from remanence.training.distributed import (
+    PreWrapped,
+    all_gather_objects,
+    all_gather_rows,
+    is_sharded,
     require_one_unit,
-    save_optimizer,
-    whole_state,
+    whole_weights,
 )
-from remanence.training.step import StepOutput, TrainingStep
+from remanence.training.progress import readable
+from remanence.training.tasks.longterm_task import RetrieverLoss
+from remanence.training.tasks.memory_task import StepOutput, TrainingStep
+from remanence.training.tasks.pool_task import Through
+from remanence.training.tasks.prompts import Prompts
 
 CARRIED = "carried.safetensors"
-CURRICULUM = "curriculum.json"
 TEXT_WEIGHT = 0.15  # of predicting text, against answering about it: Muon would drown the rarer lesson in the denser
 
 
@@ -48,8 +46,8 @@ AttentionInterface.register("sdpa_float32", _sdpa_in_float32)
 AttentionMaskInterface.register("sdpa_float32", sdpa_mask)
 
 
-class MemoryTrainer(Trainer):
-    """Trains a `MemoryModel` on batches that are `Episodes` (through memory) or `Prompts` (in context).
+class MemoryTrainer(ResumableTrainer):
+    """Trains a `MemoryModel` on batches that are `PoolBatch` (through memory) or `Prompts` (in context).
 
     The slots that a step writes go on, detached, as what stands in the pool when the next step writes: the memory
     really is updated as training goes, which keeps new slots and old ones alike (MemoryLLM, section 3.2). They are
@@ -74,7 +72,7 @@ class MemoryTrainer(Trainer):
         Args:
             through: which writes the gradient goes through.
             curriculum: builds the batches.
-            retriever_loss: how the retriever is trained, where batches are `Recollections`.
+            retriever_loss: how the retriever is trained, where batches are `LongTermBatch`.
             bank: how many chunks of earlier steps stand in long-term memory beside a step's own; at least those of the
                 last step do.
             text_weight: of predicting text, against answering about it.
@@ -87,6 +85,7 @@ class MemoryTrainer(Trainer):
             bank=bank,
             text_weight=text_weight,
         )
+        self.memory_model = model
         super().__init__(
             model=self._step,
             train_dataset=None if curriculum is None else _numbers(args, curriculum),
@@ -100,7 +99,7 @@ class MemoryTrainer(Trainer):
                 "apart; leave them out, and call torch's fully_shard(model) before the optimizer is made"
             )
         require_one_unit(model)
-        if is_shared_out(model) and isinstance(self.optimizer, GrassAdamW) and self.args.max_grad_norm:
+        if is_sharded(model) and isinstance(self.optimizer, GrassAdamW) and self.args.max_grad_norm:
             raise InvalidInputError(
                 "what Grass selects of a sharded weight is added up over the processes in its step, after the Trainer "
                 "clips; set max_grad_norm=0 in TrainingArguments, and GrassAdamW(..., max_grad_norm=...)"
@@ -109,20 +108,9 @@ class MemoryTrainer(Trainer):
         self._metrics: dict[str, list[float]] = {}
         self._outputs: list[StepOutput] = []  # of the batches since the last step of the optimizer
 
-    @property
-    def memory_model(self) -> MemoryModel:
-        """What is trained. `model` is the module that the Trainer calls, with this one inside."""
-        return self._step.model
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *rest: Any, **settings: Any) -> Any:
-        """As the Trainer's; but `True` passes over a checkpoint that was cut off while it was saved."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or ".")) or True
-        return super().train(resume_from_checkpoint, *rest, **settings)
-
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
-        if training and is_shared_out(self.memory_model):
-            return Wrapped(self._step)
+        if training and is_sharded(self.memory_model):
+            return PreWrapped(self._step)
         return super()._wrap_model(model, training, dataloader)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
@@ -139,14 +127,17 @@ class MemoryTrainer(Trainer):
 
     def _agree(self) -> None:
         """Let all processes go on from what each of them wrote and observed in this step, in one order."""
-        outputs = [one for mine in self._outputs for one in all_gather_steps(mine)]
-        self._outputs.clear()
-        if self.curriculum is not None:
-            for one in outputs:
-                for task, exact in one.observed:
+        made, keys = list[Tensor](), list[Tensor]()
+        for mine in self._outputs:
+            made += all_gather_rows(mine.made)
+            keys += all_gather_rows(mine.keys)
+            observed = [one for of_rank in all_gather_objects(mine.observed) for one in of_rank]
+            if self.curriculum is not None:
+                for task, exact in observed:
                     self.curriculum.observe(task, exact)
-        if any(len(one.made) for one in outputs):
-            self._step.carried.add(torch.cat([one.made for one in outputs]), torch.cat([one.keys for one in outputs]))
+        self._outputs.clear()
+        if any(map(len, made)):
+            self._step.carried.add(torch.cat(made), torch.cat(keys))
 
     def _autocast(self) -> Any:
         device = self.args.device.type
@@ -154,12 +145,13 @@ class MemoryTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if self.curriculum is not None and "batch" not in inputs:
-            inputs = {**inputs, **self.curriculum[inputs["number"]]}
+            number = inputs["number"] + self._shift
+            inputs = {"number": number, **self.curriculum[number]}
         return {**inputs, "batch": _to(inputs["batch"], self.args.device)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         together: dict[str, list[float]] = {}
-        for metrics in objects_of_all_processes(self._metrics):
+        for metrics in all_gather_objects(self._metrics):
             for name, values in metrics.items():
                 together.setdefault(name, []).extend(values)
         averaged = {name: sum(values) / len(values) for name, values in together.items()}
@@ -169,43 +161,26 @@ class MemoryTrainer(Trainer):
         super().log({**logs, **averaged}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if not is_shared_out(self.memory_model):
-            super().save_model(output_dir, _internal_call)
-            return
-        state = whole_state(self.memory_model)
+        state = whole_weights(self.memory_model)
         if self.args.should_save:
-            self._save(output_dir, state)
+            self.memory_model.save_pretrained(output_dir or self.args.output_dir, state_dict=state)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        path = Path(output_dir or self.args.output_dir or ".")
-        self.memory_model.save_pretrained(path, state_dict=state_dict)
-        if len(self._step.carried):
-            save_file(self._step.carried.state_dict(), path / CARRIED)
+    def place_in_data(self) -> dict[str, Any]:
+        return {} if self.curriculum is None else self.curriculum.state_dict()
+
+    def go_to(self, place: dict[str, Any]) -> None:
         if self.curriculum is not None:
-            (path / CURRICULUM).write_text(json.dumps(self.curriculum.state_dict()))
+            self.curriculum.load_state_dict(place)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_shared_out(self.memory_model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        save_optimizer(self.optimizer, Path(output_dir))
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save and len(self._step.carried):
+            save_file(self._step.carried.state_dict(), Path(output_dir) / CARRIED)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not is_shared_out(self.memory_model):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        load_optimizer(self.optimizer, Path(checkpoint))
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        path = Path(resume_from_checkpoint)
-        load_whole(self.memory_model, MemoryModel.from_pretrained(path).state_dict())
-        if (path / CARRIED).is_file():
-            self._step.carried.load_state_dict(load_file(path / CARRIED), self.args.device)
-        if self.curriculum is not None and (path / CURRICULUM).is_file():
-            self.curriculum.load_state_dict(json.loads((path / CURRICULUM).read_text()))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (file := Path(checkpoint) / CARRIED).is_file():
+            self._step.carried.load_state_dict(load_file(file), self.args.device)
 
 
 def _numbers(args: TrainingArguments, curriculum: Curriculum) -> range:
@@ -222,13 +197,6 @@ def _only(items: list[Any]) -> dict[str, Any]:
     return item if isinstance(item, dict) else {"number": item}
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was not cut off while it was saved."""
-    # The Trainer writes this file after all others.
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
 def _to(batch: Any, device: torch.device) -> Any:
     """A batch with all its tensors on a device; what draws places stays where it is drawn."""
     moved = {}
@@ -236,7 +204,7 @@ def _to(batch: Any, device: torch.device) -> Any:
         value = getattr(batch, field.name)
         if isinstance(value, Prompts):
             moved[field.name] = _to(value, device)
-        elif isinstance(value, Tensor) and field.name not in ("order", "asked", "spared"):
+        elif isinstance(value, Tensor) and field.name not in ("order", "target_mask", "target", "ignore_mask"):
             moved[field.name] = value.to(device)
     return replace(batch, **moved)
 
@@ -251,7 +219,7 @@ class StopAfter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         # One clock is ahead of the other, and processes have to stop together.
-        if any(objects_of_all_processes(time.monotonic() > self.deadline)):
+        if any(all_gather_objects(time.monotonic() > self.deadline)):
             control.should_training_stop = control.should_save = True
         return control
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.errors import InvalidInputError
-from remanence.training.objectives import Episodes
-from remanence.training.recollection import Recollections
+from remanence.training.tasks.longterm_task import LongTermBatch
+from remanence.training.tasks.pool_task import PoolBatch
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
 from tests.unit.training.test_trainer import parameters
 from tests.unit.training.test_trainer import trainer as recitation_trainer
-from tests.unit.training.test_trainer_longterm import batch_of
+from tests.unit.training.test_memory_task import batch_of
 
 
 def run_of(folder: Path, lora: bool) -> MemoryTrainer:
@@ -45,7 +45,7 @@ def gradients(run: MemoryTrainer, kind: type[Any]) -> tuple[dict[str, Tensor], i
     return {"loss": loss.detach(), **found}, sum(kept.values())
 
 
-@pytest.mark.parametrize("kind", [Episodes, Recollections])
+@pytest.mark.parametrize("kind", [PoolBatch, LongTermBatch])
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradients_are_the_same_and_less_is_kept(tmp_path: Path, kind: type[Any], lora: bool) -> None:
     plain, held = gradients(run_of(tmp_path, lora), kind)

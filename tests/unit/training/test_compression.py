@@ -8,16 +8,16 @@ from torch.optim import AdamW
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.training.compression import RECITE, CompressionSettings, CompressionTask
 from remanence.training.curriculum import Curriculum
-from remanence.training.objectives import Episodes
 from remanence.training.questions import QuestionSet
 from remanence.training.recipes import training_arguments
+from remanence.training.tasks.compression import RECITE, CompressionSettings, CompressionTask
+from remanence.training.tasks.pool_task import PoolBatch
 from remanence.training.trainer import MemoryTrainer
 from tests.support import tiny
 from tests.support.tiny import decoder, with_memory
 
-SETTINGS = CompressionSettings(chunks=[16, 24], passages=3, in_view=2, questions=2, recited=6)
+SETTINGS = CompressionSettings(chunks=[16, 24], passages=3, chunks_per_row=2, questions=2, recited=6)
 
 
 def model() -> MemoryModel:
@@ -38,11 +38,11 @@ def test_steps_cut_passages_around_what_is_asked() -> None:
     longest = set()
     for number in range(6):
         made = task.batch(number, recite=False)["batch"]
-        assert isinstance(made, Episodes)
+        assert isinstance(made, PoolBatch)
         longest.add(max(made.lengths))
         assert made.prompts.examples == 3 and len(made.chunks) == 3
-        assert torch.equal(made.asked.sum(1), torch.ones(3, dtype=torch.long))
-        assert torch.equal(made.order[made.asked], torch.arange(3))  # each row is about the passage of its number
+        assert torch.equal(made.target_mask.sum(1), torch.ones(3, dtype=torch.long))
+        assert torch.equal(made.order[made.target_mask], torch.arange(3))  # each row is about the passage of its number
         rows = made.prompts.ids.unflatten(1, (3, -1)), made.prompts.labels.unflatten(1, (3, -1))
         for ids, labels, chunk in zip(*rows, made.chunks, strict=True):
             said = [reading.tokenizer.decode(one[one >= 0]) for one in labels]

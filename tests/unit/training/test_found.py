@@ -8,8 +8,8 @@ from remanence import MemoryModel
 from remanence.config import RetrievalConfig
 from remanence.errors import InvalidInputError
 from remanence.training.found import Observation, fitted, observed, shares
-from remanence.training.lessons import REFUSAL
 from remanence.training.questions import Question
+from remanence.training.tasks.reader_data import REFUSAL
 from tests.support import tiny
 from tests.support.tiny import decoder
 from tests.unit.model.test_chat import TEMPLATE

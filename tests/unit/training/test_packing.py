@@ -6,7 +6,7 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.kernels.grouped import GROUPED
-from remanence.training.packing import Group, Row, answer_logits, answer_loss
+from remanence.training.tasks.reader import Group, Row, answer_logits, answer_loss
 from tests.support.models import randomised
 from tests.support.tiny import WINDOW, decoder, ids
 from tests.unit.model.test_reader import LORA

@@ -15,10 +15,10 @@ from remanence import MemoryModel
 from remanence.config import LoraSettings
 from remanence.data.notes import general_prompt, note
 from remanence.errors import InvalidInputError
-from remanence.training.lessons import REFUSAL, Lessons, LessonSettings
-from remanence.training.packing import answer_loss
 from remanence.training.questions import PAGE, Question, QuestionSet, load_questions, own_questions, passages_of
 from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare
+from remanence.training.tasks.reader import answer_loss
+from remanence.training.tasks.reader_data import REFUSAL, Lessons, LessonSettings
 from tests.support import tiny
 from tests.support.tiny import decoder
 from tests.unit.model.test_chat import TEMPLATE

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from remanence.data.biographies import _corpus, split_of
-from remanence.training.objectives import Prompts
-from remanence.training.recall import Difficulty, Kind, RecallTask
+from remanence.training.tasks.prompts import Prompts
+from remanence.training.tasks.recall import Difficulty, Kind, RecallTask
 
 
 class WordTokenizer:
@@ -48,14 +48,14 @@ def answers(tokenizer: WordTokenizer, prompts: Prompts) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("kind", ["pairs", "biographies"])
-@pytest.mark.parametrize("in_view", [1, 2, 4, 0])
+@pytest.mark.parametrize("chunks_per_row", [1, 2, 4, 0])
 def test_every_answer_stands_in_a_chunk_that_is_asked_about(
-    task: RecallTask, tokenizer: WordTokenizer, kind: Kind, in_view: int
+    task: RecallTask, tokenizer: WordTokenizer, kind: Kind, chunks_per_row: int
 ) -> None:
-    episodes = task.through_memory(random.Random(0), Difficulty(in_view, (2, 3), kind=kind))
+    episodes = task.through_memory(random.Random(0), Difficulty(chunks_per_row, (2, 3), kind=kind))
     texts = [tokenizer.text(ids) for ids in episodes.chunks.tolist()]
     for row, given in enumerate(answers(tokenizer, episodes.prompts)):
-        asked = [texts[chunk] for chunk in episodes.order[row][episodes.asked[row]].tolist()]
+        asked = [texts[chunk] for chunk in episodes.order[row][episodes.target_mask[row]].tolist()]
         assert all(any(answer in text for text in asked) for answer in given)
 
 
@@ -70,17 +70,17 @@ def test_only_the_newest_writes_of_a_full_pool_are_asked_about(task: RecallTask)
     episodes = task.through_memory(random.Random(2), Difficulty(0, (2, 3)))
     written = episodes.order.shape[1]
     assert written == 8
-    assert not episodes.asked[:, : written - 32 // 8 - 1].any()
+    assert not episodes.target_mask[:, : written - 32 // 8 - 1].any()
 
 
-@pytest.mark.parametrize("in_view", [0, 1, 4, 100])
+@pytest.mark.parametrize("chunks_per_row", [0, 1, 4, 100])
 def test_no_more_rows_read_than_there_may_be_and_no_more_is_written_than_there_is(
-    tokenizer: WordTokenizer, task: RecallTask, in_view: int
+    tokenizer: WordTokenizer, task: RecallTask, chunks_per_row: int
 ) -> None:
     small = RecallTask(tokenizer, task.prose, slots=256, slots_per_write=8, chunks=8, rows=3, questions=12)
-    difficulty = Difficulty(in_view, (2, 3))
+    difficulty = Difficulty(chunks_per_row, (2, 3))
     episodes = small.through_memory(random.Random(0), difficulty)
-    assert episodes.order.shape == (3, min(in_view or 8, 8))
+    assert episodes.order.shape == (3, min(chunks_per_row or 8, 8))
     assert len(small.in_context(random.Random(0), difficulty).ids) <= 4
     assert small.language_behind_memory(random.Random(0), difficulty).order.shape[1] == 8
 
@@ -119,15 +119,15 @@ def test_language_behind_a_full_memory_is_about_none_of_what_it_holds(
 ) -> None:
     difficulty = Difficulty(0, (2, 3))
     episodes = task.language_behind_memory(random.Random(0), difficulty)
-    assert not episodes.asked.any()
+    assert not episodes.target_mask.any()
     assert episodes.order.shape[1] * 8 > 32  # more than the pool holds
-    beyond = task.language_beyond_pool(random.Random(0), difficulty, near=4)
-    assert (beyond.asked == -1).all()
+    beyond = task.language_beyond_pool(random.Random(0), difficulty, num_bank_chunks=4)
+    assert (beyond.target == -1).all()
     for prompts in (episodes.prompts, beyond.prompts):
         texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
         assert any("prose1" in text for text in texts)
         assert any("Question" in text for text in texts)
-    assert torch.equal(beyond.counted, beyond.prompts.labels != -100)
+    assert torch.equal(beyond.query_mask, beyond.prompts.labels != -100)
 
 
 @pytest.fixture
@@ -154,14 +154,16 @@ def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked
 ) -> None:
     contradicted = 0
     for seed in range(4):
-        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (2, 4)), near=16, shared=6, twins=True)
+        batch = crowded.beyond_pool(
+            random.Random(seed), Difficulty(0, (2, 4)), num_bank_chunks=16, shared=6, allow_same_name=True
+        )
         texts = [tokenizer.text(ids) for ids in batch.chunks.tolist()]
         about = names_in(texts)
         given = [row[0] for row in answers(tokenizer, batch.prompts)]
-        for row, target in enumerate(batch.asked.tolist()):
+        for row, target in enumerate(batch.target.tolist()):
             assert given[row] in texts[target]
             others = {c for c, name in enumerate(about) if name == about[target] and c != target}
-            assert set(batch.spared[row].nonzero().flatten().tolist()) == others
+            assert set(batch.ignore_mask[row].nonzero().flatten().tolist()) == others
             newer = [c for c in others if c > target]
             contradicted += any(c < target for c in others)
             assert not any(given[row] in texts[c] for c in newer)
@@ -173,9 +175,11 @@ def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked
 def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
     """Two biographies of one person that both tell their whole eight facts: the earlier is in no pool."""
     for seed in range(4):
-        batch = crowded.beyond_pool(random.Random(seed), Difficulty(0, (8, 8)), near=16, shared=6, twins=True)
+        batch = crowded.beyond_pool(
+            random.Random(seed), Difficulty(0, (8, 8)), num_bank_chunks=16, shared=6, allow_same_name=True
+        )
         about = names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()])
-        for row, target in enumerate(batch.asked.tolist()):
+        for row, target in enumerate(batch.target.tolist()):
             same = {c for c, name in enumerate(about) if name == about[target]}
             assert target == max(same)
             assert not (same - {target}) & set(batch.order[row].tolist())
@@ -184,7 +188,9 @@ def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask
 def test_people_beyond_the_pool_share_names(crowded: RecallTask, tokenizer: WordTokenizer) -> None:
     counts = []
     for shared, twins in ((6, True), (10, False), (0, False)):
-        batch = crowded.beyond_pool(random.Random(0), Difficulty(0, (2, 4)), near=16, shared=shared, twins=twins)
+        batch = crowded.beyond_pool(
+            random.Random(0), Difficulty(0, (2, 4)), num_bank_chunks=16, shared=shared, allow_same_name=twins
+        )
         names = [name for name in names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()]) if name]
         assert len(names) == 48
         assert all(split_of(name) == "train" for name in names)

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
 from remanence.recipes import small as small_recipe
 from remanence.recipes import tiny_longterm
-from remanence.training.recall import RecallTask
 from remanence.training.recipes import load_recipe
-from remanence.training.text import TextTask
+from remanence.training.tasks.language_modeling import TextTask
+from remanence.training.tasks.recall import RecallTask
 from tests.support import tiny
 from tests.support.tiny import decoder
 from tests.unit.model.test_chat import TEMPLATE
@@ -31,9 +32,9 @@ def test_the_tiny_recipe_trains_a_few_steps_with_grass_and_leaves_a_stock_model(
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
     train = load_recipe(Path("tiny"))
     final = train(tmp_path / "run", steps=3, optimizer="grass")
-    state = torch.load(tmp_path / "run/checkpoint-3/optimizer.pt", weights_only=True)
-    assert state["param_groups"][0]["rank"] == 32
-    assert len(state["param_groups"][0]["names"]) == 4 * 7
+    dcp_to_torch_save(tmp_path / "run/checkpoint-3/state", tmp_path / "state.pt")
+    group = torch.load(tmp_path / "state.pt", weights_only=False)["optimizer"]["param_groups"][0]
+    assert group["rank"] == 32 and len(group["names"]) == 4 * 7
     card = (final / "README.md").read_text()
     assert "optimizer: GrassAdamW" in card and "base: random weights" in card and "| memory_loss | " in card
     assert not any("grass" in name for name in MemoryModel.from_pretrained(final).state_dict())
@@ -81,7 +82,7 @@ def test_the_longterm_recipe_gives_the_bundled_model_a_retriever_and_ships_its_o
     monkeypatch.setenv("REMANENCE_PROSE", str(tmp_path))
     recipe = tiny_longterm
     monkeypatch.setattr(recipe, "ROWS", 8)
-    monkeypatch.setattr(recipe, "PHASES", (replace(recipe.PHASES[0], chunks=12, near=24, shared=(0,)),))
+    monkeypatch.setattr(recipe, "PHASES", (replace(recipe.PHASES[0], chunks=12, num_bank_chunks=24, shared=(0,)),))
     assert recipe.PHASES[0].retrieved != recipe.RETRIEVED
     trained = MemoryModel.from_pretrained(recipe.train(tmp_path / "run", steps=21))
     longterm = trained.config.longterm

@@ -12,9 +12,9 @@ from remanence.memory.late import Fusion
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import load_retriever
-from remanence.training.late import Batch, Heads, Scale, Segments, _best, standardised
-from remanence.training.retriever import RetrieverSettings, _Run, train_retriever
-from remanence.training.retriever_data import Asked, RetrieverData
+from remanence.training.tasks.retriever import RetrieverSettings, _Run, train_retriever
+from remanence.training.tasks.retriever_data import Asked, RetrieverData
+from remanence.training.tasks.retriever_heads import Batch, Heads, Scale, Segments, _best, standardised
 from tests.support.tiny import decoder, tokenizer, with_memory, with_text
 
 SETTINGS = RetrieverSettings(layers=(0, 1), size=8, steps=6, asked=4, seed=1)

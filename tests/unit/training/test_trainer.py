@@ -1,6 +1,8 @@
 """Training runs on transformers.Trainer, and a run that was cut off ends where an uninterrupted one does."""
 
 import random
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,10 @@ import torch
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.objectives import Episodes
 from remanence.training.optimizer import MuonAdamW, split_parameters
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
 from tests.support.training import arguments, tiny_model
 
@@ -26,7 +28,7 @@ def recitation(step: int, level: int) -> Batch:
         return {"batch": pack(rows, pad=0, contexts=texts), "task": "context"}
     ids, lengths = left_pad(texts, 0)
     order = torch.arange(8)[:, None]
-    episodes = Episodes(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
+    episodes = PoolBatch(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
     return {"batch": episodes, "task": "memory"}
 
 
@@ -63,7 +65,7 @@ def test_trainer_refuses_text_slots(tmp_path: Path) -> None:
 
 def test_predicting_text_counts_as_much_as_it_is_told(tmp_path: Path) -> None:
     prompts = recitation(3, 0)["batch"]
-    tasks = {"language": prompts, "context": prompts}
+    tasks = {"language": replace(prompts, text=True), "context": prompts}
     losses = {}
     for weight in (0.0, 0.25, 1.0):
         run = trainer(tmp_path, 1, text_weight=weight)
@@ -84,17 +86,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> N
     resumed = trainer(tmp_path / "cut", 10)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 10
-    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
+    assert torch.equal(parameters(resumed.model), parameters(whole.model))
 
 
-def test_resuming_passes_over_a_checkpoint_that_was_cut_while_saving(tmp_path: Path) -> None:
-    whole = trainer(tmp_path, 10)
-    whole.train()
-    for name in ("trainer_state.json", "optimizer.pt", "remanence.json"):
-        (tmp_path / "checkpoint-10" / name).unlink()
+def test_resuming_refuses_a_checkpoint_of_an_earlier_version_by_its_name(tmp_path: Path) -> None:
+    trainer(tmp_path, 5).train()
+    shutil.rmtree(tmp_path / "checkpoint-5/state")
+    with pytest.raises(InvalidInputError, match="checkpoint-5 has no folder state: an earlier version saved it"):
+        trainer(tmp_path, 10).run(resume=True)
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(tmp_path, 10)
+    save = MemoryModel.save_pretrained
+
+    def failing(model: MemoryModel, path: Any, **options: Any) -> None:
+        save(model, path, **options)
+        if run.state.global_step == 10:
+            raise OSError("no space left on device")
+
+    monkeypatch.setattr(MemoryModel, "save_pretrained", failing)
+    with pytest.raises(OSError, match="no space left"):
+        run.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-5"]
+    monkeypatch.setattr(MemoryModel, "save_pretrained", save)
     resumed = trainer(tmp_path, 10)
-    resumed.train(resume_from_checkpoint=True)
-    torch.testing.assert_close(parameters(resumed.model), parameters(whole.model), atol=1e-6, rtol=0)
+    resumed.run(resume=True)
+    assert (tmp_path / "checkpoint-10/state/.metadata").is_file() and not (tmp_path / ".unfinished").exists()
 
 
 def test_train_leaves_the_models_own_forward_and_names_as_they_were(tmp_path: Path) -> None:

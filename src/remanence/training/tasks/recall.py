@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from remanence.data.biographies import ATTRIBUTES, Person, biography, question, sample_person
-from remanence.training.batches import Example, continued, left_pad, pack
-from remanence.training.objectives import Episodes, Prompts
-from remanence.training.recollection import Recollections, asking
+from remanence.training.tasks.longterm_task import LongTermBatch, question_mask
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, Prompts, continued, left_pad, pack
 
 PAIR_FORMATS = ("{} {}.", "{}: {}.", "{} is {}.", "{} has {}.")
 LANGUAGE_ROWS, LANGUAGE_TOKENS = 16, 192  # of a batch of texts behind a memory
@@ -46,7 +46,7 @@ class Difficulty:
     """What a batch asks for.
 
     Attributes:
-        in_view: chunks that a row has written; 0: as many as the batch has, into a full pool.
+        chunks_per_row: chunks that a row has written; 0: as many as the batch has, into a full pool.
         facts: fewest and most facts of a biography, or pairs of a list.
         attributes: which may be in a biography.
         names: draw people from so many first and last names only; None: all. values: likewise, of each attribute.
@@ -56,7 +56,7 @@ class Difficulty:
         prose: share of chunks that are ordinary prose, and hold nothing to ask.
     """
 
-    in_view: int
+    chunks_per_row: int
     facts: tuple[int, int]
     attributes: tuple[str, ...] = ATTRIBUTES
     names: int | None = None
@@ -134,14 +134,14 @@ class RecallTask:
         self.chunks, self.rows, self.questions = chunks, rows, questions
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
 
-    def through_memory(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Episodes:
-        """M chunks to write; each row reads a pool of `in_view` of them and answers questions about some."""
+    def through_memory(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> PoolBatch:
+        """M chunks to write; each row reads a pool of `chunks_per_row` of them and answers questions about some."""
         count = int(self.chunks * scale)
         ids, lengths, made = self._writes(rng, difficulty, count, lambda: self._chunk(rng, difficulty))
         telling = len(made)
-        steady = difficulty.in_view == 0
-        rows = min(self.rows, 16 if steady else max(16, telling // difficulty.in_view))
-        written = count if steady else min(count, difficulty.in_view)
+        steady = difficulty.chunks_per_row == 0
+        rows = min(self.rows, 16 if steady else max(16, telling // difficulty.chunks_per_row))
+        written = count if steady else min(count, difficulty.chunks_per_row)
         each = max(4, int(self.questions * scale) // rows)
         order = np.stack([self._order(rng, count, telling, written) for _ in range(rows)])
         asked = np.zeros_like(order, dtype=bool)
@@ -153,7 +153,7 @@ class RecallTask:
                 place = rng.choice(candidates)
                 asked[row, place] = True
                 pairs.append(made[order[row, place]].ask(rng))
-        return Episodes(
+        return PoolBatch(
             ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
         )
 
@@ -162,11 +162,11 @@ class RecallTask:
         rng: random.Random,
         difficulty: Difficulty,
         *,
-        near: int,
+        num_bank_chunks: int,
         shared: int = 0,
-        twins: bool = False,
+        allow_same_name: bool = False,
         in_pool: float = 0.35,
-    ) -> Recollections:
+    ) -> LongTermBatch:
         """M biographies to write; each row asks about one of them, which its pool holds with chance `in_pool` only.
 
         A memory of many writes is full of people who share a name, and holds of some what was true once. Of two chunks
@@ -174,15 +174,15 @@ class RecallTask:
         the newer.
 
         Args:
-            near: chunks of earlier steps to fill pools with too.
+            num_bank_chunks: chunks of earlier steps to fill pools with too.
             shared: first names, and as many last ones, that the people of the batch share; 0: all that there are.
-            twins: people may have both names in common, and are the same person then.
+            allow_same_name: people may have both names in common, and are the same person then.
         """
         namesakes = [sample_person(rng, "train") for _ in range(shared)]
         names: set[str] = set()
 
         def another() -> Chunk:
-            while (chunk := biography_chunk(rng, difficulty, namesakes)).about in names and not twins:
+            while (chunk := biography_chunk(rng, difficulty, namesakes)).about in names and not allow_same_name:
                 pass
             names.add(chunk.about)
             return chunk
@@ -195,7 +195,7 @@ class RecallTask:
             key = rng.choice(list(drawn.asks))
             rivals = [c for c, chunk in enumerate(made) if chunk.about == drawn.about and key in chunk.asks]
             target = rivals[-1]
-            others = rng.sample([c for c in range(self.chunks + near) if c not in rivals], written)
+            others = rng.sample([c for c in range(self.chunks + num_bank_chunks) if c not in rivals], written)
             if rng.random() < in_pool:
                 others[rng.randrange(written)] = target
             asked.append(target)
@@ -205,14 +205,21 @@ class RecallTask:
         spared = [[c != target and name == about[target] for c, name in enumerate(about)] for target in asked]
         examples = self._rows(pairs, 1)
         prompts = pack(examples, self.pad)
-        counted = asking(prompts, [[len(example.cue) for example in row] for row in examples])
-        return Recollections(
-            ids, lengths, near, torch.tensor(order), torch.tensor(asked), torch.tensor(spared), prompts, counted
+        counted = question_mask(prompts, [[len(example.cue) for example in row] for row in examples])
+        return LongTermBatch(
+            ids,
+            lengths,
+            num_bank_chunks,
+            torch.tensor(order),
+            torch.tensor(asked),
+            torch.tensor(spared),
+            prompts,
+            counted,
         )
 
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
         """The same questions with the text in front of them, and no memory."""
-        most = 4 if difficulty.in_view == 0 else min(4, difficulty.in_view)
+        most = 4 if difficulty.chunks_per_row == 0 else min(4, difficulty.chunks_per_row)
         per_row = rng.randint(min(2, most), most)
         rows = max(min(8, self.rows), int(self.chunks * scale * 0.5) // per_row)
         each = max(4, int(self.questions * scale * 0.5) // rows)
@@ -233,27 +240,31 @@ class RecallTask:
         short = [self._prose(rng, 96) for _ in range(count)]
         return continued(long + short + self._told(rng, count), self.pad)
 
-    def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> Episodes:
+    def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> PoolBatch:
         """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""
         ids, lengths, _ = self._biographies(rng, difficulty)
         written = min(self.chunks, self.past_full)
         order = torch.tensor([rng.sample(range(self.chunks), written) for _ in range(LANGUAGE_ROWS)])
-        return Episodes(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
+        return PoolBatch(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
 
-    def language_beyond_pool(self, rng: random.Random, difficulty: Difficulty, *, near: int) -> Recollections:
+    def language_beyond_pool(
+        self, rng: random.Random, difficulty: Difficulty, *, num_bank_chunks: int
+    ) -> LongTermBatch:
         """The same where slots are retrieved too. The retriever learns nothing of it: none of them is the right one."""
         ids, lengths, _ = self._biographies(rng, difficulty)
-        order = torch.tensor([rng.sample(range(self.chunks + near), self.past_full) for _ in range(LANGUAGE_ROWS)])
+        order = torch.tensor(
+            [rng.sample(range(self.chunks + num_bank_chunks), self.past_full) for _ in range(LANGUAGE_ROWS)]
+        )
         prompts = self._long_texts(rng)
-        return Recollections(
+        return LongTermBatch(
             ids,
             lengths,
-            near,
+            num_bank_chunks,
             order,
-            asked=torch.full((LANGUAGE_ROWS,), -1),
-            spared=torch.zeros(LANGUAGE_ROWS, self.chunks, dtype=torch.bool),
+            target=torch.full((LANGUAGE_ROWS,), -1),
+            ignore_mask=torch.zeros(LANGUAGE_ROWS, self.chunks, dtype=torch.bool),
             prompts=prompts,
-            counted=prompts.labels != -100,
+            query_mask=prompts.labels != -100,
         )
 
     def _long_texts(self, rng: random.Random) -> Prompts:

@@ -14,37 +14,37 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from remanence.memory.scoring import CrossLayerPrior
+from remanence.memory.scoring import CrossLayerPrior, mean_sigmoid
 from remanence.model.model import MemoryModel
-from remanence.training.bank import Bank
-from remanence.training.objectives import Prompts, TrainingCache, surviving_slots
+from remanence.training.tasks.pool_task import TrainingCache, surviving_slots
+from remanence.training.tasks.prompts import Prompts
 
 _EPS = 1e-5  # inside logarithms, as in the published code
 _SATURATED = 6.0  # |q·k| past which a sigmoid has hardly a gradient, and many slots score exactly alike
 
 
 @dataclass(frozen=True)
-class Recollections:
+class LongTermBatch:
     """One step: M chunks to write, and R rows that ask about one chunk each.
 
     Attributes:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
-        near: chunks of the bank that pools are filled with too.
+        num_bank_chunks: chunks of the bank that pools are filled with too.
         order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them those of the bank.
-        asked: `[R]`, the chunk that a row asks about; -1 in all rows: they ask about none.
-        spared: `[R, M]` bool, others about the same, which the retriever is told neither to score high nor low: no key
-            says which of two facts is the newer.
-        counted: `[R, T]` bool, the tokens that ask.
+        target: `[R]`, the chunk that a row asks about; -1 in all rows: they ask about none.
+        ignore_mask: `[R, M]` bool, others about the same, left out of the retriever's loss: no key says which of two
+            facts is the newer.
+        query_mask: `[R, T]` bool, the tokens that ask.
     """
 
     chunks: Tensor
     lengths: list[int]
-    near: int
+    num_bank_chunks: int
     order: Tensor
-    asked: Tensor
-    spared: Tensor
+    target: Tensor
+    ignore_mask: Tensor
     prompts: Prompts
-    counted: Tensor
+    query_mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,81 @@ class RetrieverLoss:
     weight: float = 1.0
 
 
+class SlotBank:
+    """What earlier steps wrote: it fills pools, stands in front of the next writes, and is retrieved by mistake.
+
+    A slot of a memory of a hundred thousand is mistaken for others that a few thousand do not hold, so the bank is
+    about as large as the memory to come. Only what is hardest to tell from what is asked about takes part in a step.
+    It holds the newest chunks: at most `capacity`, or those of one step where that is more.
+
+    Attributes:
+        slots: `[L, C, K, d]` float32, in no order.
+        keys: `[L, C, K, P]`, their retrieval keys as they were when written; P is 0 without a retriever.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.slots, self.keys = torch.empty(0), torch.empty(0)
+        self._count = self._next = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @torch.no_grad()
+    def add(self, made: Tensor, keys: Tensor) -> None:  # [M, L, K, d], [M, L, K, P]
+        """Take a step's chunks in; the oldest go. Copies nothing of what is there."""
+        parts = [part.transpose(0, 1).float() for part in (made, keys)]
+        count = len(made)
+        if count >= self.capacity:
+            self.slots, self.keys = (part.clone() for part in parts)
+            self._count, self._next = count, 0
+            return
+        if self.slots.shape[1:2] != (self.capacity,):
+            self.slots, self.keys = (part.new_empty(len(part), self.capacity, *part.shape[2:]) for part in parts)
+            self._count = self._next = 0
+        at = (self._next + torch.arange(count, device=made.device)) % self.capacity
+        self.slots[:, at], self.keys[:, at] = parts
+        self._next = (self._next + count) % self.capacity
+        self._count = min(self.capacity, self._count + count)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:  # [min(count, C)], numbers of chunks
+        """Different chunks, in no order."""
+        return torch.randperm(self._count, generator=generator)[:count]
+
+    def chunks(self, numbers: Tensor) -> Tensor:  # [n] -> [n, L, K, d]
+        return self.slots[:, numbers.to(self.slots.device)].transpose(0, 1)
+
+    @torch.no_grad()
+    def hardest(
+        self, layer: int, queries: Tensor, query_mask: Tensor, each: int, known: Tensor
+    ) -> tuple[Tensor, Tensor]:  # [H, d], [H]
+        """Slots that any row scores among its `each` best, as a read scores them, and their numbers: K to a chunk.
+
+        None of the chunks `known` is among them.
+
+        `queries` `[R, T, P]`, of which those tokens count that `query_mask` `[R, T]` says.
+        """
+        keys = self.keys[layer, : self._count].flatten(0, 1)  # [C · K, P]
+        asking = [row[tokens].float() for row, tokens in zip(queries, query_mask, strict=True)]
+        scores = torch.stack([mean_sigmoid(row, keys) for row in asking]).unflatten(1, (self._count, -1))
+        scores[:, known.to(scores.device)] = -torch.inf
+        free = (self._count - len(known)) * scores.shape[2]
+        best = scores.flatten(1).topk(min(each, free), dim=1, sorted=False).indices.unique()
+        return self.slots[layer, : self._count].flatten(0, 1)[best], best
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors only."""
+        filled = slice(0, self._count)
+        parts = {"slots": self.slots[:, filled], "keys": self.keys[:, filled]}
+        return {**{name: part.contiguous().cpu() for name, part in parts.items()}, "next": torch.tensor(self._next)}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        slots, keys = (state[name].to(device) for name in ("slots", "keys"))
+        self._count = self._next = 0
+        self.add(slots.transpose(0, 1), keys.transpose(0, 1))
+        self._next = int(state["next"])
+
+
 class TrainingRetrievalCache(TrainingCache):
     """The prefix of a training read: [bos | retrieved | pool], each layer's made when its queries are there.
 
@@ -84,9 +159,9 @@ class TrainingRetrievalCache(TrainingCache):
         slots: Tensor,  # [S, L, d]
         time: Tensor,  # [S], when they were written
         pool: Tensor,  # [R, L, N], of them
-        asked: Tensor,  # [R, S] bool
-        spared: Tensor,  # [R, S] bool
-        counted: Tensor,  # [R, T] bool, the tokens that ask
+        target_mask: Tensor,  # [R, S] bool
+        ignore_mask: Tensor,  # [R, S] bool
+        query_mask: Tensor,  # [R, T] bool, the tokens that ask
         others: Callable[[int, Tensor], tuple[Tensor, Tensor]],  # layer, queries [R, T, P] -> more slots [H, d], [H]
         loss: RetrieverLoss,
         generator: torch.Generator,
@@ -96,8 +171,8 @@ class TrainingRetrievalCache(TrainingCache):
         layers: list[CacheLayerMixin] = [DynamicLayer() for _ in model.backbone.layers]
         self.wanted = max(0, min(rules.retrieved, len(slots) - pool.shape[2]))
         super().__init__(model.backbone, layers, (model.bos_embedding is not None) + self.wanted + pool.shape[2])
-        self.model, self.slots, self.time, self.pool, self.counted = model, slots, time, pool, counted
-        self.asked, self.wrong = asked, ~(asked | spared)
+        self.model, self.slots, self.time, self.pool, self.query_mask = model, slots, time, pool, query_mask
+        self.target_mask, self.wrong = target_mask, ~(target_mask | ignore_mask)
         self.others, self.settings, self.generator = others, loss, generator
         self.losses: list[Tensor] = []
         self.share: list[float] = []
@@ -115,7 +190,7 @@ class TrainingRetrievalCache(TrainingCache):
         others, numbers = self.others(layer, queries.detach())
         hidden = torch.cat([self.slots[:, layer], others.to(self.slots.dtype)])  # [S + H, d]
         scores = self._scores(layer, queries, hidden)
-        pool, asked = self.pool[:, layer], nn.functional.pad(self.asked, (0, len(others)))
+        pool, asked = self.pool[:, layer], nn.functional.pad(self.target_mask, (0, len(others)))
         if self.prior is None or not layer:
             free = scores.detach().scatter(1, pool, -1)
         else:  # what is best may be read twice, as in a read
@@ -144,28 +219,28 @@ class TrainingRetrievalCache(TrainingCache):
         seen = self.model.backbone.normed(layer, hidden.detach() if self.settings.detach else hidden)
         products = (queries @ retriever.key[layer](seen).t()).float()  # [R, T, S + H]
         each = products.sigmoid()
-        scores = _mean(each, self.counted)
-        if self.asked.any():
+        scores = _mean(each, self.query_mask)
+        if self.target_mask.any():
             loss = self._loss(_mean(each, self._beginnings()) if self.settings.random_prefix else scores)
             if self.settings.push_back:
                 past = (products.abs() - _SATURATED).relu().square().mean(2, keepdim=True)
-                loss = loss + self.settings.push_back * _mean(past, self.counted).mean()
+                loss = loss + self.settings.push_back * _mean(past, self.query_mask).mean()
             self.losses.append(loss)
         return scores
 
     def _beginnings(self) -> Tensor:  # [R, T]
         """Each row's tokens, or of some rows only the first few."""
-        number = self.counted.long().cumsum(1)
+        number = self.query_mask.long().cumsum(1)
         last = number[:, -1:].float()
         rows = len(last)
         cut = (torch.rand(rows, 1, generator=self.generator).to(last.device) * last).ceil().clamp(min=1)
         whole = torch.rand(rows, 1, generator=self.generator).to(last.device) >= self.settings.random_prefix
-        return self.counted & (number <= torch.where(whole, last, cut))
+        return self.query_mask & (number <= torch.where(whole, last, cut))
 
     def _loss(self, scores: Tensor) -> Tensor:  # [R, S + H]
         others = scores.shape[1] - len(self.slots)
         asked, wrong = (
-            nn.functional.pad(self.asked, (0, others)),
+            nn.functional.pad(self.target_mask, (0, others)),
             nn.functional.pad(self.wrong, (0, others), value=True),
         )
         if self.settings.temperature is not None:
@@ -187,8 +262,8 @@ def _mean(each: Tensor, counted: Tensor) -> Tensor:  # [R, T, X], [R, T] -> [R, 
 def build_retrieval_cache(
     model: MemoryModel,
     made: Tensor,  # [M, L, K, d]
-    bank: Bank,
-    batch: Recollections,
+    bank: SlotBank,
+    batch: LongTermBatch,
     loss: RetrieverLoss,
     generator: torch.Generator,
 ) -> TrainingRetrievalCache:
@@ -199,27 +274,27 @@ def build_retrieval_cache(
     """
     assert model.config.longterm is not None
     retrieved = model.config.longterm.retrieved
-    near = bank.draw(batch.near, generator)
+    near = bank.draw(batch.num_bank_chunks, generator)
     chunks = torch.cat([made, bank.chunks(near).to(made.dtype)]) if len(near) else made
     count, layers, k, size = chunks.shape
     slots = chunks.transpose(1, 2).reshape(count * k, layers, size)
     place = torch.randperm(count, generator=generator)  # of each chunk in time
     place[: len(made)] = place[: len(made)].sort().values
     pool = surviving_slots(batch.order.cpu() % count, layers, model.slots, k, generator)
-    marked = torch.zeros(2, len(batch.asked), count, dtype=torch.bool)  # asked about, spared
-    if bool((batch.asked >= 0).all()):
-        marked[0].scatter_(1, batch.asked.cpu()[:, None], True)
-    marked[1, :, : len(made)] = batch.spared.cpu()
+    marked = torch.zeros(2, len(batch.target), count, dtype=torch.bool)  # asked about, spared
+    if bool((batch.target >= 0).all()):
+        marked[0].scatter_(1, batch.target.cpu()[:, None], True)
+    marked[1, :, : len(made)] = batch.ignore_mask.cpu()
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         if len(bank) <= len(near):
             return slots[:0, layer], asked.new_empty(0, dtype=torch.long)
-        return bank.hardest(layer, queries, batch.counted, retrieved, near)
+        return bank.hardest(layer, queries, batch.query_mask, retrieved, near)
 
     time = (place[:, None] * k + torch.arange(k)).flatten().to(made.device)
     return TrainingRetrievalCache(
-        model, slots, time, pool.to(made.device), asked, spared, batch.counted, others, loss, generator
+        model, slots, time, pool.to(made.device), asked, spared, batch.query_mask, others, loss, generator
     )
 
 
@@ -239,7 +314,7 @@ def recall_prompts(model: MemoryModel, cache: TrainingRetrievalCache, prompts: P
     return hidden
 
 
-def asking(prompts: Prompts, cues: Sequence[Sequence[int]]) -> Tensor:
+def question_mask(prompts: Prompts, cues: Sequence[Sequence[int]]) -> Tensor:
     """`[R, T]` bool: the tokens of the questions, without those of the answers."""
     width = prompts.ids.shape[1] // prompts.examples
     counted = torch.zeros(len(prompts.ids), prompts.examples, width, dtype=torch.bool)

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from remanence.config import LongTermConfig
-from remanence.training import step as step_module
-from remanence.training.bank import Bank
-from remanence.training.batches import Example, left_pad, pack
-from remanence.training.objectives import Episodes
-from remanence.training.recollection import Recollections, RetrieverLoss, asking
+from remanence.training.tasks import memory_task as step_module
+from remanence.training.tasks.longterm_task import LongTermBatch, RetrieverLoss, SlotBank, question_mask
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
 
@@ -33,11 +32,11 @@ def batch_of(kind: type[Any], step: int) -> Any:
     prompts = pack([[Example([1, text[0]], text[1:])] for text in texts], pad=0)
     ids, lengths = left_pad(texts, 0)
     own = torch.arange(CHUNKS)
-    if kind is Episodes:
-        return Episodes(ids, lengths, own[:, None], torch.ones(CHUNKS, 1).bool(), prompts)
+    if kind is PoolBatch:
+        return PoolBatch(ids, lengths, own[:, None], torch.ones(CHUNKS, 1).bool(), prompts)
     others = torch.stack([(own + 1) % CHUNKS, (own + 2) % CHUNKS], dim=1)
     spared = torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool)
-    return Recollections(ids, lengths, 2, others, own, spared, prompts, asking(prompts, [[2]] * CHUNKS))
+    return LongTermBatch(ids, lengths, 2, others, own, spared, prompts, question_mask(prompts, [[2]] * CHUNKS))
 
 
 def loss_of(run: MemoryTrainer, kind: type[Any], step: int = 0) -> Tensor:
@@ -46,7 +45,7 @@ def loss_of(run: MemoryTrainer, kind: type[Any], step: int = 0) -> Tensor:
 
 
 def test_the_retrievers_loss_counts_by_its_weight(tmp_path: Path) -> None:
-    none, one, three = (loss_of(trainer(tmp_path, weight=weight), Recollections) for weight in (0.0, 1.0, 3.0))
+    none, one, three = (loss_of(trainer(tmp_path, weight=weight), LongTermBatch) for weight in (0.0, 1.0, 3.0))
     assert one - none > 0.1
     torch.testing.assert_close(three - none, 3 * (one - none))
 
@@ -56,18 +55,18 @@ def test_a_bank_of_chunks_of_earlier_steps_fills_up_to_its_size(
 ) -> None:
     sizes, build = [], step_module.build_retrieval_cache
 
-    def watched(model: Any, made: Tensor, bank: Bank, *rest: Any) -> Any:
+    def watched(model: Any, made: Tensor, bank: SlotBank, *rest: Any) -> Any:
         sizes.append(len(bank))
         return build(model, made, bank, *rest)
 
     monkeypatch.setattr(step_module, "build_retrieval_cache", watched)
     run = trainer(tmp_path, bank=10)
     for step in range(5):
-        loss_of(run, Recollections, step)
+        loss_of(run, LongTermBatch, step)
     assert sizes == [0, 4, 8, 10, 10]
 
 
-@pytest.mark.parametrize("kind", [Episodes, Recollections])
+@pytest.mark.parametrize("kind", [PoolBatch, LongTermBatch])
 def test_an_evaluation_changes_nothing_of_what_training_finds_written(tmp_path: Path, kind: type[Any]) -> None:
     losses = []
     for evaluates in (False, True):

@@ -13,10 +13,10 @@ import torch
 from remanence.errors import InvalidInputError
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch
-from remanence.training.objectives import Episodes
 from remanence.training.questions import Question, QuestionSet
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 
 RECITE = "Repeat what you were told."
 _HINT = 4  # tokens
@@ -28,14 +28,14 @@ class CompressionSettings:
 
     Attributes:
         chunks: most tokens of a passage that are written, around the answers that are asked for; each step draws one.
-        passages: written in a step; in_view: most that a row reads.
+        passages: written in a step; chunks_per_row: most that a row reads.
         questions: examples of a row that ask; the last example recites the passage.
         recited: most tokens of it.
     """
 
     chunks: Sequence[int]
     passages: int = 12
-    in_view: int = 2
+    chunks_per_row: int = 2
     questions: int = 3
     recited: int = 64
 
@@ -62,7 +62,7 @@ class CompressionTask:
         drawn = [self._drawn(rng, passage, room) for passage in rng.sample(self._numbers, settings.passages)]
         ids, lengths = left_pad([chunk for chunk, _ in drawn], self._pad, self._k)
         order, rows = [], []
-        view = rng.randint(1, settings.in_view)
+        view = rng.randint(1, settings.chunks_per_row)
         for own, (chunk, questions) in enumerate(drawn):
             others = rng.sample([place for place in range(len(drawn)) if place != own], view - 1)
             mixed = [own, *others]
@@ -76,7 +76,7 @@ class CompressionTask:
         places = torch.tensor(order)
         asked = places == torch.arange(len(drawn))[:, None]
         return {
-            "batch": Episodes(ids, lengths, places, asked, pack(rows, self._pad)),
+            "batch": PoolBatch(ids, lengths, places, asked, pack(rows, self._pad)),
             "task": "recite" if recite else "memory",
         }
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from remanence.training.objectives import Episodes
-from remanence.training.text import CHUNK, FRONT, LENGTHS, TextTask
+from remanence.training.tasks.language_modeling import CHUNK, FRONT, LENGTHS, TextTask
+from remanence.training.tasks.pool_task import PoolBatch
 
 TEXT = range(10, 60_000)  # each token one more than the one before it
 
@@ -14,7 +14,7 @@ def task(tokens: int = 2048) -> TextTask:
     return TextTask(TEXT, 0, slots=64, slots_per_write=16, tokens=tokens)
 
 
-def fronts(episodes: Episodes) -> list[list[int]]:
+def fronts(episodes: PoolBatch) -> list[list[int]]:
     """Of each row, its chunks that end where what it reads begins, by their place in its order."""
     first = episodes.prompts.ids[:, 0]
     return [
@@ -36,14 +36,14 @@ def test_a_related_memory_ends_with_what_stands_in_front_of_the_text() -> None:
     assert fronts(episodes) == [list(range(written - FRONT, written))] * len(episodes.order)
     last = episodes.chunks[episodes.order[:, -1], -1]
     assert episodes.prompts.ids[:, 0].equal(last + 1)
-    assert episodes.asked[:, -FRONT:].all() and not episodes.asked[:, :-FRONT].any()
+    assert episodes.target_mask[:, -FRONT:].all() and not episodes.target_mask[:, :-FRONT].any()
     assert episodes.prompts.labels.equal(episodes.prompts.ids + 1)
 
 
 def test_an_unrelated_memory_holds_nothing_of_the_text() -> None:
     episodes = task().behind_memory(random.Random(1), related=False)
     assert not any(fronts(episodes))
-    assert not episodes.asked.any()
+    assert not episodes.target_mask.any()
 
 
 @pytest.mark.parametrize("related", [True, False])

@@ -24,46 +24,28 @@ from torch import Tensor
 from remanence.model.cache import PrefixCache, hidden_prefix
 from remanence.model.learned import encode
 from remanence.model.model import MemoryModel
+from remanence.training.tasks.prompts import Prompts
 
 Through = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What R rows read, and what they must answer.
-
-    Attributes:
-        ids: `[R, T]`; labels: `[R, T]`, the next token where it counts, else -100.
-        mask: `[R, T, T]` bool, which text a position sees (questions of one row do not see each other).
-        positions: `[R, T]`, counted from 0 behind the memory.
-        context: text in front of the examples; examples: how many of equal length stand behind it, side by side.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    mask: Tensor
-    positions: Tensor
-    context: int = 0
-    examples: int = 1
-
-
-@dataclass(frozen=True)
-class Episodes:
+class PoolBatch:
     """One step: M chunks to write, and R rows that read the pools made of them.
 
     Attributes:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
         order: `[R, C]`, the chunks that each row has written, oldest first.
-        asked: `[R, C]` bool, the chunks that its questions are about.
-        near: chunks of earlier steps that pools are filled with too; `order` numbers them from M.
+        target_mask: `[R, C]` bool, the chunks that its questions are about.
+        num_bank_chunks: chunks of earlier steps that pools are filled with too; `order` numbers them from M.
     """
 
     chunks: Tensor
     lengths: list[int]
     order: Tensor
-    asked: Tensor
+    target_mask: Tensor
     prompts: Prompts
-    near: int = 0
+    num_bank_chunks: int = 0
 
 
 class TrainingCache(PrefixCache):
@@ -133,20 +115,20 @@ def _write_chunks(model: MemoryModel, chunks: Tensor, lengths: list[int], previo
 
 
 def pools_of(
-    model: MemoryModel, made: Tensor, episodes: Episodes, through: Through, generator: torch.Generator
+    model: MemoryModel, made: Tensor, batch: PoolBatch, through: Through, generator: torch.Generator
 ) -> Tensor:  # [R, L, P, d]
     """Each row's pool, gathered from the new slots `[M, L, K, d]`; where gradient may not flow they are detached.
 
     `made` may have chunks of earlier steps behind those of this one. Where these are too few, others stand for them.
     """
     count, layers, k, size = made.shape
-    order = episodes.order % count
+    order = batch.order % count
     index = surviving_slots(order, layers, model.slots, k, generator).to(made.device)
     by_layer = made.transpose(0, 1).reshape(layers, count * k, size)
     picked = [by_layer[layer].index_select(0, index[:, layer].reshape(-1)) for layer in range(layers)]
     pools = torch.stack(picked).view(layers, len(index), -1, size).transpose(0, 1)
     if through == "last":
-        asked = torch.zeros(len(index), count).scatter_add_(1, order, episodes.asked.float()) > 0
+        asked = torch.zeros(len(index), count).scatter_add_(1, order, batch.target_mask.float()) > 0
         kept = asked.to(index.device)[:, None].expand(-1, layers, -1).gather(2, index // k)
         pools = torch.where(kept[..., None], pools, pools.detach())
     return pools

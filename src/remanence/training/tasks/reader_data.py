@@ -16,8 +16,8 @@ from remanence.memory.lexical import Postings, asked, words
 from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
 from remanence.model.text import TextWriter
-from remanence.training.packing import Group, Row
 from remanence.training.questions import PAGE, TALK, Question, QuestionSet
+from remanence.training.tasks.reader import Group, Row
 
 REFUSAL = "I was not told."
 _AROUND = (0, 0, 0, 1, 1, 2, 3, 3, 4, 4, 6, 8)  # how many passages stand beside those of a question, drawn evenly

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 from remanence.errors import InvalidInputError
 from remanence.model.model import MemoryModel
-from remanence.training.bank import Bank
-from remanence.training.objectives import Episodes, Prompts, Through, label_loss, pools_of, read_prompts, write_chunks
-from remanence.training.recollection import Recollections, RetrieverLoss, build_retrieval_cache, recall_prompts
-from remanence.training.sharded import as_forward, touching_all
+from remanence.training.distributed import as_forward, zero_grad_for_unused
+from remanence.training.tasks.longterm_task import (
+    LongTermBatch,
+    RetrieverLoss,
+    SlotBank,
+    build_retrieval_cache,
+    recall_prompts,
+)
+from remanence.training.tasks.pool_task import PoolBatch, Through, label_loss, pools_of, read_prompts, write_chunks
+from remanence.training.tasks.prompts import Prompts
 
-Batch = Episodes | Recollections | Prompts
+Batch = PoolBatch | LongTermBatch | Prompts
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class TrainingStep(nn.Module):
                 "MemoryModel.attach(hf_model, tokenizer, slots=..., slots_per_write=...)"
             )
         self.model, self.through, self.retriever_loss, self.text_weight = model, through, retriever_loss, text_weight
-        self.carried = Bank(bank)
+        self.carried = SlotBank(bank)
 
     def activation_checkpointing_enable(self, **settings: Any) -> None:
         """What the Trainer calls for `gradient_checkpointing=True`."""
@@ -88,30 +94,30 @@ class TrainingStep(nn.Module):
         return made
 
     def _loss_and_output(self, batch: Batch, task: str, generator: torch.Generator) -> tuple[Tensor, StepOutput]:
-        if isinstance(batch, Recollections):
+        if isinstance(batch, LongTermBatch):
             loss, metrics, made = self._beyond_pool(batch, task, generator)
-        elif isinstance(batch, Episodes):
+        elif isinstance(batch, PoolBatch):
             loss, metrics, made = self._through_memory(batch, task, generator)
         else:
             loss, metrics = self._answers(read_prompts(self.model, None, batch), batch, task)
             made = None
-        return touching_all(loss, self.model), self._output(made, task, metrics)
+        return zero_grad_for_unused(loss, self.model), self._output(made, task, metrics)
 
     def _through_memory(
-        self, episodes: Episodes, task: str, generator: torch.Generator
+        self, batch: PoolBatch, task: str, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float], Tensor]:
-        made = slots = self._written(episodes, episodes.order[episodes.asked], generator)
-        if episodes.near and len(self.carried):
-            near = self.carried.draw(episodes.near, generator)
+        made = slots = self._written(batch, batch.order[batch.target_mask], generator)
+        if batch.num_bank_chunks and len(self.carried):
+            near = self.carried.draw(batch.num_bank_chunks, generator)
             slots = torch.cat([made, self.carried.chunks(near).to(made.dtype)])
-        pools = pools_of(self.model, slots, episodes, self.through, generator)
-        loss, metrics = self._answers(read_prompts(self.model, pools, episodes.prompts), episodes.prompts, task)
+        pools = pools_of(self.model, slots, batch, self.through, generator)
+        loss, metrics = self._answers(read_prompts(self.model, pools, batch.prompts), batch.prompts, task)
         return loss, metrics, made
 
     def _beyond_pool(
-        self, batch: Recollections, task: str, generator: torch.Generator
+        self, batch: LongTermBatch, task: str, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float], Tensor]:
-        made = self._written(batch, batch.asked[batch.asked >= 0], generator)
+        made = self._written(batch, batch.target[batch.target >= 0], generator)
         cache = build_retrieval_cache(self.model, made, self.carried, batch, self.retriever_loss, generator)
         loss, metrics = self._answers(recall_prompts(self.model, cache, batch.prompts), batch.prompts, task)
         for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
@@ -119,7 +125,7 @@ class TrainingStep(nn.Module):
             loss = loss + self.retriever_loss.weight * retriever
         return loss, metrics, made
 
-    def _written(self, batch: Episodes | Recollections, asked: Tensor, generator: torch.Generator) -> Tensor:
+    def _written(self, batch: PoolBatch | LongTermBatch, asked: Tensor, generator: torch.Generator) -> Tensor:
         previous = self._previous(len(batch.chunks), generator)
         through: Sequence[int] = range(len(batch.chunks)) if self.through == "all" else asked.unique().tolist()
         return write_chunks(self.model, batch.chunks, batch.lengths, previous, through)
@@ -138,7 +144,7 @@ class TrainingStep(nn.Module):
         loss, right = label_loss(model, hidden[:, front:], prompts.labels[:, front:])
         exact = float(right.unflatten(1, (prompts.examples, -1)).all(dim=-1).float().mean())
         metrics = {f"{task}_loss": float(loss.detach()), f"{task}_exact_match": exact}
-        if task.startswith("language"):
+        if prompts.text:
             loss = self.text_weight * loss
         if front:
             loss = loss + self.text_weight * label_loss(model, hidden[:, :front], prompts.labels[:, :front])[0]

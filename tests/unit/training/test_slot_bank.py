@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from remanence.training.bank import Bank
+from remanence.training.tasks.longterm_task import SlotBank
 
 LAYERS, K, D, P = 2, 3, 4, 5
 
@@ -15,12 +15,12 @@ def chunks(*numbers: int) -> tuple[Tensor, Tensor]:
     return value.expand(-1, LAYERS, K, D), value.expand(-1, LAYERS, K, P)
 
 
-def held(bank: Bank) -> list[int]:
+def held(bank: SlotBank) -> list[int]:
     return sorted(bank.chunks(torch.arange(len(bank)))[:, 0, 0, 0].int().tolist())
 
 
 def test_the_newest_stay() -> None:
-    bank = Bank(5)
+    bank = SlotBank(5)
     bank.add(*chunks(1, 2))
     assert held(bank) == [1, 2]
     bank.add(*chunks(3, 4))
@@ -32,21 +32,21 @@ def test_the_newest_stay() -> None:
 
 @pytest.mark.parametrize("capacity", [0, 2])
 def test_of_a_step_that_is_larger_than_the_bank_all_stays(capacity: int) -> None:
-    bank = Bank(capacity)
+    bank = SlotBank(capacity)
     bank.add(*chunks(1, 2, 3))
     bank.add(*chunks(4, 5, 6, 7))
     assert held(bank) == [4, 5, 6, 7]
 
 
 def test_a_smaller_step_after_one_that_was_larger_than_the_bank_holds_what_it_wrote() -> None:
-    bank = Bank(3)
+    bank = SlotBank(3)
     bank.add(*chunks(1, 2, 3, 4))
     bank.add(*chunks(5, 6))
     assert held(bank) == [5, 6]
 
 
 def test_chunks_are_drawn_once_each() -> None:
-    bank = Bank(8)
+    bank = SlotBank(8)
     bank.add(*chunks(*range(8)))
     drawn = bank.draw(8, torch.Generator().manual_seed(0))
     assert sorted(drawn.tolist()) == list(range(8)) != drawn.tolist()
@@ -55,7 +55,7 @@ def test_chunks_are_drawn_once_each() -> None:
 
 def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them() -> None:
     generator = torch.Generator().manual_seed(0)
-    bank = Bank(20)
+    bank = SlotBank(20)
     slots, keys = (torch.randn(12, LAYERS, K, size, generator=generator) for size in (D, P))
     bank.add(slots, keys)
     queries, known = 4 * torch.randn(3, 6, P, generator=generator), torch.tensor([2, 7])
@@ -75,7 +75,7 @@ def test_the_hardest_are_those_that_any_row_scores_highest_as_a_read_scores_them
 
 def test_a_bank_goes_on_where_it_was_saved() -> None:
     for filled in (3, 5, 7):
-        bank, other = Bank(5), Bank(5)
+        bank, other = SlotBank(5), SlotBank(5)
         for number in range(filled):
             bank.add(*chunks(number))
         other.load_state_dict(bank.state_dict(), torch.device("cpu"))

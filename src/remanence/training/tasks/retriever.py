@@ -23,8 +23,8 @@ from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
-from remanence.training.late import Batch, Heads, Segments
-from remanence.training.retriever_data import Features, RetrieverData, Told, lexical_scores, save_whole
+from remanence.training.tasks.retriever_data import Features, RetrieverData, Told, lexical_scores, save_whole
+from remanence.training.tasks.retriever_heads import Batch, Heads, Segments
 
 _WARM_UP = 40  # steps
 _COMMON = 150  # tokens of questions that say nothing of what is asked

@@ -13,19 +13,19 @@ from torch.nn.functional import cross_entropy
 from remanence import MemoryModel
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.memory.scoring import CrossLayerPrior
-from remanence.training.bank import Bank
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.objectives import write_chunks
 from remanence.training.optimizer import MuonAdamW
-from remanence.training.recollection import (
-    Recollections,
+from remanence.training.tasks.longterm_task import (
+    LongTermBatch,
     RetrieverLoss,
+    SlotBank,
     TrainingRetrievalCache,
-    asking,
     build_retrieval_cache,
+    question_mask,
     recall_prompts,
 )
+from remanence.training.tasks.pool_task import write_chunks
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
 
@@ -44,7 +44,7 @@ def model_of(layers: int = 2, prior: float = 0.0) -> MemoryModel:
     return model
 
 
-def batch_of(step: int = 0) -> Recollections:
+def batch_of(step: int = 0) -> LongTermBatch:
     """Recite one of six chunks, which no row has in its pool."""
     rng = random.Random(step)
     texts = [[rng.randrange(2, 64) for _ in range(5)] for _ in range(CHUNKS)]
@@ -53,25 +53,25 @@ def batch_of(step: int = 0) -> Recollections:
     rows = [[Example([1, texts[target][0]], texts[target][1:])] for target in asked]
     prompts = pack(rows, pad=0)
     ids, lengths = left_pad(texts, 0)
-    counted = asking(prompts, [[2]] * ROWS)
+    counted = question_mask(prompts, [[2]] * ROWS)
     spared = torch.zeros(ROWS, CHUNKS, dtype=torch.bool)
-    return Recollections(ids, lengths, BANK, torch.tensor(order), torch.tensor(asked), spared, prompts, counted)
+    return LongTermBatch(ids, lengths, BANK, torch.tensor(order), torch.tensor(asked), spared, prompts, counted)
 
 
-def chunks_of(model: MemoryModel, batch: Recollections, banked: int = BANK) -> tuple[Tensor, Bank]:  # [M, L, K, d]
+def chunks_of(model: MemoryModel, batch: LongTermBatch, banked: int = BANK) -> tuple[Tensor, SlotBank]:  # [M, L, K, d]
     """The slots of a step's chunks, and a bank."""
     generator = torch.Generator().manual_seed(0)
     layers, size = len(model.backbone.layers), model.hf.config.hidden_size
     older = torch.randn(banked, layers, K, size, generator=generator)
     assert model.retriever is not None
-    bank = Bank(banked)
+    bank = SlotBank(banked)
     bank.add(older, model.retriever.keys(model.backbone.normed, older))
     previous = torch.randn(CHUNKS, layers, K, size, generator=generator)
     return write_chunks(model, batch.chunks, batch.lengths, previous), bank
 
 
 def read(
-    model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: Recollections | None = None, seed: int = 0
+    model: MemoryModel, loss: RetrieverLoss = PLAIN, batch: LongTermBatch | None = None, seed: int = 0
 ) -> tuple[TrainingRetrievalCache, Tensor]:
     batch = batch_of() if batch is None else batch
     made, bank = chunks_of(model, batch)
@@ -96,8 +96,8 @@ def test_slots_asked_about_are_those_of_the_chunk() -> None:
     model, batch = model_of(), batch_of()
     made, _ = chunks_of(model, batch)
     cache, _ = read(model, batch=batch)
-    for row, chunk in enumerate(batch.asked.tolist()):
-        assert torch.equal(cache.slots[cache.asked[row]], made[chunk].transpose(0, 1))
+    for row, chunk in enumerate(batch.target.tolist()):
+        assert torch.equal(cache.slots[cache.target_mask[row]], made[chunk].transpose(0, 1))
 
 
 def test_pools_hold_fresh_chunks_and_behind_their_number_the_banks() -> None:
@@ -117,19 +117,19 @@ def test_pools_hold_fresh_chunks_and_behind_their_number_the_banks() -> None:
 def test_what_is_asked_about_may_be_old_or_new() -> None:
     model = model_of()
     caches = [read(model, seed=seed)[0] for seed in range(12)]
-    firsts = {int(cache.time[cache.asked[0]].min()) for cache in caches}
+    firsts = {int(cache.time[cache.target_mask[0]].min()) for cache in caches}
     middle = (CHUNKS + BANK) * K // 2
     assert min(firsts) < middle <= max(firsts)
 
 
 def test_a_steps_own_chunks_keep_their_order_in_time() -> None:
     model = model_of()
-    batch = replace(batch_of(), asked=torch.arange(CHUNKS), order=torch.full((CHUNKS, 2), CHUNKS))
+    batch = replace(batch_of(), target=torch.arange(CHUNKS), order=torch.full((CHUNKS, 2), CHUNKS))
     chunks = chunks_of(model, batch)
-    batch = replace(batch, spared=torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool))
+    batch = replace(batch, ignore_mask=torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool))
     for seed in range(4):
         cache = build_retrieval_cache(model, *chunks, batch, PLAIN, torch.Generator().manual_seed(seed))
-        firsts = [int(cache.time[asked].min()) for asked in cache.asked]
+        firsts = [int(cache.time[asked].min()) for asked in cache.target_mask]
         assert firsts == sorted(firsts)
 
 
@@ -145,18 +145,18 @@ def test_loss_is_the_papers_formula_over_mean_sigmoid_scores() -> None:
     keys = model.retriever.key[0](model.backbone.normed(0, cache.slots[:, 0]))
     expected = []
     for row in range(ROWS):
-        queries = model.retriever.query[0](seen[-1][row, batch.counted[row]])
+        queries = model.retriever.query[0](seen[-1][row, batch.query_mask[row]])
         scores = torch.sigmoid(queries @ keys.T).mean(0)
-        positive, negative = scores[cache.asked[row]].mean(), scores[~cache.asked[row]].mean()
+        positive, negative = scores[cache.target_mask[row]].mean(), scores[~cache.target_mask[row]].mean()
         expected.append(-(positive + 1e-5).log() - (1 - negative + 1e-5).log())
     torch.testing.assert_close(cache.losses[0], torch.stack(expected).mean(), atol=1e-5, rtol=1e-5)
 
 
 def test_with_a_temperature_each_slot_asked_about_is_told_from_all_wrong_ones() -> None:
     cache, _ = read(model_of(), replace(PLAIN, temperature=0.5))
-    scores = torch.rand(cache.asked.shape, generator=torch.Generator().manual_seed(0))
+    scores = torch.rand(cache.target_mask.shape, generator=torch.Generator().manual_seed(0))
     expected = []
-    for row, asked in enumerate(cache.asked):
+    for row, asked in enumerate(cache.target_mask):
         wrong = scores[row, ~asked]
         choices = torch.stack([torch.cat([right[None], wrong]) for right in scores[row, asked]])
         expected.append(cross_entropy(choices / 0.5, torch.zeros(len(choices), dtype=torch.long)))
@@ -179,22 +179,22 @@ def test_products_that_saturate_their_sigmoid_are_pushed_back() -> None:
 
 def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:
     cache, _ = read(model_of(), replace(PLAIN, temperature=0.02))
-    scores = torch.full(cache.asked.shape, 0.5, requires_grad=True)
+    scores = torch.full(cache.target_mask.shape, 0.5, requires_grad=True)
     cache._loss(scores).backward()
     assert scores.grad is not None
-    pushed = scores.grad[~cache.asked]
+    pushed = scores.grad[~cache.target_mask]
     torch.testing.assert_close(pushed, pushed[:1].expand_as(pushed))
 
 
 @pytest.mark.parametrize("temperature", [None, 0.1])
 def test_another_chunk_about_the_same_is_neither_right_nor_wrong(temperature: float | None) -> None:
     batch = batch_of()
-    batch.asked[0] = 1
-    batch.spared[0, 4] = True
+    batch.target[0] = 1
+    batch.ignore_mask[0, 4] = True
     model = model_of()
     cache, _ = read(model, replace(PLAIN, temperature=temperature), batch)
     made, _ = chunks_of(model, batch)
-    scores = torch.full(cache.asked.shape, 0.5, requires_grad=True)
+    scores = torch.full(cache.target_mask.shape, 0.5, requires_grad=True)
     cache._loss(scores).backward()
     assert scores.grad is not None
     untold = (scores.grad == 0).nonzero()
@@ -231,7 +231,7 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
     """One slot of a large bank answers every query, and no pool could have held it."""
     model = model_of()
     assert model.retriever is not None
-    batch = replace(batch_of(), near=2, order=torch.full((ROWS, 3), CHUNKS))
+    batch = replace(batch_of(), num_bank_chunks=2, order=torch.full((ROWS, 3), CHUNKS))
     made, bank = chunks_of(model, batch, banked=40)
     generator = torch.Generator().manual_seed(3)
     near = bank.draw(2, torch.Generator().manual_seed(3))
@@ -259,7 +259,7 @@ def test_what_of_the_bank_is_hardest_to_tell_is_retrieved_by_mistake(monkeypatch
 def test_retrieval_cache_applies_the_prior_of_a_read_and_trains_each_layer_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batch, real = replace(batch_of(), near=2), CrossLayerPrior.apply
+    batch, real = replace(batch_of(), num_bank_chunks=2), CrossLayerPrior.apply
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def noted(self: CrossLayerPrior, scores: Tensor, serial: Tensor) -> Tensor:
@@ -288,8 +288,8 @@ def test_retrieval_cache_with_a_prior_reads_the_best_of_the_pool_twice(
         return scores.scatter(1, self.pool[:, layer], 1.0)
 
     monkeypatch.setattr(TrainingRetrievalCache, "_scores", pool_first)
-    batch = replace(batch_of(), near=2)
-    batch = replace(batch, order=torch.cat([batch.asked[:, None], batch.order[:, :2]], dim=1))
+    batch = replace(batch_of(), num_bank_chunks=2)
+    batch = replace(batch, order=torch.cat([batch.target[:, None], batch.order[:, :2]], dim=1))
     cache, _ = read(model_of(prior=prior), batch=batch)
     for layer, held in enumerate(cache.layers):
         values = held.values[:, :, : cache.prefix].transpose(1, 2).flatten(2)  # [R, P, d]
@@ -316,11 +316,11 @@ def test_the_retrievers_loss_reaches_the_writer_only_if_slots_are_not_detached(d
 
 def test_a_random_beginning_of_the_question_is_at_least_one_token_and_of_the_question() -> None:
     cache, _ = read(model_of(), replace(PLAIN, random_prefix=1.0))
-    cache.counted = torch.tensor([[False, True, True, True, False]] * 200)
+    cache.query_mask = torch.tensor([[False, True, True, True, False]] * 200)
     beginnings = cache._beginnings()
     lengths = beginnings.sum(1)
     assert set(lengths.tolist()) == {1, 2, 3}
-    assert torch.equal(beginnings, cache.counted & (cache.counted.cumsum(1) <= lengths[:, None]))
+    assert torch.equal(beginnings, cache.query_mask & (cache.query_mask.cumsum(1) <= lengths[:, None]))
 
 
 def build(step: int, level: int) -> Batch:
@@ -358,7 +358,7 @@ def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: 
 
 def test_a_batch_that_asks_about_nothing_retrieves_and_teaches_the_retriever_nothing() -> None:
     model = model_of()
-    batch = replace(batch_of(), asked=torch.full((ROWS,), -1))
+    batch = replace(batch_of(), target=torch.full((ROWS,), -1))
     cache, hidden = read(model, batch=batch)
     assert cache.wanted == K0
     assert not cache.losses

@@ -18,7 +18,7 @@ from remanence.model.chat import TODAY
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import token_features
 from remanence.model.text import TextWriter
-from remanence.training.late import Scale, Segments, standardised
+from remanence.training.tasks.retriever_heads import Scale, Segments, standardised
 
 Told = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 

@@ -1,13 +1,33 @@
 """From token lists to the tensors of a training step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from remanence.model.inputs import left_padded
-from remanence.training.objectives import Prompts
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What R rows read, and what they must answer.
+
+    Attributes:
+        ids: `[R, T]`; labels: `[R, T]`, the next token where it counts, else -100.
+        mask: `[R, T, T]` bool, which text a position sees (questions of one row do not see each other).
+        positions: `[R, T]`, counted from 0 behind the memory.
+        context: text in front of the examples; examples: how many of equal length stand behind it, side by side.
+        text: labels are those of plain text, whose loss has a weight of its own.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    mask: Tensor
+    positions: Tensor
+    context: int = 0
+    examples: int = 1
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,4 +90,4 @@ def pack(rows: Sequence[Sequence[Example]], pad: int, contexts: Sequence[Sequenc
 
 def continued(texts: Sequence[Sequence[int]], pad: int) -> Prompts:
     """Plain language modelling: each text is a row, and all of it behind its first token is predicted."""
-    return pack([[Example(list(text[:1]), list(text[1:]))] for text in texts], pad)
+    return replace(pack([[Example(list(text[:1]), list(text[1:]))] for text in texts], pad), text=True)

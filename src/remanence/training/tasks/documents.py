@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from remanence.errors import InvalidInputError
-from remanence.training.batches import Example, left_pad, pack
 from remanence.training.curriculum import Batch
-from remanence.training.objectives import Episodes
-from remanence.training.recollection import Recollections
-from remanence.training.sources import Documents
+from remanence.training.sources import DocumentStream
+from remanence.training.tasks.longterm_task import LongTermBatch
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Example, left_pad, pack
 
 REPEAT = "Repeat:"
 MOST_JOINED = 1000
@@ -56,7 +56,7 @@ class DocumentTask:
     """Builds the batches of a training step.
 
     Args:
-        documents: by number; a step takes the next `rows`.
+        documents: a batch begins at `rows` of them, by its number.
         slots_per_write: K; slots: N.
         chunk: most tokens of a chunk.
         rows: documents per batch; each reads a pool of its own.
@@ -66,7 +66,7 @@ class DocumentTask:
     def __init__(
         self,
         tokenizer: Any,
-        documents: Documents,
+        documents: DocumentStream,
         lessons: Lessons,
         *,
         slots: int,
@@ -114,13 +114,13 @@ class DocumentTask:
         asked = torch.tensor([start + mine - 1 for start, mine in zip(starts, own, strict=True)])
         places = torch.tensor(order)
         if not self.longterm:
-            episodes = Episodes(ids, lengths, places, places == asked[:, None], prompts, near)
+            episodes = PoolBatch(ids, lengths, places, places == asked[:, None], prompts, near)
             return {"batch": episodes, "task": kind}
         spared = torch.zeros(len(own), total, dtype=torch.bool)
         for row, (start, mine) in enumerate(zip(starts, own, strict=True)):
             spared[row, start : start + mine - 1] = True
         counted = prompts.labels != -100
-        beyond = Recollections(ids, lengths, near, places, asked, spared, prompts, counted)
+        beyond = LongTermBatch(ids, lengths, near, places, asked, spared, prompts, counted)
         return {"batch": beyond, "task": f"{kind}_longterm"}
 
     def _example(self, text: Sequence[list[int]], kind: str) -> Example:
@@ -132,15 +132,14 @@ class DocumentTask:
     def _chunks(self, number: int, rng: random.Random) -> list[list[int]]:
         """At least two, all about as long."""
         ids: list[int] = []
-        joined = 0
-        while len(ids) < 2 * self.lessons.fewest:
+        wide = 8 * self.lessons.tokens  # characters; few tokens have more
+        for joined, text in enumerate(self.documents.since(number)):
             if joined > MOST_JOINED:
                 raise InvalidInputError(f"{MOST_JOINED} documents together have {len(ids)} tokens; are they empty?")
-            text = self.documents.text(number + joined)
-            joined += 1
-            wide = 8 * self.lessons.tokens  # characters; few tokens have more
             start = rng.randrange(max(1, len(text) - wide))
             ids += self.tokenizer(text[start : start + wide], add_special_tokens=False)["input_ids"]
+            if len(ids) >= 2 * self.lessons.fewest:
+                break
         ids = ids[: self.lessons.tokens]
         count = max(2, -(-len(ids) // self.chunk))
         cuts = [len(ids) * place // count for place in range(count + 1)]

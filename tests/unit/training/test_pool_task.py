@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from remanence import MemoryModel
-from remanence.training.batches import Example, left_pad, pack
-from remanence.training.objectives import (
-    Episodes,
+from remanence.training.tasks.pool_task import (
+    PoolBatch,
     Prompts,
     label_loss,
     pools_of,
@@ -17,18 +16,19 @@ from remanence.training.objectives import (
     surviving_slots,
     write_chunks,
 )
+from remanence.training.tasks.prompts import Example, left_pad, pack
 from tests.support.replay import encode
 from tests.support.training import tiny_model
 
 K, SLOTS = 4, 12
 
 
-def episodes_of(model: MemoryModel, order: list[list[int]], asked: list[list[bool]], chunks: int) -> Episodes:
+def episodes_of(model: MemoryModel, order: list[list[int]], asked: list[list[bool]], chunks: int) -> PoolBatch:
     rng = random.Random(0)
     texts = [[rng.randrange(64) for _ in range(8)] for _ in range(chunks)]
     ids, lengths = left_pad(texts, 0)
     prompts = pack([[Example([1, 2, 3], [4])] for _ in order], pad=0)
-    return Episodes(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts)
+    return PoolBatch(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts)
 
 
 def gradient_reaches(made: Tensor, pools: Tensor) -> list[bool]:  # per chunk
@@ -108,7 +108,7 @@ def test_training_writes_what_inference_writes() -> None:
     assert memory.newest is not None
     texts = [[5, 6, 7, 8, 9, 10], [11, 12], [1, 2, 3, 4, 5, 6, 7, 8]]
     ids, lengths = left_pad(texts, 0, K)
-    episodes = Episodes(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
+    episodes = PoolBatch(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
     made = write_chunks(model, episodes.chunks, episodes.lengths, memory.newest[None].expand(3, -1, -1, -1))
     for text, slots in zip(texts, made, strict=True):
         torch.testing.assert_close(slots, encode(model, memory, torch.tensor(text)), atol=1e-5, rtol=0)

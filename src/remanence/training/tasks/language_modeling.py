@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from remanence.training.batches import continued, left_pad
-from remanence.training.objectives import Episodes, Prompts
+from remanence.training.tasks.pool_task import PoolBatch
+from remanence.training.tasks.prompts import Prompts, continued, left_pad
 
 LENGTHS = (256, 384, 512)  # tokens that are read
 FRONT, CHUNK = 2, 128  # chunks that are written of what stands in front of them, and tokens of each
@@ -33,7 +33,7 @@ class TextTask:
         length = rng.choice(LENGTHS)
         return continued([self._window(rng, length) for _ in range(self._rows(length))], self.pad)
 
-    def behind_memory(self, rng: random.Random, *, related: bool) -> Episodes:
+    def behind_memory(self, rng: random.Random, *, related: bool) -> PoolBatch:
         """Each row reads a pool of other rows' chunks; where it is `related`, those of its own front are the newest."""
         length = rng.choice(LENGTHS)
         rows, front = self._rows(length), FRONT * CHUNK
@@ -49,7 +49,7 @@ class TextTask:
         asked[:, -FRONT:] = related
         ids, lengths = left_pad(chunks, self.pad)
         prompts = continued([text[front:] for text in texts], self.pad)
-        return Episodes(ids, lengths, torch.tensor(order), asked, prompts)
+        return PoolBatch(ids, lengths, torch.tensor(order), asked, prompts)
 
     def _rows(self, length: int) -> int:
         return max(2, self.tokens // length)
