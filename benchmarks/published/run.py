@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)  # as the sides do, and the stamp says
     stamp = run_stamp(f"{command} --rounds {options.rounds} --samples {options.samples}", torch.device("cpu"))
     git = subprocess.run(["git", "-C", options.published, "rev-parse", "HEAD"], capture_output=True, text=True)
-    figures = {**stamp, "published_commit": git.stdout.strip(), "model": model, "goals": GOALS, **taken}
+    figures = {**stamp, "published_commit": git.stdout.strip() or "unknown", "model": model, "goals": GOALS, **taken}
     options.json.write_text(json.dumps(figures, indent=1) + "\n")
     print(table(figures))
 

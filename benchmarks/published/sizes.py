@@ -15,7 +15,7 @@ def config_of(
 ) -> dict[str, Any]:
     kind = {"architectures": ["MemoryLLM"], "model_type": "memoryllm", "torch_dtype": "float32"}
     shape = {"num_hidden_layers": layers, "hidden_size": d, "intermediate_size": inner, "vocab_size": v}
-    shape |= {"num_attention_heads": heads, "num_key_value_heads": shared, "max_position_embeddings": 4 * k * blocks}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": shared, "max_position_embeddings": 16384}
     pool = {"num_tokens": k, "num_blocks": blocks, "num_memory_tokens": k * blocks, "drop_memory_per_layer": True}
     rest = {"add_bos_embedding": True, "add_decoder_lora": False, "lora_config": None, "eos_token_id": None}
     return {**kind, **shape, **pool, **rest}
