@@ -27,7 +27,7 @@ from published import sizes
 from remanence.environment import run_stamp
 
 GOALS = {"write": 1.0, "first": 3.5, "token": 1.2}  # how many times as fast as the published code
-TOLERANCE = 2e-5  # of the largest logit
+TOLERANCE = 5e-6  # of the largest logit; rounding is 1e-6, and a wrong epsilon in the norms 9e-6
 SIDES = {"published": "published code", "remanence": "Remanence", "optimized": "Remanence, `optimize_for_cpu`"}
 TIMES = {
     "write": "a write of 512 tokens",
