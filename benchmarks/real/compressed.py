@@ -14,7 +14,7 @@ from typing import Any
 
 from remanence import MemoryModel
 from remanence.environment import run_stamp
-from remanence.evaluation.columns import ANSWER_TOKENS, hit
+from remanence.evaluation.asking import ANSWER_TOKENS, hit
 from remanence.evaluation.intervals import wilson
 from remanence.evaluation.squad import Asked, read_questions
 

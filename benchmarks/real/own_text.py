@@ -13,7 +13,7 @@ from pathlib import Path
 
 from remanence import MemoryModel
 from remanence.environment import run_stamp
-from remanence.evaluation.columns import hit
+from remanence.evaluation.asking import hit
 from remanence.evaluation.intervals import wilson
 from remanence.texts import paragraphs_of
 

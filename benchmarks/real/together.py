@@ -23,7 +23,8 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.environment import run_stamp
-from remanence.evaluation.columns import hit, reading_all
+from remanence.evaluation.asking import hit
+from remanence.evaluation.columns import reading_all
 from remanence.evaluation.intervals import wilson
 from remanence.evaluation.squad import among_others, read_questions
 from remanence.model.text import TextWriter

@@ -1,15 +1,26 @@
 """What was told, in every form in which a model may be given it: a memory, texts, an index of words."""
 
 import hashlib
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from remanence.errors import InvalidInputError
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
 Written = tuple[Memory, list[int]]  # a memory, and by passage the id of its write
+
+
+def require_bm25() -> None:
+    """
+    Raises:
+        InvalidInputError: the package that ranks passages is not installed.
+    """
+    if importlib.util.find_spec("bm25s") is None:
+        raise InvalidInputError("bm25 columns need the package bm25s: pip install 'remanence[eval]'")
 
 
 class Told:
