@@ -26,14 +26,16 @@ from remanence.environment import run_stamp
 from remanence.errors import InvalidInputError
 from remanence.evaluation.registry import EVALUATIONS, Command, load
 
-ColumnsOption = Annotated[
-    str | None,
-    typer.Option(
-        help="What the model has when it is asked, with commas between: nothing, oracle (the passage as text), bm25_1, "
-        "bm25_4 (the best passages as text), fits (as much text as fits), slots (retrieved by the memory itself), "
-        "slots+reader+retriever (with trained parts), pool and longterm (a learned memory). Default: most of them."
-    ),
-]
+_SHOWN = {
+    "nothing": "nothing",
+    "oracle": "oracle (the passages that answer, as text)",
+    "bm25": "bm25_1, bm25_4, … (the best passages as text)",
+    "fits": "fits (the newest text, as much as fits)",
+}
+_REMEMBERED = (
+    "pool, longterm (a learned memory without its long-term slots, and with them)",
+    "slots, slots+reader+retriever (text slots as the memory finds them, and with trained parts)",
+)
 ResumeOption = Annotated[
     Path | None,
     typer.Option(
@@ -44,7 +46,7 @@ ResumeOption = Annotated[
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="File for the figures.")]
 PlotOption = Annotated[Path | None, typer.Option(help="File for the picture, .png or .svg.")]
-_COMMON = {"columns": ColumnsOption, "resume": ResumeOption, "json": JsonOption, "plot": PlotOption}
+_COMMON = {"resume": ResumeOption, "json": JsonOption, "plot": PlotOption}
 
 
 class Evaluations(OneLineErrors):
@@ -82,12 +84,14 @@ def _command(name: str) -> Any:
     own = [one for one in own if one.name != "folder"]
 
     def run(**options: Any) -> None:
-        common = {key: options.pop(key) for key in (*_COMMON, "model")}
+        common = {key: options.pop(key) for key in kinds}
         measure(name, command, make, options, **common)
 
+    model = LearnedModelOption if command.learned else ModelOption
+    kinds = {"model": model, "columns": _columns_option(command), **_COMMON}
     common = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for key, kind in {"model": LearnedModelOption if command.learned else ModelOption, **_COMMON}.items()
+        for key, kind in kinds.items()
     ]
     run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     run.__doc__ = make.__doc__
@@ -95,6 +99,13 @@ def _command(name: str) -> Any:
     shown = [f"remanence eval {name} {line}".rstrip() for line in command.examples]
     made.command(name, epilog=examples(*shown))(run)
     return typer.main.get_command(made)
+
+
+def _columns_option(command: Command) -> Any:
+    shown = [*(_SHOWN.get(one, one) for one in command.shows), *_REMEMBERED[: 1 if command.whole else None]]
+    usual = "the whole memory" if command.whole else f"{command.columns}, and each memory that the model has"
+    help_text = f"What the model has when it is asked, with commas between: {'; '.join(shown)}. Default: {usual}."
+    return Annotated[str | None, typer.Option(help=help_text)]
 
 
 def measure(
@@ -111,18 +122,16 @@ def measure(
 ) -> None:
     """Run an evaluation, show its table, and keep its figures and its picture where files were named."""
     _require_places(options, json, plot, resume)
-    from remanence.evaluation.columns import MEMORIES, about, columns_of, memory_columns, used_by
+    from remanence.evaluation.columns import about, columns_of, memory_columns, used_by
     from remanence.evaluation.harness import Report, Run
 
     engine = load_model(model or (LEARNED if command.learned else None))
-    listed = columns or ",".join([command.columns, *(memory_columns(engine) if command.memories else [])]).strip(",")
-    shows = [*dict.fromkeys(one.partition("_")[0] for one in command.columns.split(",") if one), *command.also]
-    chosen = columns_of(engine, listed, [*shows, *MEMORIES])
+    memories = memory_columns(engine)
+    listed = columns or ",".join([command.columns, *(memories[-1:] if command.whole else memories)]).strip(",")
+    chosen = columns_of(engine, listed, command.shows)
     uses = {column.name: used_by(engine, column) for column in chosen}
     run = Run(make(engine, chosen, **options, folder=resume), about(engine), resume, uses)
-    left = (
-        "nothing was kept" if run.file is None else f"what is measured is kept in {run.file}; the same command goes on"
-    )
+    left = "nothing was kept" if run.file is None else f"what is measured is kept in {run.file}; run it again to resume"
     with interruptible(left), progress_bar("asking") as progress:
         records = run(progress)
     words = shlex.join(_words(name, {**options, "columns": listed, "model": model or engine.name}))

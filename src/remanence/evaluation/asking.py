@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.harness import Record
 from remanence.evaluation.metrics import Metric
@@ -87,14 +87,16 @@ class Asking:
                 return self._from_memory(column, told, question)
         if column.shows == "bm25":
             told.index()
+        _ = told.lengths
         begun, ranking = perf_counter(), None
+        room = _room(self._model, question, self._tokens)
         if column.shows == "bm25":
             ranking = told.ranked(question)
-            shown = ranking[: column.passages][::-1]
+            shown = told.fitting(ranking[: column.passages], room)[::-1]
         elif column.shows == "fits":
-            shown = told.newest(_room(self._model, question, self._tokens))
+            shown = told.newest(room)
         else:
-            shown = list(oracle) if column.shows == "oracle" else []
+            shown = told.fitting(oracle, room) if column.shows == "oracle" else []
         chosen = 1e3 * (perf_counter() - begun)
         prompt = "\n\n".join([*(told.passages[place] for place in shown), question])
         if prompt not in self._known:
@@ -104,16 +106,20 @@ class Asking:
         return Said(text, None, None if ranking is None else ranking[:RANKED], chosen + first)
 
     def _from_memory(self, column: Column, told: Told, question: str) -> Said:
-        model, memory = self._model, told.memory
-        asked = memory.pool_only() if column.shows == "pool" else memory
-        answer, first = _timed(model, asked, question, self._tokens)
-        _, again = _timed(model, asked, question, 1)
+        model, memory = self._model, memory_of(column, told)
+        answer, first = _timed(model, memory, question, self._tokens)
+        _, again = _timed(model, memory, question, 1)
         if column.shows != "slots":
             return Said(answer.text, None, None, first, again)
         places = {write: place for place, write in enumerate(told.writes)}
         best = model.search(memory, question, k=RANKED)
         ranked, score = [places[write] for write, _ in best if write in places], best[0][1] if best else 0.0
         return Said(answer.text, answer.found, ranked, first, again, score)
+
+
+def memory_of(column: Column, told: Told) -> Memory:
+    """What is asked under a column that remembers."""
+    return told.memory.pool_only() if column.shows == "pool" else told.memory
 
 
 def _timed(model: MemoryModel, memory: Memory, question: str, tokens: int) -> tuple[Answer, float]:
@@ -123,10 +129,10 @@ def _timed(model: MemoryModel, memory: Memory, question: str, tokens: int) -> tu
     return answer, 1e3 * (streamer.times[1] - begun)
 
 
-def _room(model: MemoryModel, question: str, tokens: int) -> int:
-    """Tokens that fit in front of a question and its answer."""
+def _room(model: MemoryModel, question: str, tokens: int) -> float:
+    """Tokens that fit in front of a question and its answer; infinite, where the model does not say."""
     if model.positions is None:
-        raise InvalidInputError(f"{model.name} does not say how much it reads; leave the column fits out")
+        return inf
     asked: Any = [{"role": "user", "content": question}] if model.texts.chats else prompt_of(question)
     prompt = model.texts.prompt(asked, model.device, date=TODAY)
     return model.positions - tokens - len(prompt.ids) - 2
@@ -140,7 +146,7 @@ def _bytes_per_token(column: Column, told: Told) -> float:
     if column.shows == "nothing":
         return 0.0
     if column.remembers:
-        return sum(told.memory.nbytes.values()) / sum(told.lengths)
+        return sum(memory_of(column, told).nbytes.values()) / sum(told.lengths)
     return sum(len(passage.encode()) for passage in told.passages) / sum(told.lengths)
 
 
@@ -168,7 +174,7 @@ def record_of(
     answer = first_line(said.text)
     record |= {
         "hit": hit(said.text, truths),
-        "exact_match": bool(exact_match(answer, truths)),
+        "exact_match": exact_match(answer, truths),
         "f1": f1(answer, truths),
     }
     if said.found is not None:
@@ -185,4 +191,4 @@ def hit(said: str, truths: Sequence[str]) -> bool:
     """
     held = f" {normalised(said)} "
     found = [f" {normalised(truth)} " in held for truth in truths if normalised(truth)]
-    return all(found) if isinstance(truths, AllOf) else any(found)
+    return bool(found) and (all if isinstance(truths, AllOf) else any)(found)

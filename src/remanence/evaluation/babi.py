@@ -18,7 +18,7 @@ from remanence.evaluation.columns import Column
 from remanence.evaluation.documents import Story, parse_lengths, read_stories
 from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
 from remanence.evaluation.registry import Command
-from remanence.evaluation.told import Told
+from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
 from remanence.texts import paragraphs_of, read_text
 
@@ -103,7 +103,7 @@ def _measured(asking: Asking, column: Column, before: Told, story: Story) -> Rec
 
 
 class _Background:
-    """Paragraphs of novels, told once for each length; longer memories are forks of shorter ones.
+    """Paragraphs of novels, told once for each length.
 
     Attributes:
         paragraphs: all of them in the order in which they are told.
@@ -120,8 +120,7 @@ class _Background:
         if len(self._counts) < len(self.lengths):
             longest = self.lengths[len(self._counts)]
             raise InvalidInputError(f"the paragraphs have fewer than {longest:,} tokens; name more novels, or fewer")
-        self._model, self._folder = model, folder
-        self._told: dict[int, Told] = {}
+        self._growing = Growing(model, self.paragraphs, folder)
 
     def _cut(self, model: MemoryModel) -> Iterator[int]:
         """How many paragraphs have as many tokens as each length."""
@@ -135,9 +134,4 @@ class _Background:
                 return
 
     def told(self, length: int) -> Told:
-        if length not in self._told:
-            shorter = max((known for known in self._told if known < length), default=0)
-            before = self._told.get(shorter, Told(self._model, []))
-            passages = self.paragraphs[self._counts.get(shorter, 0) : self._counts[length]]
-            self._told[length] = before.then(passages, self._folder)
-        return self._told[length]
+        return self._growing.up_to(self._counts[length])

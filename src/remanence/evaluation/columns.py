@@ -64,7 +64,7 @@ def columns_of(model: MemoryModel, names: str | Sequence[str], shows: Sequence[s
     """Columns by their names, of which a text is a list with commas.
 
     Args:
-        shows: what an evaluation's columns may show.
+        shows: what an evaluation's columns may show besides memories.
 
     Raises:
         InvalidInputError: there is no such column, the model has no such memory or lacks a part that is named, or a
@@ -72,11 +72,12 @@ def columns_of(model: MemoryModel, names: str | Sequence[str], shows: Sequence[s
     """
     listed = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     columns = [column_of(name) for name in dict.fromkeys(filter(None, listed))]
-    there = ", ".join("bm25_1 (or any number)" if kind == "bm25" else kind for kind in shows)
+    held = dict.fromkeys(column_of(name).shows for name in memory_columns(model))
+    there = ", ".join("bm25_1 (or any number)" if kind == "bm25" else kind for kind in (*shows, *held))
     if not columns:
         raise InvalidInputError(f"name a column at least: {there}")
     for one in columns:
-        if one.shows not in shows or (one.parts and one.shows != "slots"):
+        if one.shows not in (*shows, *MEMORIES) or (one.parts and one.shows != "slots"):
             raise InvalidInputError(f"there is no column {one.name!r} here; there are {there}")
         if one.shows == "bm25":
             require_bm25()
@@ -151,7 +152,8 @@ def _parts(model: MemoryModel) -> dict[str, str]:
 
 
 def used_by(model: MemoryModel, column: Column) -> dict[str, Any]:
-    """What of a model the figures of a column hang on."""
+    """What of a model the figures of a column hang on: where it is shown text, its weights."""
     with only(model, column.parts):
         every = about(model)
-    return every if column.remembers else {name: every[name] for name in ("fingerprint", "dtype")}
+    plain = column.shows in TEXTS and model.config.writer == "text"
+    return {name: every[name] for name in ("fingerprint", "dtype")} if plain else every

@@ -4,6 +4,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def parse_lengths(text: str) -> list[int]:
     return sorted({int(item.removesuffix("k")) * (1000 if item.endswith("k") else 1) for item in items})
 
 
-def read_documents(path: Path, tokenizer: Any, lengths: Sequence[int], samples: int, seed: int = 0) -> list[Document]:
-    """`samples` documents of each length; of a LongBench file as many of them as there are.
+def read_documents(path: Path, tokenizer: Any, lengths: Sequence[int], count: int, seed: int = 0) -> list[Document]:
+    """`count` documents of each length; of a LongBench file as many of them as there are. Fewer are the first of more.
 
     Args:
         path: LongBench, one JSON object per line with `context`, `input` and `answers`; or a bAbI file, whose lines
@@ -57,18 +58,17 @@ def read_documents(path: Path, tokenizer: Any, lengths: Sequence[int], samples: 
         FileNotFoundError: no such file.
         InvalidInputError: another format; no questions; facts too long for the lengths.
     """
-    rng = random.Random(seed)
 
     def tokens(part: str) -> int:
         return len(tokenizer(part, add_special_tokens=False)["input_ids"])
 
     if re.match(r"1 \w", text := read_text(path)):
-        documents = _hidden(read_stories(path), tokens, lengths, samples, rng)
+        documents = _hidden(read_stories(path), tokens, lengths, count, seed)
     else:
         asked = list(_longbench(text, path))
         if not asked:
             raise InvalidInputError(f'{path} has no question: "input" or the answers are empty in all records')
-        documents = _sorted_in(asked, tokens, lengths, samples, rng)
+        documents = _sorted_in(asked, tokens, lengths, count, seed)
     if not documents:
         raise InvalidInputError(f"{path} has no question that can be asked at the lengths {list(lengths)}")
     return documents
@@ -142,33 +142,34 @@ def _sorted_in(
     asked: list[tuple[str, Question]],
     tokens: Callable[[str], int],
     lengths: Sequence[int],
-    samples: int,
-    rng: random.Random,
+    count: int,
+    seed: int,
 ) -> list[Document]:
     found: dict[int | None, list[Document]] = {length: [] for length in [*lengths, None]}
-    for context, question in rng.sample(asked, len(asked)):
+    for context, question in random.Random(seed).sample(asked, len(asked)):
         size = tokens(context)
         length = next((length for length in lengths if size <= length), None)
         found[length].append(Document(context, question, length))
-    return [document for documents in found.values() for document in documents[:samples]]
+    return [document for documents in found.values() for document in documents[:count]]
 
 
 def _hidden(
     stories: list[Story],
     tokens: Callable[[str], int],
     lengths: Sequence[int],
-    samples: int,
-    rng: random.Random,
+    count: int,
+    seed: int,
 ) -> list[Document]:
     """The same questions at every length, their facts in order at random places among paragraphs of novels.
 
     A story whose facts fill more than half of the shortest length is not asked about.
     """
-    fitting = (s for s in rng.sample(stories, len(stories)) if tokens("\n".join(s.facts)) <= lengths[0] // 2)
-    chosen = [story for story, _ in zip(fitting, range(samples), strict=False)]
+    mixed = random.Random(seed).sample(stories, len(stories))
+    chosen = list(islice((one for one in mixed if tokens("\n".join(one.facts)) <= lengths[0] // 2), count))
     documents = []
     for length in lengths:
-        for story in chosen:
+        for number, story in enumerate(chosen):
+            rng = random.Random(f"{seed}/{length}/{number}")
             around, room = [], length - tokens("\n".join(story.facts))
             for paragraph in _prose(rng):
                 room -= tokens(paragraph + "\n")

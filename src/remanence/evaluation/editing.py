@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -37,12 +38,13 @@ import typer
 from remanence.data.edits import Edit, Kind, biography_edits, read_edits
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import answer_rows
+from remanence.evaluation.asking import memory_of
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
 from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.registry import Command
-from remanence.evaluation.scoring import Scored, score_tokens
+from remanence.evaluation.scoring import score_tokens
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
@@ -68,9 +70,10 @@ _ANSWER = 64  # tokens that are left for an answer
 
 @dataclass(frozen=True)
 class Group:
-    """Edits that are made one after another, and then asked about."""
+    """Edits that are made one after another, and then asked about; `seed`: of the memory."""
 
     edits: tuple[Edit, ...]
+    seed: int
 
     @property
     def texts(self) -> list[str]:
@@ -99,7 +102,7 @@ def evaluation(
     count: Annotated[int, typer.Option(min=1, help="Edits asked about, for each such number.")] = 100,
     rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = RATE,
     bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = BOUND,
-    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed, other invented people, and other slots forgotten.")] = 0,
     folder: Path | None = None,
 ) -> Evaluation:
     """Facts that change, told one after another: efficacy, paraphrase, specificity, and the harmonic mean of these.
@@ -121,7 +124,7 @@ def evaluation(
     items = []
     for made in counts:
         for start in range(0, max(made, count - count % made), made):
-            group = Group(tuple(given[start : start + made]))
+            group = Group(tuple(given[start : start + made]), seed + start)
             title = f"{made:,} edit{'s' * (made > 1)}"
             items += [
                 Item(f"{made}/{start + number}", (title,), content=(group, number), together=f"{made}/{start}")
@@ -129,8 +132,9 @@ def evaluation(
             ]
     settings = {
         "data": "biographies" if data is None else data.name,
-        "digest": digest_of(repr(given[:needed])),
+        "digest": digest_of(repr(given[:1]) if data is None else data),
         "set": kind,
+        "seed": seed,
         "rate": rate,
         "steps": STEPS,
         "bound": bound,
@@ -141,7 +145,7 @@ def evaluation(
 class _Measuring:
     def __init__(self, model: MemoryModel, kind: Kind, rate: float, bound: float) -> None:
         self._model, self._kind, self._rate, self._bound = model, kind, rate, bound
-        self._told = lru_cache(1)(lambda group: Told(model, group.texts))
+        self._told = lru_cache(1)(lambda group: Told(model, group.texts, seed=group.seed))
 
     def __call__(self, column: Column, items: Sequence[Item]) -> list[Record]:
         group: Group = items[0].content[0]
@@ -155,40 +159,50 @@ class _Measuring:
                 tune(self._model, memory, weights, [*row, *answer], len(answer), rate=self._rate, bound=bound)
             if weights:  # they have another fingerprint; the memory is read by them all the same
                 memory.spec = self._model.spec
-            return [self._record(column, memory, group, edit) for edit in edits]
+            return self._records(column, memory, group, edits)
 
     def _memory(self, column: Column, group: Group) -> Memory:
         """What the prompts are read behind; weights are tuned behind what was known, where the writer is learned."""
         if column.remembers:
-            memory = self._told(group).memory
-            return memory.pool_only() if column.shows == "pool" else memory
-        memory = Memory(self._model.spec) if column.shows in ("fits", "bm25") else self._model.new_memory()
-        if column.shows not in ("fits", "bm25") and self._model.config.writer == "learned":
-            for text in (text for edit in group.edits for text in edit.known):
+            return memory_of(column, self._told(group))
+        if column.shows in ("fits", "bm25"):
+            return Memory(self._model.spec)
+        memory = self._model.new_memory(group.seed)
+        for text in (text for edit in group.edits for text in edit.known):
+            if self._model.config.writer == "learned":
                 self._model.write(memory, text)
         return memory
 
-    def _record(self, column: Column, memory: Memory, group: Group, edit: Edit) -> Record:
-        asked = {
-            "efficacy": [_Asked(edit.prompt, edit.new, edit.old)],
-            "paraphrase": [_Asked(prompt, edit.new, edit.old) for prompt in edit.paraphrases],
-            "specificity": [_Asked(prompt, answer, edit.new) for prompt, answer in edit.neighbours],
-        }
-        found = iter(self._judged(column, memory, group, [one for those in asked.values() for one in those]))
-        record: Record = {name: round(fmean(next(found) for _ in those), 4) for name, those in asked.items() if those}
-        return {**record, "score": [record.get(name) for name in asked]}
+    def _records(self, column: Column, memory: Memory, group: Group, edits: Sequence[Edit]) -> list[Record]:
+        asked = [
+            {
+                "efficacy": [_Asked(edit.prompt, edit.new, edit.old)],
+                "paraphrase": [_Asked(prompt, edit.new, edit.old) for prompt in edit.paraphrases],
+                "specificity": [_Asked(prompt, answer, edit.new) for prompt, answer in edit.neighbours],
+            }
+            for edit in edits
+        ]
+        every = [one for kinds in asked for those in kinds.values() for one in those]
+        found: list[float] = []
+        for start in range(0, len(every), _BATCH):
+            found += self._judged(column, memory, group, every[start : start + _BATCH])
+        judged, records = iter(found), list[Record]()
+        for kinds in asked:
+            record: Record = {
+                name: round(fmean(next(judged) for _ in those), 4) for name, those in kinds.items() if those
+            }
+            records.append({**record, "score": [record.get(name) for name in kinds]})
+        return records
 
     def _shown(self, column: Column, group: Group, prompt: str) -> str:
         """What stands in front of a prompt, as text."""
         told = self._told(group)
+        room = (self._model.positions or inf) - _ANSWER - len(self._ids(prompt))
+        places: list[int] = []
         if column.shows == "bm25":
-            places = told.ranked(prompt)[: column.passages][::-1]
+            places = told.fitting(told.ranked(prompt)[: column.passages], room)[::-1]
         elif column.shows == "fits":
-            if self._model.positions is None:
-                raise InvalidInputError(f"{self._model.name} does not say how much it reads; leave the column fits out")
-            places = told.newest(self._model.positions - _ANSWER - len(self._ids(prompt)))
-        else:
-            places = []
+            places = told.newest(room)
         return "".join(f"{told.passages[place]}\n" for place in places)
 
     def _judged(self, column: Column, memory: Memory, group: Group, asked: Sequence[_Asked]) -> list[float]:
@@ -199,17 +213,11 @@ class _Measuring:
             prompts = [self._prompt(text, one.prompt) for text, one in rows]
             said = answer_rows(self._model, [memory] * len(prompts), prompts)
             return [float(text == one.right) for text, one in zip(said, asked, strict=True)]
-        right = self._scored(memory, [self._row(text, one.prompt, one.right) for text, one in rows])
+        right, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.right) for text, one in rows])
         if self._kind == "zsre":
             return [fmean(one.greedy) for one in right]
-        wrong = self._scored(memory, [self._row(text, one.prompt, one.wrong) for text, one in rows])
+        wrong, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.wrong) for text, one in rows])
         return [float(fmean(a.likelihoods) > fmean(b.likelihoods)) for a, b in zip(right, wrong, strict=True)]
-
-    def _scored(self, memory: Memory, rows: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
-        found: list[Scored] = []
-        for start in range(0, len(rows), _BATCH):
-            found += score_tokens(self._model, memory, rows[start : start + _BATCH])[0]
-        return found
 
     def _row(self, shown: str, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """Ids of what is shown and the prompt, and of the answer: those that the prompt alone has not.

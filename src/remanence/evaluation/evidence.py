@@ -14,7 +14,8 @@ from remanence.evaluation.asking import ANSWERED, RANKED, Asking, Said, record_o
 from remanence.evaluation.columns import Column
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.told import Told, Written
+from remanence.evaluation.scores import f1
+from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
 
 RECALLS = (1, 5, 10)  # of the best parts
@@ -59,16 +60,21 @@ class Asked:
 class Corpus:
     """Parts that are told one after another into one memory, and what is asked about them.
 
-    `whole`: they are one text, and told in one write.
+    `whole`: the text that they are cut from, where it is told in one write.
     """
 
     name: str
     parts: tuple[Part, ...]
     asked: tuple[Asked, ...]
-    whole: bool = False
+    whole: str | None = None
 
 
 Score = Callable[[str, Asked], float]  # of an answer: its F1, as the set counts it
+
+
+def plain_score(said: str, asked: Asked) -> float:
+    """F1 as the SQuAD evaluation counts it."""
+    return f1(said, asked.truths)
 
 
 def told_as(date: str, speaker: str, text: str) -> str:
@@ -82,9 +88,9 @@ def of_corpora(
     settings: Mapping[str, Any],
     corpora: Sequence[Corpus],
     columns: Sequence[Column],
-    score: Score,
     *,
     tokens: int,
+    score: Score = plain_score,
     count: int | None = None,
     folder: Path | None = None,
 ) -> Evaluation:
@@ -92,8 +98,8 @@ def of_corpora(
 
     Args:
         name, settings: of the evaluation; settings say which data.
-        score: F1 of an answer.
         tokens: most of an answer.
+        score: F1 of an answer.
         count: questions at most, as many of each corpus; None: all.
         folder: in which what is told once is kept, so that the next run need not write it again.
     """
@@ -101,8 +107,8 @@ def of_corpora(
 
     @lru_cache(4)
     def told(place: int) -> Told:
-        passages = [part.text for part in corpora[place].parts]
-        return Told(model, passages, _in_one_write(model, passages) if corpora[place].whole else None, folder=folder)
+        corpus = corpora[place]
+        return Told(model, [part.text for part in corpus.parts], whole=corpus.whole, folder=folder)
 
     items = [
         Item(
@@ -126,14 +132,6 @@ def of_corpora(
         METRICS,
         base="bm25_4",
     )
-
-
-def _in_one_write(model: MemoryModel, passages: Sequence[str]) -> Callable[[], Written]:
-    def written() -> Written:
-        memory = model.new_memory()
-        return memory, [model.write(memory, "\n".join(passages)).id]
-
-    return written
 
 
 def _chosen(corpora: Sequence[Corpus], count: int | None) -> list[tuple[int, Asked]]:

@@ -4,8 +4,8 @@
   scored; the others are, behind whatever was read for them. `read`: the share of windows for which anything was.
 - Prompts of everyday use, answered greedily: `same`, the share whose answers are those of the stock model.
 
-Columns of its own, for learned memories: `shipped`, the pool that a checkpoint ships, where it ships one; `related`, a
-memory into which the window of text in front of the one that is read was written last, which is to help.
+Columns of its own: `shipped`, the pool that a checkpoint ships, where it ships one; `related`, a memory into which the
+window of text in front of the one that is read was written last, which is to help.
 """
 
 import random
@@ -21,6 +21,7 @@ import typer
 from remanence.data.episodes import unrelated
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
+from remanence.evaluation.asking import memory_of
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
@@ -78,7 +79,9 @@ def evaluation(
         int | None, typer.Option(min=1, help="Passages that are told. Default: 200, or as fill a pool twice.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Windows of the text, and prompts, of which there are 50.")] = 100,
-    window: Annotated[int, typer.Option(min=ASKED_WITH + 1, help="Tokens of each window.")] = 512,
+    window: Annotated[
+        int | None, typer.Option(min=ASKED_WITH + 1, help="Tokens of each window. Default: 512, or as many as fit.")
+    ] = None,
     folder: Path | None = None,
 ) -> Evaluation:
     """Whether a memory of something else changes what the model says: perplexity of a text, answers to 50 prompts.
@@ -91,7 +94,8 @@ def evaluation(
     number = unrelated or (2 * writes_per_pool(model) if learned else 200)
     text = bundled_text() if data is None else read_text(data)
     passages = _passages(told, number, text, learned=learned)
-    if window > (most := room(model, written=learned)):
+    most = room(model, written=learned)
+    if (window := window or min(512, most)) > most:
         raise InvalidInputError(f"a window of {window} tokens does not fit; at most {most} do: name --window")
     ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
@@ -100,7 +104,8 @@ def evaluation(
     share = min(count, len(windows) - 1)
     places = [1 + each * (len(windows) - 1) // share for each in range(share)]
     items = [Item(f"window/{place}", ("windows",), content=(windows[place - 1], windows[place])) for place in places]
-    items += [Item(f"prompt/{each}", ("prompts",), content=one) for each, one in enumerate(prompts()[:count])]
+    plain = tuple(column.name for column in columns if column.shows != "related")
+    items += [Item(f"prompt/{each}", ("prompts",), plain, one) for each, one in enumerate(prompts()[:count])]
     return Evaluation(
         "harm",
         {
@@ -158,7 +163,7 @@ class _Measuring:
             return self._blank
         if column.shows == "shipped":
             return self._model.new_memory()
-        return self._told.memory.pool_only() if column.shows == "pool" else self._told.memory
+        return memory_of(column, self._told)
 
     def _answer(self, memory: Memory, prompt: str) -> Answer:
         return self._model.ask(memory, prompt, max_new_tokens=ANSWER_TOKENS)

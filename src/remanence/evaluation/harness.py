@@ -152,7 +152,7 @@ class Run:
             for record in map(json.loads, lines[1:]):
                 if record["model"] == self._model.get(record["column"]):
                     self._records[record["item"], record["column"]] = record
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{file} is damaged; delete it, or name another folder") from error
 
 
@@ -249,21 +249,21 @@ class Report:
 
         A line for each group and column; where there is one metric, a line for each group.
         """
-        titles, lines = self._crossed() if len(self.metrics) == 1 else self._listed()
+        metrics = [metric for metric in self.metrics if metric.shown]
+        titles, lines = self._crossed(metrics[0]) if len(metrics) == 1 else self._listed(metrics)
         return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
 
-    def _listed(self) -> tuple[list[str], list[list[str]]]:
-        titles = ["", "", "n", *(title for metric in self.metrics for title in self._titles(metric))]
+    def _listed(self, metrics: Sequence[Metric]) -> tuple[list[str], list[list[str]]]:
+        titles = ["", "", "n", *(title for metric in metrics for title in self._titles(metric))]
         lines, before = [], None
         for row in self.rows:
             group = "" if row["group"] == before else row["group"]
             before = row["group"]
-            cells = [cell for metric in self.metrics for cell in self._cells(row, metric)]
+            cells = [cell for metric in metrics for cell in self._cells(row, metric)]
             lines.append([group, row["column"], str(row["samples"]), *cells])
         return titles, lines
 
-    def _crossed(self) -> tuple[list[str], list[list[str]]]:
-        [metric] = self.metrics
+    def _crossed(self, metric: Metric) -> tuple[list[str], list[list[str]]]:
         columns, lines = list(dict.fromkeys(row["column"] for row in self.rows)), []
         for group in dict.fromkeys(row["group"] for row in self.rows):
             rows = {row["column"]: row for row in self.rows if row["group"] == group}
@@ -300,6 +300,8 @@ def _cell(figure: Mapping[str, float] | None, digits: int, *, sign: bool = False
     if figure is None:
         return ""
     form = f"{'+' if sign else ''},.{digits}f"
+    if figure["n"] == 1 and figure["low"] == figure["high"]:
+        return f"{figure['value']:{form}}"
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
@@ -310,14 +312,25 @@ def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _text(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Names to the left, figures to the right; below each other, with the names again, what is too wide."""
+    first = list(titles).index("n") + 1
     columns = list(zip(titles, *lines, strict=True))
-    names = columns[: list(titles).index("n") + 1]
-    blocks = [names]
-    for column in columns[len(names) :]:
-        if blocks[-1] != names and _width([*blocks[-1], column]) > _WIDEST:
-            blocks.append(names)
+    if first == 3 and max(_width([*columns[:3], column]) for column in columns[3:]) > _WIDEST:
+        lines = [row for line in lines for row in _below(line)]
+        columns = list(zip(titles[1:], *lines, strict=True))
+        first = 2
+    blocks = [columns[:first]]
+    for column in columns[first:]:
+        if len(blocks[-1]) > first and _width([*blocks[-1], column]) > _WIDEST:
+            blocks.append(columns[:first])
         blocks[-1] = [*blocks[-1], column]
     return "\n\n".join(map(_block, blocks))
+
+
+def _below(line: Sequence[str]) -> list[list[str]]:
+    """A group's name in a line of its own, and the others below it."""
+    group, column, *cells = line
+    named = [[group, *[""] * len(cells)]] if group else []
+    return [*named, [f"  {column}", *cells]]
 
 
 def _width(columns: Sequence[Sequence[str]]) -> int:
@@ -325,8 +338,8 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
 
 
 def _block(columns: Sequence[Sequence[str]]) -> str:
-    padded = []
-    for title, *cells in columns:
-        width = max(map(len, (title, *cells)))
-        padded.append([cell.rjust(width) if title else cell.ljust(width) for cell in (title, *cells)])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+    rows = list(zip(*columns, strict=True))
+    widths = [max(map(len, cells)) for cells in zip(*(row for row in rows if any(row[1:])), strict=True)]
+    sides = [str.rjust if title else str.ljust for title in rows[0]]
+    padded = ([side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

@@ -121,11 +121,20 @@ def evaluation(
     recall 5 is the share of the turns that hold the answer among the five best. Questions about what was never told
     are right where the memory says so.
     """
+    _stemmer()  # before the work
     conversations = read_conversations(data, seed)
     told = "\n".join(turn.text for one in conversations for turn in one.parts)
     settings = {"data": [one.name for one in conversations], "digest": digest_of(told), "seed": seed}
     return of_corpora(
-        model, "locomo", settings, conversations, columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
+        model,
+        "locomo",
+        settings,
+        conversations,
+        columns,
+        tokens=ANSWER_TOKENS,
+        score=score,
+        count=count,
+        folder=folder,
     )
 
 

@@ -1,21 +1,25 @@
 """Long context: a document is told, whole, and a question about it asked. Rows of the report: by its length."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from remanence.evaluation.columns import Column
-from remanence.evaluation.documents import LENGTHS, Document, parse_lengths, read_documents
+from remanence.evaluation.documents import LENGTHS, parse_lengths, read_documents
 from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
 from remanence.evaluation.harness import Evaluation, digest_of
 from remanence.evaluation.registry import Command
-from remanence.evaluation.scores import f1
 from remanence.model.model import MemoryModel
 from remanence.texts import paragraphs_of
 
 ANSWER_TOKENS = 32
+_LONGEST = 1000  # characters of a part that is shown as text
+_PIECES = re.compile(
+    "|".join(f".{{1,{_LONGEST}}}{end}" for end in (r"(?:$|(?<=[.!?])(?=\s))", r"(?=\s)", "")), re.DOTALL
+)
 COMMAND = Command(
     columns="nothing,bm25_4,fits",
     learned=True,
@@ -40,20 +44,19 @@ def evaluation(
 ) -> Evaluation:
     """Long documents with a question each: F1, exact match and hits, by their length.
 
-    A memory is told the document in one write; bm25 and fits give paragraphs of it.
+    A memory is told the document in one write; bm25 and fits give paragraphs of it, long ones cut behind sentences.
     """
-    documents = read_documents(data, model.tokenizer, parse_lengths(lengths), count, seed)
+    corpora, numbers = [], dict[str, int]()
+    for document in read_documents(data, model.tokenizer, parse_lengths(lengths), count, seed):
+        kind = "longer" if document.length is None else f"{document.length:,} tokens"
+        number = numbers[kind] = numbers.get(kind, -1) + 1
+        asked = Asked("0", document.question.text, kind, document.question.truths)
+        parts = tuple(Part(part) for paragraph in paragraphs_of(document.text) for part in pieces(paragraph))
+        corpora.append(Corpus(f"{kind}/{number}", parts, (asked,), whole=document.text))
     settings = {"data": data.name, "digest": digest_of(data), "lengths": lengths, "seed": seed}
-    corpora = [_corpus(number, document) for number, document in enumerate(documents)]
-    return of_corpora(model, "longcontext", settings, corpora, columns, score, tokens=ANSWER_TOKENS, folder=folder)
+    return of_corpora(model, "longcontext", settings, corpora, columns, tokens=ANSWER_TOKENS, folder=folder)
 
 
-def _corpus(number: int, document: Document) -> Corpus:
-    kind = "longer" if document.length is None else f"{document.length:,} tokens"
-    asked = Asked("0", document.question.text, kind, document.question.truths)
-    return Corpus(str(number), tuple(map(Part, paragraphs_of(document.text))), (asked,), whole=True)
-
-
-def score(said: str, asked: Asked) -> float:
-    """F1 as the SQuAD evaluation counts it."""
-    return f1(said, asked.truths)
+def pieces(paragraph: str) -> Iterator[str]:
+    """A paragraph, or parts of a long one that end where sentences end."""
+    return (part.strip() for part in _PIECES.findall(paragraph) if part.strip())

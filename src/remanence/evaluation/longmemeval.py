@@ -1,7 +1,7 @@
 """LongMemEval (Wu et al., ICLR 2025): each question has a history of its own, of chats with an assistant.
 
 Its published score is the judgement of a large model; records hold what was said, as `said`, by `question_id`, for
-whoever has one. Counted here are evidence, F1 and hits.
+whoever has one. Counted here are evidence, hits, and F1 as the SQuAD evaluation counts it.
 """
 
 import json
@@ -16,7 +16,6 @@ from remanence.evaluation.columns import Column
 from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, told_as
 from remanence.evaluation.harness import Evaluation, digest_of
 from remanence.evaluation.registry import Command
-from remanence.evaluation.scores import f1
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -86,9 +85,4 @@ def evaluation(
     The published score is a large model's judgement. With --resume, what was said is kept for one, by question.
     """
     histories, settings = read_histories(data), {"data": data.name, "digest": digest_of(data)}
-    return of_corpora(model, "longmemeval", settings, histories, columns, score, tokens=ANSWER_TOKENS, count=count)
-
-
-def score(said: str, asked: Asked) -> float:
-    """F1 as the SQuAD evaluation counts it; the set has none of its own."""
-    return f1(said, asked.truths)
+    return of_corpora(model, "longmemeval", settings, histories, columns, tokens=ANSWER_TOKENS, count=count)

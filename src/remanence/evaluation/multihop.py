@@ -16,7 +16,6 @@ from remanence.evaluation.columns import Column
 from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
 from remanence.evaluation.harness import Evaluation, digest_of
 from remanence.evaluation.registry import Command
-from remanence.evaluation.scores import f1
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -85,11 +84,4 @@ def evaluation(
     recall 5 is the share of these paragraphs among the five best.
     """
     corpus, settings = read_corpus(data), {"data": data.name, "digest": digest_of(data)}
-    return of_corpora(
-        model, "multihop", settings, [corpus], columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
-    )
-
-
-def score(said: str, asked: Asked) -> float:
-    """F1 as the SQuAD evaluation counts it."""
-    return f1(said, asked.truths)
+    return of_corpora(model, "multihop", settings, [corpus], columns, tokens=ANSWER_TOKENS, count=count, folder=folder)

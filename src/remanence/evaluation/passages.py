@@ -150,7 +150,7 @@ class Passages:
             InvalidInputError: there are fewer questions.
         """
         if index >= len(self._asked):
-            raise InvalidInputError(f"{self.name} has {len(self._asked)} questions to ask; take fewer samples")
+            raise InvalidInputError(f"{self.name} has {len(self._asked)} questions to ask; name a smaller --count")
         order = random.Random(seed).sample(range(len(self._asked)), len(self._asked))
         passage, question = self._asked[order[index]]
         return Told(passage, question, self._passages, random.Random(f"{seed}/{index}"))

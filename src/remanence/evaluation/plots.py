@@ -14,20 +14,8 @@ from matplotlib.figure import Figure
 
 from remanence.evaluation.harness import Report
 
-_COLOURS = {
-    "pool": ("#1f5fa8", "o"),
-    "longterm": ("#8e44ad", "D"),
-    "slots": ("#1f5fa8", "o"),
-    "fits": ("#2a8c5a", "s"),
-    "nothing": ("#8a8a8a", "^"),
-    "oracle": ("#d68910", "v"),
-    "bm25_4": ("#7b5c3e", "P"),
-    "ft": ("#c0392b", "D"),
-    "ft_all": ("#d68910", "v"),
-    "ft_l": ("#7b5c3e", "P"),
-}
-_OTHERS = ("#1f5fa8", "#8e44ad", "#2a8c5a", "#d68910", "#c0392b", "#7b5c3e", "#8a8a8a")
-_NUMBER = re.compile(r"\d[\d,]*")
+_MARKERS = "os^vDP"
+_NUMBERED = re.compile(r"(\D*)(\d[\d,]*)(.*)")  # `listed, 1,000 writes later`
 _SHARES = ("rate", "mean", "harmonic")
 _PANELS = 4  # metrics that are drawn beside each other
 Point = tuple[float, float, float, float]  # x, value, low, high
@@ -41,7 +29,7 @@ def draw(report: Report, path: Path) -> None:
     Args:
         path: its suffix says the format, e.g. `.png` or `.svg`.
     """
-    metrics = [metric for metric in report.metrics if metric.kind in _SHARES and _within_one(report, metric.name)]
+    metrics = [one for one in report.metrics if one.shown and one.kind in _SHARES and _within_one(report, one.name)]
     metrics = metrics[:_PANELS] or list(report.metrics[:1])
     lines = {metric.name: _lines(report, metric.name) for metric in metrics}
     if all(len(points) < 2 for held in lines.values() for points in held.values()):
@@ -51,11 +39,12 @@ def draw(report: Report, path: Path) -> None:
         }
         marks_plot(marks, path, name, report.to_json())
         return
-    figure = _figure(4.2 * len(metrics) + 0.6, 4.5 if len(metrics) == 1 else 3.8)
+    figure = _figure(max(7.5, 4.2 * len(metrics) + 0.6), 4.5 if len(metrics) == 1 else 3.8)
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    columns = list(dict.fromkeys(row["column"] for row in report.rows))
     for axes, metric in zip(panels, metrics, strict=True):
-        for place, (name, points) in enumerate(lines[metric.name].items()):
-            _curve(axes, name, points, place)
+        for name, points in lines[metric.name].items():
+            _curve(axes, name, points, columns.index(name.partition(",")[0]))
         _survival(axes, report, lines[metric.name])
         axes.set(title=metric.name.replace("_", " "), xlabel=_unit(report), ylim=(-0.03, 1.05))
         _plain(axes)
@@ -93,21 +82,22 @@ def _within_one(report: Report, metric: str) -> bool:
 
 def _lines(report: Report, metric: str) -> dict[str, list[Point]]:
     """Points by line: a column, and what a group's name says besides its number, where groups differ in that."""
-    kinds = {_NUMBER.sub("", row["group"]).split(",")[0] for row in report.rows}
-    lines: dict[str, list[Point]] = {}
+    found: dict[tuple[str, str, str], list[Point]] = {}
     for row in report.rows:
-        if metric in row["metrics"] and (number := _NUMBER.search(row["group"])):
-            figure = row["metrics"][metric]
-            kind = _NUMBER.sub("", row["group"]).split(",")[0]
-            name = row["column"] if len(kinds) == 1 else f"{row['column']}, {kind}"
-            point = (float(number[0].replace(",", "")), figure["value"], figure["low"], figure["high"])
-            lines.setdefault(name, []).append(point)
-    return lines
+        if metric in row["metrics"] and (place := _NUMBERED.fullmatch(row["group"])):
+            front, number, unit = place.groups()
+            figure, key = row["metrics"][metric], (row["column"], front.strip(" ,"), unit.strip().removesuffix("s"))
+            x = float(number.replace(",", ""))
+            found.setdefault(key, []).append((x, figure["value"], figure["low"], figure["high"]))
+    alike = len({key[1:] for key in found}) == 1
+    return {
+        column if alike else f"{column}, {front or unit}": points for (column, front, unit), points in found.items()
+    }
 
 
 def _unit(report: Report) -> str:
     """What the numbers of groups count."""
-    return _NUMBER.sub("", report.rows[0]["group"]).split(",")[-1].strip()
+    return next(place[3].strip() for row in report.rows[::-1] if (place := _NUMBERED.fullmatch(row["group"])))
 
 
 def _survival(axes: Axes, report: Report, lines: Mapping[str, Sequence[Point]]) -> None:
@@ -115,12 +105,12 @@ def _survival(axes: Axes, report: Report, lines: Mapping[str, Sequence[Point]]) 
     if "slots_per_write" not in report.settings:
         return
     n, k = report.settings["slots"], report.settings["slots_per_write"]
+    label: str | None = r"survival of a slot, $a_0(1-K/N)^t$"
     for name, points in lines.items():
         if name.startswith("pool") and points[0][0] == 0:
             grid = [points[-1][0] * step / 200 for step in range(201)]
-            line = [points[0][1] * (1 - k / n) ** t for t in grid]
-            label = r"survival of a slot, $a_0(1-K/N)^t$" if name == next(iter(lines)) else None
-            axes.plot(grid, line, label=label, color="#c0392b", linestyle="--", linewidth=1.4)
+            axes.plot(grid, [points[0][1] * (1 - k / n) ** t for t in grid], label=label, color="black", ls="-.", lw=1)
+            label = None
     chances = [one["chance"] for one in report.settings.values() if isinstance(one, dict) and "chance" in one]
     if chances:
         axes.axhline(chances[0], label="chance", color="black", linestyle=":", linewidth=1)
@@ -133,12 +123,10 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _curve(axes: Axes, name: str, points: Sequence[Point], place: int) -> None:
-    column, _, kind = name.partition(",")
-    colour, marker = _COLOURS.get(column, (_OTHERS[place % len(_OTHERS)], "o"))
     x, value, low, high = zip(*points, strict=True)
     errors = [[v - e for v, e in zip(value, low, strict=True)], [e - v for v, e in zip(value, high, strict=True)]]
-    line = ":" if "unlisted" in kind else "-"
-    axes.errorbar(x, value, yerr=errors, label=name, color=colour, marker=marker, ms=4.5, lw=1.8, ls=line, capsize=2.5)
+    line, marker = "--" if name.endswith("unlisted") else "-", _MARKERS[place % len(_MARKERS)]
+    axes.errorbar(x, value, yerr=errors, label=name, color=f"C{place}", marker=marker, ms=4.5, ls=line, capsize=2.5)
     if min(x) > 0 and max(x) / min(x) > 20:
         axes.set_xscale("log")
 

@@ -28,18 +28,23 @@ class Command:
     """How an evaluation is run from the command line.
 
     Attributes:
+        examples: options, for the help.
         columns: without a memory, that are measured where none are named; with commas between.
         also: what its columns may show besides these and the memories of the model.
-        memories: whether the columns of the model's memories are measured where none are named.
+        whole: where no columns are named, one memory is measured, with all that the model has for it; else each.
         learned: it is for learned memories, so that the bundled one is the usual model.
-        examples: options, for the help.
     """
 
-    columns: str
     examples: tuple[str, ...]
+    columns: str = ""
     also: tuple[str, ...] = ()
-    memories: bool = True
+    whole: bool = False
     learned: bool = False
+
+    @property
+    def shows(self) -> list[str]:
+        """What its columns may show besides memories."""
+        return [*dict.fromkeys(one.partition("_")[0] for one in self.columns.split(",") if one), *self.also]
 
 
 def load(name: str) -> tuple[Command, Callable[..., object]]:

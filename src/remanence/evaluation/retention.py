@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
+from remanence.config import new_storage
 from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
@@ -24,7 +25,7 @@ from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.passages import Passages
 from remanence.evaluation.registry import Command
-from remanence.evaluation.steady import Int8Option, Sample, TierOption, Written, storage_of
+from remanence.evaluation.steady import Int8Option, Sample, TierOption, Written
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
@@ -72,7 +73,7 @@ class Biographies:
     def __init__(self, facts: int, *, unlisted: bool) -> None:
         """`unlisted`: names and values are made of words that are on no list, and that nothing was trained on."""
         self._facts, self._unlisted = facts, unlisted
-        self.name = "unlisted people" if unlisted else "listed people"
+        self.name = "unlisted" if unlisted else "listed"
 
     @property
     def about(self) -> dict[str, Any]:
@@ -125,29 +126,30 @@ def evaluation(
     """
     if people not in ("listed", "unlisted", "both"):
         raise InvalidInputError(f"--people is listed, unlisted or both, not {people!r}")
-    per_pool, storage = writes_per_pool(model), storage_of(model, tier, int8)
-    asked = parse_distances(distances, per_pool)
+    storage = new_storage(model.config, tier, int8)
+    asked = parse_distances(distances, writes_per_pool(model))
+    remembered = [column.shows for column in columns if column.shows in LEARNED]
     told: list[Samples] = [
         Biographies(facts, unlisted=kind == "unlisted") for kind in ("listed", "unlisted") if people in (kind, "both")
     ]
     if data is not None:
         told = [Passages(data, model.tokenizer)]
+    for samples in told:
+        samples.episode(seed, count - 1)  # which refuses a count or facts that are not there, before the work
 
     @lru_cache(1)
     def batch_of(source: int, start: int) -> _Batch:
         indices = range(start, min(start + batch, count))
-        memories = [model.new_memory(seed + index, storage=storage) for index in indices]
-        return _Batch(model, told[source], [told[source].episode(seed, index) for index in indices], memories, asked)
+        samples = [told[source].episode(seed, index) for index in indices]
+        longterm = "longterm" in remembered
+        memories = [model.new_memory(seed + index, storage=storage, longterm=longterm) for index in indices]
+        return _Batch(model, told[source], samples, memories, asked, remembered)
 
     def measure(column: Column, items: Sequence[Item]) -> list[Record]:
         source, start = items[0].content[:2]
-        held, said = batch_of(source, start), {}
-        for distance in dict.fromkeys(item.content[3] for item in items):
-            said[distance] = held.said(column, distance)
-        return [
-            {"right": said[distance][row][1], "said": said[distance][row][0]}
-            for _, _, row, distance in (item.content for item in items)
-        ]
+        held = batch_of(source, start)
+        said = {at: held.said(column, at) for at in dict.fromkeys(item.content[3] for item in items)}
+        return [said[distance][row] for _, _, row, distance in (item.content for item in items)]
 
     items = [
         Item(
@@ -168,16 +170,23 @@ def evaluation(
 
 
 class _Batch:
-    """Some samples, each with a memory of its own."""
+    """Some samples, each with a memory of its own, which is written once for all distances and columns."""
 
     def __init__(
-        self, model: MemoryModel, data: Samples, samples: Sequence[Sample], memories: Sequence[Memory], asked: list[int]
+        self,
+        model: MemoryModel,
+        data: Samples,
+        samples: Sequence[Sample],
+        memories: Sequence[Memory],
+        asked: Sequence[int],
+        remembered: Sequence[str],
     ) -> None:
-        self._model, self._data, self._samples, self._memories, self._asked = model, data, samples, memories, asked
+        self._model, self._data, self._samples, self._memories = model, data, samples, memories
+        self._asked, self._shows = asked, remembered
         self._written = Written(model, samples, data.warm_up(model), asked[-1])
         self._remembered: dict[tuple[str, int], list[str]] = {}  # by column and distance
 
-    def said(self, column: Column, distance: int) -> list[tuple[str, bool]]:
+    def said(self, column: Column, distance: int) -> list[Record]:
         """By sample, what the model says at a distance, and whether that is right."""
         questions = [sample.question(distance) for sample in self._samples]
         if column.shows in LEARNED:
@@ -188,17 +197,17 @@ class _Batch:
             blank = [Memory(self._model.spec)] * len(questions)
             rows = [self._row(column, place, distance, one.text) for place, one in enumerate(questions)]
             texts = row_continuations(self._model, blank, rows, self._data.answer_tokens)
-        return [(text, self._data.right(text, one)) for text, one in zip(texts, questions, strict=True)]
+        return [
+            {"right": self._data.right(text, one), "said": text} for text, one in zip(texts, questions, strict=True)
+        ]
 
     def _remember(self) -> None:
-        """Write everything once, and ask through the pool and through the whole memory at all distances."""
+        """Write everything once, and ask at all distances."""
         for distance in self._written.distances(self._memories):
             if distance in self._asked:
                 prompts = [sample.question(distance).text for sample in self._samples]
-                views = {"pool": [memory.pool_only() for memory in self._memories], "longterm": list(self._memories)}
-                if self._model.retriever is None:
-                    del views["longterm"]
-                for name, view in views.items():
+                for name in self._shows:
+                    view = [memory.pool_only() for memory in self._memories] if name == "pool" else self._memories
                     said = continuations(self._model, view, prompts, self._data.answer_tokens)
                     self._remembered[name, distance] = said
 

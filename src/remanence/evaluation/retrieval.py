@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from remanence.config import new_storage
 from remanence.data.episodes import Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
@@ -20,16 +21,11 @@ from remanence.evaluation.distances import parse_distances, writes_per_pool
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.registry import Command
-from remanence.evaluation.steady import Int8Option, TierOption, Written, storage_of
+from remanence.evaluation.steady import Int8Option, TierOption, Written
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
-COMMAND = Command(
-    columns="longterm",
-    memories=False,
-    learned=True,
-    examples=("", "--distances 5p,10p,20p --count 100 --json retrieval.json"),
-)
+COMMAND = Command(("", "--distances 5p,10p,20p --count 100 --json retrieval.json"), whole=True, learned=True)
 
 
 def evaluation(
@@ -44,13 +40,16 @@ def evaluation(
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
     folder: Path | None = None,
 ) -> Evaluation:
-    """How many of a fact's slots a question brings back from long-term memory, against chance, layer by layer."""
+    """How many of a fact's slots a question brings back from long-term memory, against chance; in --json by layer."""
     if [column.shows for column in columns] != ["longterm"]:
-        raise InvalidInputError("what is retrieved comes from long-term memory; leave --columns out")
+        raise InvalidInputError(
+            "what is retrieved comes from long-term memory, so the only column is longterm, of a model with a "
+            "retriever, such as --model tiny_longterm"
+        )
     asked = parse_distances(distances, writes_per_pool(model))
     if asked[0] < 1:
         raise InvalidInputError("retrieval needs distances of at least one write")
-    storage = storage_of(model, tier, int8)
+    storage = new_storage(model.config, tier, int8)
 
     @lru_cache(1)
     def measured(start: int) -> dict[tuple[int, int], Record]:  # by sample and distance
@@ -81,7 +80,7 @@ def evaluation(
         for index in range(start, min(start + batch, count))
     ]
     settings = {"seed": seed, "warm_up": 2 * writes_per_pool(model), "int8": int8}
-    each = [Metric(f"layer_{layer}", "mean", 2) for layer in range(len(model.backbone.layers))]
+    each = [Metric(f"layer_{layer}", "mean", shown=False) for layer in range(len(model.backbone.layers))]
     metrics = (Metric("share", "mean"), Metric("chance", "mean"), *each)
     return Evaluation("retrieval", settings, items, columns, measure, metrics)
 

@@ -31,7 +31,7 @@ from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
 from remanence.evaluation.passages import ANSWER_LIMIT, read_passages
 from remanence.evaluation.registry import Command
 from remanence.evaluation.scores import normalised
-from remanence.evaluation.told import Told
+from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -171,9 +171,9 @@ class Scene:
     untold: bool = False
 
     def has(self, column: Column) -> bool:
-        """Text alone cannot say that it was not told. The newest text is the same behind all longer memories."""
+        """Text slots alone can forget a passage. The newest text is the same behind all longer memories."""
         if self.untold:
-            return column.remembers
+            return column.shows == "slots"
         return column.shows != "fits" or self.passages <= ASKED_ABOUT
 
 
@@ -195,9 +195,9 @@ class _Held:
     """
 
     def __init__(self, model: MemoryModel, questions: Questions, folder: Path | None = None) -> None:
-        self.model, self._questions, self._folder = model, questions, folder
+        self.model, self._questions = model, questions
         self.first = min(ASKED_ABOUT, len(questions.passages))
-        self._shared: dict[int, Told] = {}
+        self._shared = Growing(model, questions.passages, folder)
         self._own: tuple[tuple[Scene, Asked], tuple[Told, list[int]]] | None = None
 
     def scene(self, name: str) -> Scene:
@@ -226,20 +226,12 @@ class _Held:
     def told(self, scene: Scene, asked: Asked) -> tuple[Told, list[int]]:
         """What a memory was told, and which of its passages hold the answer."""
         if not scene.whole:
-            told = self._up_to(scene.passages)
+            told = self._shared.up_to(scene.passages)
             return (told.without(asked.passage), []) if scene.untold else (told, [asked.passage])
         if self._own is None or self._own[0] != (scene, asked):
             passages, place = among_others(self._questions, asked, scene.passages)
             self._own = (scene, asked), (Told(self.model, passages), [place])
         return self._own[1]
-
-    def _up_to(self, length: int) -> Told:
-        if length not in self._shared:
-            shorter = max((known for known in self._shared if known < length), default=0)
-            passages = self._questions.passages[shorter:length]
-            before = self._shared.get(shorter, Told(self.model, []))
-            self._shared[length] = before.then(passages, self._folder)
-        return self._shared[length]
 
 
 def among_others(questions: Questions, asked: Asked, number: int) -> tuple[list[str], int]:

@@ -5,8 +5,7 @@ from typing import Annotated, Protocol
 
 import typer
 
-from remanence.config import StorageConfig, Tier
-from remanence.errors import InvalidInputError
+from remanence.config import Tier
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 from remanence.texts import Question
@@ -22,19 +21,6 @@ class Sample(Protocol):
     unrelated: Iterator[str]
 
     def question(self, distance: int) -> Question: ...
-
-
-def storage_of(model: MemoryModel, tier: Tier | None, int8: bool) -> StorageConfig | None:
-    """Where long-term slots are to lie; None: where they would anyway.
-
-    Raises:
-        InvalidInputError: the model keeps none.
-    """
-    if tier is None and not int8:
-        return None
-    if model.config.longterm is None:
-        raise InvalidInputError(f"{model.name} has no long-term slots; leave --tier and --int8 out")
-    return StorageConfig(tier or "host", int8 or None)
 
 
 class Written:
