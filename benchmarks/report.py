@@ -12,7 +12,7 @@ are there, so that what is committed is of one checkpoint each. A page says wher
     <!-- figures: others -->               files that are on this page nowhere else
     <!-- /figures -->
 
-or where a single one goes, by a function of `SINGLE`: <!-- figure: edited editing/results.json --><!-- /figure -->.
+or where a single one goes, by a function of `SINGLE`: <!-- figure: measured real/nq.json GROUP COLUMN METRIC --><!-- /figure -->.
 """
 
 import argparse
@@ -26,16 +26,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from editing.table import table as editing
-from integrity.table import rows as integrity_rows
-from integrity.table import table as integrity
-from longcontext.table import table as longcontext
-from perplexity.table import table as perplexity
 from remanence.evaluation import plots
-from remanence.evaluation.intervals import share_text
-from retention.table import retrieval
-from retention.table import table as retention
-from tables import Figures, interval, made_by, markdown
+from remanence.evaluation.harness import Report
+from tables import Figures, made_by, markdown
 
 All = dict[str, Figures]  # by path in `benchmarks`
 ROOT = Path(__file__).parent.parent
@@ -46,31 +39,24 @@ PAGES = ("README.md", "docs/results.md", "docs/research.md")
 MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 MARKED_SINGLE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)")
 
-# Of figures that have no rows, by the command that made them.
-TABLES: dict[str, Callable[[Figures], str]] = {
-    "eval retention": retention,
-    "eval retrieval": retrieval,
-    "eval editing": editing,
-    "eval longcontext": longcontext,
-    "eval integrity": integrity,
-    "eval perplexity": perplexity,
-}
+DRAWN = ("retention", "editing", "longcontext", "integrity", "harm")  # evaluations that have a picture
 
 
 def losses_plot(figures: Figures, path: Path) -> None:
     losses = {row["name"].replace("`", ""): row["cells"]["test loss"] for row in figures["rows"]}
-    marks = {name: (loss["value"], loss["stderr"]) for name, loss in losses.items() if isinstance(loss, dict)}
+    marks = {
+        name: {"value": loss["value"], "low": loss["value"] - loss["stderr"], "high": loss["value"] + loss["stderr"]}
+        for name, loss in losses.items()
+        if isinstance(loss, dict)
+    }
     plots.marks_plot(marks, path, "test loss", figures)
 
 
-PICTURES: dict[str, Callable[[Figures, Path], None]] = {
-    "eval retention": plots.retention_plot,
-    "eval editing": plots.editing_plot,
-    "eval longcontext": plots.longcontext_plot,
-    "eval integrity": plots.integrity_plot,
-    "eval perplexity": plots.perplexity_plot,
-    "grass_quality": losses_plot,
-}
+def drawing(figures: Figures) -> Callable[[Figures, Path], None] | None:
+    """What draws them, if anything does."""
+    if figures.get("evaluation") in DRAWN:
+        return lambda one, path: plots.draw(Report.from_json(one), path)
+    return losses_plot if kind_of(figures) == "grass_quality" else None
 
 
 def shown(name: str) -> str:
@@ -94,16 +80,14 @@ def kind_of(figures: Figures) -> str:
 
 
 def table_of(figures: Figures) -> str | None:
-    if "rows" in figures:
-        return markdown(figures)
-    table = TABLES.get(kind_of(figures))
-    return None if table is None else table(figures)
+    return markdown(figures) if "rows" in figures else None
 
 
 def made(name: str, figures: Figures) -> str:
     """What they were made by; where that script is gone, what makes them today too."""
     program, script, *_ = figures["command"].split()
     gone = program == "python" and not script.startswith(("benchmarks/run.py", "benchmarks/gpu/"))
+    gone = gone or figures.get("converted", False)  # of an option or a name that has changed since
     return made_by(figures, COMMANDS.get(name, "") if gone else "")
 
 
@@ -139,7 +123,7 @@ def section(prefixes: tuple[str, ...], figures: All) -> str:
     for name in (name for _, name in names if name.startswith(prefixes)):
         one = figures[name]
         if (table := table_of(one)) is not None:
-            drawn = f"![{subject(name, one)}]({picture(name).relative_to('docs')})" if kind_of(one) in PICTURES else ""
+            drawn = f"![{subject(name, one)}]({picture(name).relative_to('docs')})" if drawing(one) else ""
             parts += filter(None, [f"### {subject(name, one)}", drawn, table, made(name, one)])
     missing = [name for name in COMMANDS if name.startswith(prefixes) and name not in figures]
     if missing:
@@ -159,42 +143,19 @@ def subject(name: str, figures: Figures) -> str:
     return f"{model}`{name}`"
 
 
-def recalled(figures: Figures, curve: str, distance: str) -> str:
-    points = [point for point in figures["curves"][curve] if point["distance"] == int(distance)]
-    return share_text(points[0]["exact_match"], points[0]["samples"]) if points else "not measured"
-
-
-def edited(figures: Figures) -> str:
-    most = max(result["edits"] for result in figures["results"])
-    scores = ", ".join(f"{r['method']} {r['score']:.3f}" for r in figures["results"] if r["edits"] == most)
-    return f"{scores} ({most} edits)"
-
-
-def harm(figures: Figures) -> str:
-    ratio = figures["conditions"]["unrelated"]
-    return interval(ratio["ratio"], ratio["ratio_stderr"])
-
-
-def newest(figures: Figures) -> str:
-    rows = integrity_rows(figures)
-    share = [share_text(row.exact_match, row.samples) for row in (rows[0], rows[-1])]
-    return f"{share[0]}, then {share[1]} ({rows[-1].writes:,} writes)"
-
-
-def retrieved(figures: Figures) -> str:
-    point = figures["points"][-1]
-    return f"{interval(point['share'], point['stderr'])}, by chance {point['random']:.3f}"
-
-
 def measured(figures: Figures, group: str, column: str, metric: str) -> str:
-    """Of an evaluation on the harness."""
+    """A figure of an evaluation, and the interval that holds 95 %."""
     [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
     return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["metrics"][metric])
 
 
-SINGLE: dict[str, Callable[..., str]] = {
-    one.__name__: one for one in (recalled, edited, harm, newest, retrieved, measured)
-}
+def against(figures: Figures, group: str, column: str, metric: str) -> str:
+    """The same, of what stands beside it: the difference to the base, of perplexities the ratio."""
+    [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["versus"][metric])
+
+
+SINGLE: dict[str, Callable[..., str]] = {one.__name__: one for one in (measured, against)}
 
 
 def picture(name: str) -> Path:
@@ -205,12 +166,13 @@ def write(root: Path) -> None:
     figures = read(root / "benchmarks")
     for page in (root / name for name in PAGES):
         page.write_text(renewed(page.read_text(encoding="utf-8"), figures), encoding="utf-8")
-    pictures = {root / picture(name): one for name, one in figures.items() if kind_of(one) in PICTURES}
+    pictures = {root / picture(name): one for name, one in figures.items() if drawing(one)}
     for old in (root / "docs/results").glob("*.svg"):
         if old not in pictures:
             old.unlink()
     for path, one in pictures.items():
-        PICTURES[kind_of(one)](one, path)
+        if (draw := drawing(one)) is not None:
+            draw(one, path)
 
 
 def again(names: Sequence[str]) -> None:
@@ -226,8 +188,8 @@ def again(names: Sequence[str]) -> None:
             continue
         made.parent.mkdir(parents=True, exist_ok=True)
         program, *words = shlex.split(COMMANDS[name])
-        if program == "remanence" and words[1] in ("editing", "integrity", "longcontext"):
-            words += ["--state", str(made.with_suffix(""))]
+        if program == "remanence":
+            words += ["--resume", str(made.with_suffix(""))]
         words += ["--json", str(made)]
         print(f"{name}: {program} {shlex.join(words)}", flush=True)
         start = ["-m", "remanence"] if program == "remanence" else []

@@ -31,7 +31,8 @@ import torch
 from transformers import HfArgumentParser
 
 from remanence.environment import run_stamp
-from remanence.evaluation.harness import Report, Run, about
+from remanence.evaluation.columns import about
+from remanence.evaluation.harness import Report, Run
 from tables import Figures, publish
 from timing import Rows, measure, ratio, timed, times
 

@@ -25,10 +25,10 @@ from remanence import MemoryModel
 from remanence.checkpoints import bundled
 from remanence.data.prose import paragraphs
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.objectives import label_loss, pools_of, read_prompts, write_chunks
 from remanence.training.optimizer import make_optimizer
-from remanence.training.recall import Difficulty, RecallTask
 from remanence.training.recipes import training_arguments
+from remanence.training.tasks.pool_task import label_loss, pools_of, read_prompts, write_chunks
+from remanence.training.tasks.recall import Difficulty, RecallTask
 from remanence.training.trainer import MemoryTrainer
 from tables import Figures
 from timing import now

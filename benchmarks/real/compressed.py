@@ -15,7 +15,7 @@ from typing import Any
 
 from real import questions
 from remanence import MemoryModel
-from remanence.evaluation.columns import ANSWER_TOKENS, hit
+from remanence.evaluation.asking import ANSWER_TOKENS, hit
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.squad import Asked

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from remanence import MemoryModel
-from remanence.evaluation.columns import hit
+from remanence.evaluation.asking import hit
+from remanence.evaluation.columns import Column, column_of
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.texts import paragraphs_of
@@ -41,7 +42,7 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
     memory = model.new_memory()
     places = {model.write(memory, text).id: place for place, text in enumerate(texts)}
 
-    def ask(items: Sequence[Item]) -> list[Record]:
+    def ask(column: Column, items: Sequence[Item]) -> list[Record]:
         return [answered(item.content) for item in items]
 
     def answered(one: Record) -> Record:
@@ -51,7 +52,7 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
         return {"question": one["question"], "said": answer.text, "read": read, "found": answer.found, **right}
 
     items = [Item(str(number), (on.text,), content=one) for number, one in enumerate(held["questions"])]
-    return model, Evaluation("own_text", {"text": on.text}, items, {"slots": ask}, METRICS)
+    return model, Evaluation("own_text", {"text": on.text}, items, [column_of("slots")], ask, METRICS)
 
 
 def first_chapter(novel: Path) -> list[str]:

@@ -1,12 +1,13 @@
 """What measures on questions about SQuAD's passages share: each question is asked in several ways."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from remanence import MemoryModel
-from remanence.evaluation.harness import Evaluation, Item, Measure
+from remanence.evaluation.columns import Column
+from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.squad import Asked, among_others, read_questions
 
@@ -31,8 +32,8 @@ def evaluation_of(
         for number, one in enumerate(questions.asked[: on.count])
     ]
 
-    def measure(way: Way) -> Measure:
-        return lambda those: [{metric.name: way(*item.content)} for item in those]
+    def measure(way: Column, those: Sequence[Item]) -> list[Record]:
+        return [{metric.name: ways[way.name](*item.content)} for item in those]
 
-    measures = {title: measure(way) for title, way in ways.items()}
-    return Evaluation(name, {"data": on.data.name}, items, measures, [metric], base=next(iter(ways)))
+    columns = [Column(title, title) for title in ways]
+    return Evaluation(name, {"data": on.data.name}, items, columns, measure, [metric], base=next(iter(ways)))

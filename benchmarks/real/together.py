@@ -19,7 +19,8 @@ from torch import Tensor
 
 from real.questions import Settings, Way, evaluation_of
 from remanence import Memory, MemoryModel
-from remanence.evaluation.columns import hit, reading_all
+from remanence.evaluation.asking import hit
+from remanence.evaluation.columns import reading_all
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.squad import Asked

@@ -24,7 +24,8 @@ from remanence.checkpoints import bundled
 from remanence.data.episodes import Episode
 from remanence.data.prose import paragraphs
 from remanence.evaluation.answering import answer
-from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.columns import Column
+from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 
 Evict = Callable[[torch.Generator, int, int, int], Tensor]  # generator, L, N, K -> ranks [L, K], 0 the oldest
@@ -59,16 +60,13 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
         for number in range(on.questions)
     ]
 
-    def measure(evict: Evict) -> Measure:
-        def stream_of(those: Sequence[Item]) -> list[Record]:
-            name = those[0].content
-            return stream(models[name], evict, DISTANCES[name], len(those), on.seed)
+    def measure(rule: Column, those: Sequence[Item]) -> list[Record]:
+        name = those[0].content
+        return stream(models[name], EVICTION[rule.name], DISTANCES[name], len(those), on.seed)
 
-        return stream_of
-
-    ways = {name: measure(evict) for name, evict in EVICTION.items()}
+    rules = [Column(name, name) for name in EVICTION]
     metrics = [Metric(str(distance), "rate") for distance in sorted({at for name in models for at in DISTANCES[name]})]
-    return models[on.models[0]], Evaluation("eviction", {"seed": on.seed}, items, ways, metrics)
+    return models[on.models[0]], Evaluation("eviction", {"seed": on.seed}, items, rules, measure, metrics)
 
 
 def stream(model: MemoryModel, evict: Evict, distances: tuple[int, ...], questions: int, seed: int) -> list[Record]:

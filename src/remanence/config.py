@@ -341,6 +341,19 @@ class MemoryConfig(Settings):
         return config.replace(**overrides)
 
 
+def new_storage(config: MemoryConfig, tier: Tier | None, int8: bool) -> StorageConfig | None:
+    """Where slots of a new memory are to lie; None: where they would anyway.
+
+    Raises:
+        InvalidInputError: the model keeps none.
+    """
+    if tier is None and not int8:
+        return None
+    if config.writer == "learned" and config.longterm is None:
+        raise InvalidInputError("this model has no long-term slots; leave --tier and --int8 out")
+    return StorageConfig(tier or "host", int8 or None)
+
+
 def logit(probability: float) -> float:
     held = min(max(probability, 1e-9), 1 - 1e-9)
     return log(held / (1 - held))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import asking, demonstration, evaluations, memories, planning, questions, setup, training
+from remanence.cli import asking, demonstration, evaluations, memories, planning, setup, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
         "remanence write notes.mem notes.txt",
         'remanence ask notes.mem "Where was Alice Brown born?" --sources',
         "remanence show notes.mem",
-        "remanence eval retention --samples 50 --plot retention.png",
+        "remanence eval retention --count 50 --plot retention.png",
     ),
 )
 
@@ -48,5 +48,4 @@ app.add_typer(memories.app)
 app.add_typer(asking.app)
 app.add_typer(training.app)
 app.add_typer(planning.app)
-evaluations.app.add_typer(questions.app)
-app.add_typer(evaluations.app, name="eval", help="Measure what a memory is worth.")
+app.add_typer(evaluations.app, name="eval")

@@ -75,8 +75,8 @@ def _on_text_slots(
 ) -> dict[str, Any]:
     """What was told and what came of it. `given`: name and content of a file; None: the bundled handbook."""
     from remanence.data.handbook import book_of, handbook
-    from remanence.demonstrating import show_book, show_commands, show_told
-    from remanence.terminal import answer_questions
+    from remanence.demo.showing import show_book, show_commands, show_told
+    from remanence.demo.terminal import answer_questions
 
     book = handbook() if given is None else book_of(*given)
     if asked is not None:
@@ -107,9 +107,9 @@ def _learned(
 ) -> dict[str, Any]:
     """The same of a learned model; `given`: None for the bundled text about people."""
     from remanence.data.demo import demo_files
-    from remanence.evaluation.demonstration import distances_up_to, report, rounds
+    from remanence.demo.learned import distances_up_to, report, rounds
+    from remanence.demo.terminal import answer_questions, show_rounds
     from remanence.evaluation.distances import writes_per_pool
-    from remanence.terminal import answer_questions, show_rounds
     from remanence.texts import paragraphs_of, read_questions, read_text
 
     plot = output / _PLOT
@@ -129,7 +129,7 @@ def _learned(
     if as_json:
         distances = distances_up_to(unrelated, writes_per_pool(engine)) if asked else []
         done = list(rounds(engine, memory, asked or [], texts=texts, distances=distances))
-        return made | {"unrelated": unrelated} | (report(engine, done) if done else {})
+        return made | {"unrelated": unrelated} | (report(engine, done).to_json() if done else {})
     out.print(f"{name}: {memory.write_count} paragraphs written. From here on the model has only its memory.")
     if asked is not None:
         show_rounds(out, engine, memory, asked, texts, unrelated, plot)

@@ -21,12 +21,12 @@ from remanence.cli.shared import (
     load_memory,
     load_model,
     moved_storage,
-    new_storage,
     note,
     out,
     progress_bar,
     require_model,
 )
+from remanence.config import new_storage
 from remanence.errors import InvalidInputError, MemoryConflictError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def write(
             held = load_memory(memory, storage)
             require_model(engine, held, memory)
         else:
-            held = engine.new_memory(storage=new_storage(engine, tier, int8))
+            held = engine.new_memory(storage=new_storage(engine.config, tier, int8))
         before = held.write_count
         short = write_all(engine, held, texts)
         written = held.write_count - before

@@ -98,19 +98,6 @@ def load_model(name: str | None, *, optimize: bool = True) -> "MemoryModel":
     return model.optimize_for_cpu() if optimize else model
 
 
-def new_storage(model: "MemoryModel", tier: Tier | None, int8: bool) -> StorageConfig | None:
-    """Where slots of a new memory are to lie; None: where they would anyway.
-
-    Raises:
-        InvalidInputError: the model keeps none.
-    """
-    if tier is None and not int8:
-        return None
-    if model.config.writer == "learned" and model.config.longterm is None:
-        raise InvalidInputError("this model has no long-term slots; leave --tier and --int8 out")
-    return StorageConfig(tier or "host", int8 or None)
-
-
 def moved_storage(header: "MemoryHeader", tier: Tier | None, int8: bool) -> StorageConfig | None:
     """Where slots of a memory that is there are to lie from now on; None: where they lie.
 

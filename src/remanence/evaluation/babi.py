@@ -4,59 +4,25 @@ Paragraphs are told once for each length. Into a fork of that memory the facts o
 its question is asked. The same stories are asked at each length.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.columns import ANSWER_TOKENS, ANSWERED, Asking, Column, record_of
-from remanence.evaluation.harness import Evaluation, Item, Measure, Record
-from remanence.evaluation.told import Told
+from remanence.evaluation.asking import ANSWER_TOKENS, ANSWERED, Asking, record_of
+from remanence.evaluation.columns import Column
+from remanence.evaluation.documents import Story, parse_lengths, read_stories
+from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
+from remanence.evaluation.registry import Command
+from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
-from remanence.texts import lines_of, paragraphs_of, read_text
+from remanence.texts import paragraphs_of, read_text
 
 _SHORTEST = 20  # words of a novel's paragraph that is told
-
-
-@dataclass(frozen=True)
-class Story:
-    """`right`: numbers of the facts that give the answer."""
-
-    facts: tuple[str, ...]
-    question: str
-    answer: str
-    right: tuple[int, ...]
-
-
-def read_stories(path: Path) -> list[Story]:
-    """Each question of a bAbI file, with the facts that stand before it.
-
-    Raises:
-        FileNotFoundError: no such file.
-        InvalidInputError: another format.
-    """
-    found = []
-    facts: dict[str, str] = {}
-    try:
-        for line in lines_of(read_text(path)):
-            number, _, rest = line.strip().partition(" ")
-            if number == "1":
-                facts = {}
-            if "\t" not in rest:
-                facts[str(int(number))] = rest
-                continue
-            question, answer, holding = rest.split("\t")
-            order = list(facts)
-            right = tuple(order.index(one) for one in holding.split())
-            found.append(Story(tuple(facts.values()), question.strip(), answer.strip(), right))
-    except ValueError as error:
-        raise InvalidInputError(f"{path} is no bAbI file (numbered lines, questions with tabs): {error}") from error
-    if not found:
-        raise InvalidInputError(f"{path} has no question")
-    return found
 
 
 def read_novels(path: Path | None) -> list[str]:
@@ -73,33 +39,34 @@ def read_novels(path: Path | None) -> list[str]:
     return [one for file in files for one in paragraphs_of(read_text(file)) if len(one.split()) >= _SHORTEST]
 
 
+COMMAND = Command(
+    columns="nothing,oracle,bm25_1,bm25_4",
+    examples=(
+        "--data qa1_single-supporting-fact_test.txt --lengths 4k,16k",
+        "--data qa1_test.txt --novels novels --lengths 4k,128k --resume runs/babi --json babi.json",
+    ),
+)
+
+
 def evaluation(
     model: MemoryModel,
-    path: Path,
     columns: Sequence[Column],
     *,
-    lengths: Sequence[int],
-    novels: Path | None = None,
-    count: int = 100,
-    seed: int = 0,
+    data: Annotated[Path, typer.Option(help="A bAbI file.")],
+    novels: Annotated[
+        Path | None, typer.Option(help="A text, or a folder of .txt files, to tell the facts among. Default: bundled.")
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Of what is told before the facts, in tokens.")] = "4k,16k",
+    count: Annotated[int, typer.Option(min=1, help="Stories, the same at each length.")] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed, other stories and paragraphs.")] = 0,
     folder: Path | None = None,
 ) -> Evaluation:
-    """What is measured of a bAbI file.
+    """bAbI's facts behind paragraphs of novels: the same questions in memories of some thousand tokens and of many.
 
-    Args:
-        columns: all but `fits`, for which the facts are the newest text whatever was told before.
-        lengths: tokens of the paragraphs, ascending.
-        novels: a file or folder to take them from.
-        count: stories, at most; the first of a larger count are those of a smaller one.
-        folder: in which what is told once is kept, so that the next run need not write it again.
-
-    Raises:
-        FileNotFoundError, InvalidInputError: as `read_stories` and `read_novels`; too few paragraphs for a length.
+    The column fits is left out: facts are told last, so that the newest text always has them.
     """
-    if any(column.shows == "fits" for column in columns):
-        raise InvalidInputError("facts are told last, so the newest text always has them; leave the column fits out")
-    stories = random.Random(seed).sample(all_of := read_stories(path), len(all_of))[:count]
-    background = _Background(model, novels, lengths, seed, folder)
+    stories = random.Random(seed).sample(all_of := read_stories(data), len(all_of))[:count]
+    background = _Background(model, novels, parse_lengths(lengths), seed, folder)
     asking = Asking(model)
     items = [
         Item(f"{length}/{number}", (f"{length:,} tokens",), content=(length, story))
@@ -107,23 +74,21 @@ def evaluation(
         for number, story in enumerate(stories)
     ]
 
-    def measured(column: Column) -> Measure:
-        def measure(those: Sequence[Item]) -> list[Record]:
-            return [_measured(asking, column, background.told(item.content[0]), item.content[1]) for item in those]
-
-        return measure
+    def measure(column: Column, those: Sequence[Item]) -> list[Record]:
+        return [_measured(asking, column, background.told(item.content[0]), item.content[1]) for item in those]
 
     return Evaluation(
         "babi",
         {
-            "data": path.name,
-            "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
-            "novels": hashlib.sha256("\n".join(background.paragraphs).encode()).hexdigest()[:16],
+            "data": data.name,
+            "digest": digest_of(data),
+            "novels": digest_of(*background.paragraphs),
             "answer_tokens": ANSWER_TOKENS,
             "seed": seed,
         },
         items,
-        {column.name: measured(column) for column in columns},
+        columns,
+        measure,
         ANSWERED,
         base="oracle",
     )
@@ -138,7 +103,7 @@ def _measured(asking: Asking, column: Column, before: Told, story: Story) -> Rec
 
 
 class _Background:
-    """Paragraphs of novels, told once for each length; longer memories are forks of shorter ones.
+    """Paragraphs of novels, told once for each length.
 
     Attributes:
         paragraphs: all of them in the order in which they are told.
@@ -155,8 +120,7 @@ class _Background:
         if len(self._counts) < len(self.lengths):
             longest = self.lengths[len(self._counts)]
             raise InvalidInputError(f"the paragraphs have fewer than {longest:,} tokens; name more novels, or fewer")
-        self._model, self._folder = model, folder
-        self._told: dict[int, Told] = {}
+        self._growing = Growing(model, self.paragraphs, folder)
 
     def _cut(self, model: MemoryModel) -> Iterator[int]:
         """How many paragraphs have as many tokens as each length."""
@@ -170,9 +134,4 @@ class _Background:
                 return
 
     def told(self, length: int) -> Told:
-        if length not in self._told:
-            shorter = max((known for known in self._told if known < length), default=0)
-            before = self._told.get(shorter, Told(self._model, []))
-            passages = self.paragraphs[self._counts.get(shorter, 0) : self._counts[length]]
-            self._told[length] = before.then(passages, self._folder)
-        return self._told[length]
+        return self._growing.up_to(self._counts[length])

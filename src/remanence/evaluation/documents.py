@@ -1,15 +1,16 @@
-"""Long documents with a question each: LongBench files, and bAbI facts hidden among paragraphs of novels."""
+"""Long documents with a question each: LongBench and RULER files, and bAbI facts hidden among paragraphs of novels."""
 
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.texts import Question, answer_of, first_line, json_lines, lines_of, prompt_of, read_text, texts_of
+from remanence.texts import Question, json_lines, lines_of, read_text, texts_of
 
 LENGTHS = "1k,4k,16k"
 
@@ -24,12 +25,13 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Task:
-    """`cut` takes the answer out of a continuation of `answer_tokens` tokens."""
+class Story:
+    """bAbI's facts and a question about them; `right`: numbers of the facts that give the answer."""
 
-    documents: list[Document]
-    answer_tokens: int
-    cut: Callable[[str], str]
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+    right: tuple[int, ...]
 
 
 def parse_lengths(text: str) -> list[int]:
@@ -44,8 +46,8 @@ def parse_lengths(text: str) -> list[int]:
     return sorted({int(item.removesuffix("k")) * (1000 if item.endswith("k") else 1) for item in items})
 
 
-def read_task(path: Path, tokenizer: Any, lengths: Sequence[int], samples: int, seed: int = 0) -> Task:
-    """`samples` documents of each length; of a LongBench file as many of them as there are.
+def read_documents(path: Path, tokenizer: Any, lengths: Sequence[int], count: int, seed: int = 0) -> list[Document]:
+    """`count` documents of each length; of a LongBench file as many of them as there are. Fewer are the first of more.
 
     Args:
         path: LongBench, one JSON object per line with `context`, `input` and `answers`; or a bAbI file, whose lines
@@ -56,23 +58,48 @@ def read_task(path: Path, tokenizer: Any, lengths: Sequence[int], samples: int, 
         FileNotFoundError: no such file.
         InvalidInputError: another format; no questions; facts too long for the lengths.
     """
-    text, rng = read_text(path), random.Random(seed)
 
     def tokens(part: str) -> int:
         return len(tokenizer(part, add_special_tokens=False)["input_ids"])
 
-    if re.match(r"1 \w", text):
-        documents = _hidden(list(_stories(text)), tokens, lengths, samples, rng)
-        task = Task(documents, answer_tokens=10, cut=answer_of)
+    if re.match(r"1 \w", text := read_text(path)):
+        documents = _hidden(read_stories(path), tokens, lengths, count, seed)
     else:
         asked = list(_longbench(text, path))
         if not asked:
             raise InvalidInputError(f'{path} has no question: "input" or the answers are empty in all records')
-        documents = _sorted_in(asked, tokens, lengths, samples, rng)
-        task = Task(documents, answer_tokens=32, cut=first_line)
+        documents = _sorted_in(asked, tokens, lengths, count, seed)
     if not documents:
         raise InvalidInputError(f"{path} has no question that can be asked at the lengths {list(lengths)}")
-    return task
+    return documents
+
+
+def read_stories(path: Path) -> list[Story]:
+    """Each question of a bAbI file, with the facts that stand before it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format.
+    """
+    found = []
+    facts: dict[str, str] = {}
+    try:
+        for line in lines_of(read_text(path)):
+            number, _, rest = line.strip().partition(" ")
+            if number == "1":
+                facts = {}
+            if "\t" not in rest:
+                facts[str(int(number))] = rest
+                continue
+            question, answer, holding = rest.split("\t")
+            order = list(facts)
+            right = tuple(order.index(one) for one in holding.split())
+            found.append(Story(tuple(facts.values()), question.strip(), answer.strip(), right))
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is no bAbI file (numbered lines, questions with tabs): {error}") from error
+    if not found:
+        raise InvalidInputError(f"{path} has no question")
+    return found
 
 
 def _longbench(text: str, path: Path) -> Iterator[tuple[str, Question]]:
@@ -108,64 +135,51 @@ def _asked(record: Any, ruler_all: bool) -> Iterator[tuple[str, Question]]:
         context, _, question = text_of("input").rpartition("\n")
         answers = texts_of(record["outputs"])
     if question.strip() and (answers := [answer for answer in answers if answer.strip()]):
-        yield context, Question(prompt_of(question), answers[0], tuple(answers[1:]), ruler_all and len(answers) > 1)
+        yield context, Question(question, answers[0], tuple(answers[1:]), ruler_all and len(answers) > 1)
 
 
 def _sorted_in(
     asked: list[tuple[str, Question]],
     tokens: Callable[[str], int],
     lengths: Sequence[int],
-    samples: int,
-    rng: random.Random,
+    count: int,
+    seed: int,
 ) -> list[Document]:
     found: dict[int | None, list[Document]] = {length: [] for length in [*lengths, None]}
-    for context, question in rng.sample(asked, len(asked)):
+    for context, question in random.Random(seed).sample(asked, len(asked)):
         size = tokens(context)
         length = next((length for length in lengths if size <= length), None)
         found[length].append(Document(context, question, length))
-    return [document for documents in found.values() for document in documents[:samples]]
-
-
-def _stories(text: str) -> Iterator[tuple[list[str], Question]]:
-    """Each question of a bAbI file, with the facts that were told before it."""
-    facts: list[str] = []
-    for line in lines_of(text):
-        number, _, rest = line.strip().partition(" ")
-        if number == "1":
-            facts = []
-        question, *answer = rest.split("\t")
-        if answer:
-            yield list(facts), Question(prompt_of(question), answer[0])
-        elif rest:
-            facts.append(rest)
+    return [document for documents in found.values() for document in documents[:count]]
 
 
 def _hidden(
-    stories: list[tuple[list[str], Question]],
+    stories: list[Story],
     tokens: Callable[[str], int],
     lengths: Sequence[int],
-    samples: int,
-    rng: random.Random,
+    count: int,
+    seed: int,
 ) -> list[Document]:
     """The same questions at every length, their facts in order at random places among paragraphs of novels.
 
     A story whose facts fill more than half of the shortest length is not asked about.
     """
-    fitting = (s for s in rng.sample(stories, len(stories)) if tokens("\n".join(s[0])) <= lengths[0] // 2)
-    chosen = [story for story, _ in zip(fitting, range(samples), strict=False)]
+    mixed = random.Random(seed).sample(stories, len(stories))
+    chosen = list(islice((one for one in mixed if tokens("\n".join(one.facts)) <= lengths[0] // 2), count))
     documents = []
     for length in lengths:
-        for facts, question in chosen:
-            around, room = [], length - tokens("\n".join(facts))
+        for number, story in enumerate(chosen):
+            rng = random.Random(f"{seed}/{length}/{number}")
+            around, room = [], length - tokens("\n".join(story.facts))
             for paragraph in _prose(rng):
                 room -= tokens(paragraph + "\n")
                 if room < 0:
                     break
                 around.append(paragraph)
-            places = sorted(rng.randint(0, len(around)) for _ in facts)
-            for place, fact in reversed(list(zip(places, facts, strict=True))):
+            places = sorted(rng.randint(0, len(around)) for _ in story.facts)
+            for place, fact in reversed(list(zip(places, story.facts, strict=True))):
                 around.insert(place, fact)
-            documents.append(Document("\n".join(around), question, length))
+            documents.append(Document("\n".join(around), Question(story.question, story.answer), length))
     return documents
 
 

@@ -1,53 +1,85 @@
-"""Editing: facts that change, written one after another, and what the model says of them and of others afterwards.
+"""Editing: facts that change, told one after another, and what the model then says of them and of others.
 
-| | asked | counts |
-|---|---|---|
-| efficacy | the prompt of the edit | the new answer |
-| generalisation | the same in other words | the new answer |
-| specificity | about neighbours, who must not change | the answer that they had |
-| score | | harmonic mean of the three |
-
-What it is to give an answer hangs on the set, as in the papers that the sets are from:
-
-- counterfact (ROME, Meng et al. 2022: ES, PS, NS): it is more probable than the other one, old against new; both by the
-  mean log-probability of their tokens.
-- zsre (MEND, Mitchell et al. 2022; ROME): the share of its tokens that are the most probable, each behind those before.
-  The answer about the neighbour is the one in the file, known before or not.
-- biographies (ours, see `biography_edits`): greedy generation gives it, whole and nothing else.
-
-Every method starts from the same model and the same memory, which holds what the set says is known:
-
-| method | an edit is |
+| metric | what is asked |
 |---|---|
-| none | not made: what the model says anyway |
-| memory | its statement, written into the memory |
-| context | its statement, in front of the prompt; of many, as many of the last as the context holds |
+| efficacy | the prompt of the edit |
+| paraphrase | the same in other words |
+| specificity | about a neighbour, who must not change |
+
+`score` is their harmonic mean. What counts hangs on the set, as in the papers that the sets are from:
+
+- CounterFact (ROME, Meng et al. 2022): an answer that is more probable than the other one, old against new, by the mean
+  log-probability of its tokens.
+- zsRE (MEND, Mitchell et al. 2022): the share of an answer's tokens that are the most probable.
+- biographies (ours): an answer that greedy generation gives, whole and nothing else.
+
+| column | an edit is |
+|---|---|
+| nothing | not made |
+| fits | its statement as text in front of the prompt, with as many of the others as fit |
+| bm25_1, bm25_4, … | the statements that BM25 ranks highest, as text |
+| slots, pool, longterm | its statement, written into the memory |
 | ft, ft_all, ft_l | its prompt and answer, trained into weights (see `finetuning`) |
+
+A memory is told first what a set says is known; that stands in front of the statements wherever they are text, too.
 """
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from math import sqrt
+from functools import lru_cache
+from math import inf
 from pathlib import Path
-from statistics import mean, pstdev
-from typing import Any, Literal, get_args
+from statistics import fmean
+from typing import Annotated
 
-import torch
+import typer
 
-from remanence.data.edits import Edit, Kind
+from remanence.data.edits import Edit, Kind, biography_edits, read_edits
 from remanence.errors import InvalidInputError
-from remanence.evaluation.answering import Context, answer_rows
+from remanence.evaluation.answering import answer_rows
+from remanence.evaluation.asking import memory_of
+from remanence.evaluation.columns import Column, only
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
-from remanence.evaluation.resuming import identity, keep, kept
+from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
+from remanence.evaluation.metrics import Metric
+from remanence.evaluation.registry import Command
 from remanence.evaluation.scoring import score_tokens
+from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
-Method = Literal["none", "memory", "context", "ft", "ft_all", "ft_l"]
-METHODS: tuple[Method, ...] = get_args(Method)
-METRICS = ("efficacy", "generalisation", "specificity")
-Figures = dict[str, Any]
+METRICS = (
+    Metric("score", "harmonic", compared=True),
+    Metric("efficacy", "mean"),
+    Metric("paraphrase", "mean"),
+    Metric("specificity", "mean"),
+)
+COMMAND = Command(
+    columns="nothing,fits,bm25_4",
+    also=TUNED,
+    examples=(
+        "--model tiny_longterm --count 20",
+        "--data counterfact.json --edits 1,10,100",
+        "--data zsre.json --columns nothing,fits,slots,ft --resume runs/zsre --json zsre.json",
+    ),
+)
+_BATCH = 25  # prompts that are read at once
+_ANSWER = 64  # tokens that are left for an answer
+
+
+@dataclass(frozen=True)
+class Group:
+    """Edits that are made one after another, and then asked about; `seed`: of the memory."""
+
+    edits: tuple[Edit, ...]
+    seed: int
+
+    @property
+    def texts(self) -> list[str]:
+        """What is known, and then what changes."""
+        known = [text for edit in self.edits for text in edit.known]
+        return [*known, *(edit.statement for edit in self.edits)]
 
 
 @dataclass(frozen=True)
@@ -59,201 +91,146 @@ class _Asked:
     wrong: str
 
 
-def measure(
+def evaluation(
     model: MemoryModel,
-    edits: Sequence[Edit],
-    kind: Kind,
+    columns: Sequence[Column],
     *,
-    counts: Sequence[int] = (1, 10, 100),
-    samples: int = 100,
-    methods: Sequence[Method] = METHODS,
-    rate: float = RATE,
-    bound: float = BOUND,
-    seed: int = 0,
-    batch: int = 25,
-    state: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Figures:
-    """Efficacy, generalisation, specificity and score of each method, by the number of edits made before asking.
+    data: Annotated[
+        Path | None, typer.Option(help="CounterFact or zsRE edits, JSON. Default: edits of invented people.")
+    ] = None,
+    edits: Annotated[str, typer.Option(help="Edits to make one after another before asking.")] = "1,10,100",
+    count: Annotated[int, typer.Option(min=1, help="Edits asked about, for each such number.")] = 100,
+    rate: Annotated[float, typer.Option(min=0, help="Learning rate of the fine-tuning.")] = RATE,
+    bound: Annotated[float, typer.Option(min=0, help="How far ft_l may move a weight in an edit.")] = BOUND,
+    seed: Annotated[int, typer.Option(help="Another seed, other invented people, and other slots forgotten.")] = 0,
+    folder: Path | None = None,
+) -> Evaluation:
+    """Facts that change, told one after another: efficacy, paraphrase, specificity, and the harmonic mean of these.
 
-    Args:
-        edits: as many as `edits_needed` says, or more.
-        counts: edits that are made one after another, then all asked; each time from the start.
-        samples: edits asked in all for each count, in groups of the count; a count above it has one group.
-        rate: learning rate of the fine-tuning; bound: how far FT-L may move a weight in an edit. Published for models
-            of billions of weights; one of another size may take others.
-        batch: prompts that are read at once.
-        state: folder in which what is finished for a method and a count is kept; a run that was cut goes on from there.
-        progress: called with (edits made, edits in all).
-
-    Returns:
-        what `identity` gives, `set`, `edits` (a digest), `seed`, `samples`, `rate`, `steps`, `bound`; `results`: a list
-        of `method`, `edits`, `samples`, and for each metric `rate` and `stderr`, and `score`.
-
-    Raises:
-        InvalidInputError: no such method, counts that make no sense, too few edits; a state folder of another run.
+    Columns of its own: ft, ft_all, ft_l (fine-tuning).
     """
-    if not methods or set(methods) - set(METHODS):
-        raise InvalidInputError(f"methods are among {', '.join(METHODS)}; got {', '.join(methods) or 'none'}")
-    if len(edits) < (needed := edits_needed(counts, samples)):
-        raise InvalidInputError(f"{needed} edits are needed, but there are {len(edits)}; ask for fewer samples")
-    run = {
-        **identity(model),
+    numbers = [number.strip() for number in edits.split(",")]
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise InvalidInputError(f"--edits takes numbers from 1 with commas between, such as 1,10,100; got {edits}")
+    counts = sorted({int(number) for number in numbers})
+    needed = max(count, *counts)
+    kind: Kind = "biographies"
+    if data is None:
+        given = biography_edits(needed, seed)
+    else:
+        kind, given = read_edits(data)
+    if len(given) < needed:
+        raise InvalidInputError(f"{data} has {len(given)} edits, and {needed} are asked for")
+    items = []
+    for made in counts:
+        for start in range(0, max(made, count - count % made), made):
+            group = Group(tuple(given[start : start + made]), seed + start)
+            title = f"{made:,} edit{'s' * (made > 1)}"
+            items += [
+                Item(f"{made}/{start + number}", (title,), content=(group, number), together=f"{made}/{start}")
+                for number in range(made)
+            ]
+    settings = {
+        "data": "biographies" if data is None else data.name,
+        "digest": digest_of(repr(given[:1]) if data is None else data),
         "set": kind,
-        "edits": _digest(edits[:needed]),
         "seed": seed,
-        "samples": samples,
         "rate": rate,
         "steps": STEPS,
         "bound": bound,
     }
-    record = None if state is None else kept(state / "editing.json", run)
-    finished: Figures = {} if record is None else record["results"]
-    pairs = [(method, count) for count in dict.fromkeys(counts) for method in METHODS if method in methods]
-    step = _Steps(sum(_asked_in_all(count, samples) for _, count in pairs), progress)
-    for method, count in pairs:
-        groups = [edits[start : start + count] for start in range(0, _asked_in_all(count, samples), count)]
-        name = f"{method}/{count}"
-        if name in finished:
-            step(count * len(groups))
-            continue
-        scored: list[list[float]] = [[], [], []]
-        for number, group in enumerate(groups):
-            memory = Memory(model.spec) if method == "context" else model.new_memory(seed + number)
-            editor = _Editor(model, memory, method, rate, bound)
-            for metric, found in zip(scored, editor.scores(group, kind, batch, step), strict=True):
-                metric += found
-        finished[name] = {"method": method, "edits": count, **summary(scored)}
-        if state is not None:
-            keep(state / "editing.json", run, results=finished)
-    return {**run, "results": [finished[f"{method}/{count}"] for method, count in pairs]}
+    return Evaluation("editing", settings, items, columns, _Measuring(model, kind, rate, bound), METRICS, base="fits")
 
 
-def edits_needed(counts: Sequence[int], samples: int) -> int:
-    """How many edits there must be, for the count that takes most.
+class _Measuring:
+    def __init__(self, model: MemoryModel, kind: Kind, rate: float, bound: float) -> None:
+        self._model, self._kind, self._rate, self._bound = model, kind, rate, bound
+        self._told = lru_cache(1)(lambda group: Told(model, group.texts, seed=group.seed))
 
-    Raises:
-        InvalidInputError: no counts, or numbers below 1.
-    """
-    if not counts or min(counts) < 1 or samples < 1:
-        raise InvalidInputError("editing needs counts of edits from 1, and at least one sample")
-    return max(_asked_in_all(count, samples) for count in counts)
+    def __call__(self, column: Column, items: Sequence[Item]) -> list[Record]:
+        group: Group = items[0].content[0]
+        edits = [group.edits[item.content[1]] for item in items]
+        memory = self._memory(column, group)
+        weights = weights_of(self._model, column.shows) if column.shows in TUNED else []
+        with restored(self._model, weights) if weights else nullcontext(), only(self._model, column.parts):
+            for edit in group.edits if weights else ():
+                row, answer = self._row("", edit.prompt, edit.new)
+                bound = self._bound if column.shows == "ft_l" else None
+                tune(self._model, memory, weights, [*row, *answer], len(answer), rate=self._rate, bound=bound)
+            if weights:  # they have another fingerprint; the memory is read by them all the same
+                memory.spec = self._model.spec
+            return self._records(column, memory, group, edits)
 
+    def _memory(self, column: Column, group: Group) -> Memory:
+        """What the prompts are read behind; weights are tuned behind what was known, where the writer is learned."""
+        if column.remembers:
+            return memory_of(column, self._told(group))
+        if column.shows in ("fits", "bm25"):
+            return Memory(self._model.spec)
+        memory = self._model.new_memory(group.seed)
+        for text in (text for edit in group.edits for text in edit.known):
+            if self._model.config.writer == "learned":
+                self._model.write(memory, text)
+        return memory
 
-def _asked_in_all(count: int, samples: int) -> int:
-    return max(count, samples - samples % count)
+    def _records(self, column: Column, memory: Memory, group: Group, edits: Sequence[Edit]) -> list[Record]:
+        asked = [
+            {
+                "efficacy": [_Asked(edit.prompt, edit.new, edit.old)],
+                "paraphrase": [_Asked(prompt, edit.new, edit.old) for prompt in edit.paraphrases],
+                "specificity": [_Asked(prompt, answer, edit.new) for prompt, answer in edit.neighbours],
+            }
+            for edit in edits
+        ]
+        every = [one for kinds in asked for those in kinds.values() for one in those]
+        found: list[float] = []
+        for start in range(0, len(every), _BATCH):
+            found += self._judged(column, memory, group, every[start : start + _BATCH])
+        judged, records = iter(found), list[Record]()
+        for kinds in asked:
+            record: Record = {
+                name: round(fmean(next(judged) for _ in those), 4) for name, those in kinds.items() if those
+            }
+            records.append({**record, "score": [record.get(name) for name in kinds]})
+        return records
 
+    def _shown(self, column: Column, group: Group, prompt: str) -> str:
+        """What stands in front of a prompt, as text."""
+        told = self._told(group)
+        room = (self._model.positions or inf) - _ANSWER - len(self._ids(prompt))
+        places: list[int] = []
+        if column.shows == "bm25":
+            places = told.fitting(told.ranked(prompt)[: column.passages], room)[::-1]
+        elif column.shows == "fits":
+            places = told.newest(room)
+        return "".join(f"{told.passages[place]}\n" for place in places)
 
-def summary(scored: Sequence[Sequence[float]]) -> Figures:
-    """Of what each edit got in each metric; `stderr` is one standard error of the mean.
+    def _judged(self, column: Column, memory: Memory, group: Group, asked: Sequence[_Asked]) -> list[float]:
+        """How far the right answer to each prompt counts."""
+        shown = [self._shown(column, group, one.prompt) for one in asked]
+        rows = list(zip(shown, asked, strict=True))
+        if self._kind == "biographies":
+            prompts = [self._prompt(text, one.prompt) for text, one in rows]
+            said = answer_rows(self._model, [memory] * len(prompts), prompts)
+            return [float(text == one.right) for text, one in zip(said, asked, strict=True)]
+        right, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.right) for text, one in rows])
+        if self._kind == "zsre":
+            return [fmean(one.greedy) for one in right]
+        wrong, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.wrong) for text, one in rows])
+        return [float(fmean(a.likelihoods) > fmean(b.likelihoods)) for a, b in zip(right, wrong, strict=True)]
 
-    Where a set has no paraphrases or no neighbours, that metric is None, and the score is the mean of the others.
-    """
-    figures: Figures = {"samples": len(scored[0])}
-    for name, found in zip(METRICS, scored, strict=True):
-        figures[name] = {"rate": mean(found), "stderr": pstdev(found) / sqrt(len(found))} if found else None
-    return {**figures, "score": harmonic([figures[name]["rate"] for name in METRICS if figures[name]])}
+    def _row(self, shown: str, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """Ids of what is shown and the prompt, and of the answer: those that the prompt alone has not.
 
-
-def harmonic(shares: Sequence[float]) -> float:
-    return len(shares) / sum(1 / share for share in shares) if all(shares) else 0.0
-
-
-class _Editor:
-    """One memory, one method, and the edits made by it so far."""
-
-    def __init__(self, model: MemoryModel, memory: Memory, method: Method, rate: float, bound: float) -> None:
-        self._model, self._memory, self._method = model, memory, method
-        self._rate, self._bound = rate, bound if method == "ft_l" else None
-        self._context = Context(model)
-
-    def scores(self, edits: Sequence[Edit], kind: Kind, batch: int, step: Callable[[int], None]) -> list[list[float]]:
-        """Make all edits, then ask: for each metric what every edit got. The weights are afterwards as before."""
-        for text in (text for edit in edits for text in edit.known):
-            if self._method == "context":
-                self._context.append(text)
-            else:
-                self._model.write(self._memory, text)
-        weights = weights_of(self._model, self._method) if self._method in TUNED else []
-        with restored(self._model, weights):
-            for edit in edits:
-                self._make(edit, weights)
-                step(1)
-            # Tuned weights have another fingerprint; the memory is read by them all the same.
-            self._memory.spec = self._model.spec
-            return [
-                self._shares([asked(edit) for edit in edits], kind, batch)
-                for asked in (_efficacy, _generalisation, _specificity)
-            ]
-
-    def _shares(self, asked: Sequence[Sequence[_Asked]], kind: Kind, batch: int) -> list[float]:
-        """Of the prompts about each edit, the share that got the right answer."""
-        found = iter(self._judge([one for of_edit in asked for one in of_edit], kind, batch))
-        return [mean(next(found) for _ in of_edit) for of_edit in asked if of_edit]
-
-    def _make(self, edit: Edit, weights: Sequence[torch.nn.Parameter]) -> None:
-        if self._method == "memory":
-            self._model.write(self._memory, edit.statement)
-        elif self._method == "context":
-            self._context.append(edit.statement)
-        elif weights:
-            row, answer = self._row(edit.prompt, edit.new)
-            tune(self._model, self._memory, weights, row, answer, rate=self._rate, bound=self._bound)
-
-    def _judge(self, asked: Sequence[_Asked], kind: Kind, batch: int) -> Iterator[float]:
-        for start in range(0, len(asked), batch):
-            part = asked[start : start + batch]
-            if kind == "biographies":
-                rows = [self._context.before(one.prompt) for one in part]
-                given = answer_rows(self._model, [self._memory] * len(part), rows)
-                yield from (float(answer == one.right) for answer, one in zip(given, part, strict=True))
-                continue
-            right = self._likelihoods([(one.prompt, one.right) for one in part])
-            if kind == "zsre":
-                yield from (share for _, share in right)
-            else:
-                wrong = self._likelihoods([(one.prompt, one.wrong) for one in part])
-                yield from (float(r > w) for (r, _), (w, _) in zip(right, wrong, strict=True))
-
-    def _likelihoods(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, float]]:
-        """Per prompt and answer: mean log-probability of the answer's tokens, and share that are the most probable."""
-        made = [self._row(prompt, answer) for prompt, answer in pairs]
-        found, _ = score_tokens(self._model, self._memory, [(row[:-answer], row[-answer:]) for row, answer in made])
-        return [(mean(one.likelihoods), mean(one.greedy)) for one in found]
-
-    def _row(self, prompt: str, answer: str) -> tuple[list[int], int]:
-        """Ids of context, prompt and answer, and how many are the answer's: those that the prompt alone has not.
-
-        They are encoded together: what a tokenizer makes of a word hangs on whether it starts the text.
+        Prompt and answer are encoded together: what a tokenizer makes of a word hangs on whether it starts the text.
         """
-        encode = self._model.tokenizer
-        alone = encode(prompt, add_special_tokens=False)["input_ids"]
-        both = encode(f"{prompt} {answer}", add_special_tokens=False)["input_ids"]
-        shared = next((i for i, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), len(alone))
-        return self._context.before(f"{prompt} {answer}"), len(both) - shared
+        alone, both = self._ids(prompt), self._ids(f"{prompt} {answer}")
+        shared = next((place for place, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), len(alone))
+        return [*self._prompt(shown, ""), *both[:shared]], both[shared:]
 
+    def _prompt(self, shown: str, prompt: str) -> list[int]:
+        return [*self._model.texts.front, *self._ids(shown), *self._ids(prompt)]
 
-def _efficacy(edit: Edit) -> list[_Asked]:
-    return [_Asked(edit.prompt, edit.new, edit.old)]
-
-
-def _generalisation(edit: Edit) -> list[_Asked]:
-    return [_Asked(prompt, edit.new, edit.old) for prompt in edit.paraphrases]
-
-
-def _specificity(edit: Edit) -> list[_Asked]:
-    return [_Asked(prompt, answer, edit.new) for prompt, answer in edit.neighbours]
-
-
-class _Steps:
-    def __init__(self, total: int, report: Callable[[int, int], None] | None) -> None:
-        self._done, self._total, self._report = 0, total, report
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if self._report is not None:
-            self._report(self._done, self._total)
-
-
-def _digest(edits: Sequence[Edit]) -> str:
-    return hashlib.blake2b(repr(list(edits)).encode(), digest_size=8).hexdigest()
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids

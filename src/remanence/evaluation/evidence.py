@@ -5,14 +5,16 @@ Each part is a write, in the order in which the parts stand. Where the answer wa
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from remanence.evaluation.columns import ANSWERED, RANKED, Asking, Column, Said, record_of
-from remanence.evaluation.harness import Evaluation, Item, Measure, Record
+from remanence.evaluation.asking import ANSWERED, RANKED, Asking, Said, record_of
+from remanence.evaluation.columns import Column
+from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
+from remanence.evaluation.scores import f1
 from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
 
@@ -40,7 +42,7 @@ class Asked:
     Attributes:
         key: of the question, in its corpus.
         kind: of question, as the report groups them.
-        truth: the answer; of a question that is not answerable what would be wrong. also: other right ones.
+        truths: right answers; of a question that is not answerable what would be wrong.
         evidence: numbers of the parts that hold the answer, as far as they are known.
         sections: that hold it.
     """
@@ -48,23 +50,31 @@ class Asked:
     key: str
     text: str
     kind: str
-    truth: str
+    truths: tuple[str, ...]
     evidence: tuple[int, ...] = ()
     sections: tuple[str, ...] = ()
     answerable: bool = True
-    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Parts that are told one after another into one memory, and what is asked about them."""
+    """Parts that are told one after another into one memory, and what is asked about them.
+
+    `whole`: the text that they are cut from, where it is told in one write.
+    """
 
     name: str
     parts: tuple[Part, ...]
     asked: tuple[Asked, ...]
+    whole: str | None = None
 
 
 Score = Callable[[str, Asked], float]  # of an answer: its F1, as the set counts it
+
+
+def plain_score(said: str, asked: Asked) -> float:
+    """F1 as the SQuAD evaluation counts it."""
+    return f1(said, asked.truths)
 
 
 def told_as(date: str, speaker: str, text: str) -> str:
@@ -72,15 +82,15 @@ def told_as(date: str, speaker: str, text: str) -> str:
     return f'({date}) {speaker} said, "{text.strip()}"'
 
 
-def evaluation(
+def of_corpora(
     model: MemoryModel,
     name: str,
     settings: Mapping[str, Any],
     corpora: Sequence[Corpus],
     columns: Sequence[Column],
-    score: Score,
     *,
     tokens: int,
+    score: Score = plain_score,
     count: int | None = None,
     folder: Path | None = None,
 ) -> Evaluation:
@@ -88,16 +98,17 @@ def evaluation(
 
     Args:
         name, settings: of the evaluation; settings say which data.
-        score: F1 of an answer.
         tokens: most of an answer.
+        score: F1 of an answer.
         count: questions at most, as many of each corpus; None: all.
         folder: in which what is told once is kept, so that the next run need not write it again.
     """
     asking = Asking(model, tokens)
 
-    @cache
+    @lru_cache(4)
     def told(place: int) -> Told:
-        return Told(model, [part.text for part in corpora[place].parts], folder=folder)
+        corpus = corpora[place]
+        return Told(model, [part.text for part in corpus.parts], whole=corpus.whole, folder=folder)
 
     items = [
         Item(
@@ -108,24 +119,19 @@ def evaluation(
         for place, asked in _chosen(corpora, count)
     ]
 
-    def measured(column: Column) -> Measure:
-        def measure(those: Sequence[Item]) -> list[Record]:
-            return [_measured(asking, column, corpora[p], told(p), asked, score) for p, asked in _of(those)]
-
-        return measure
+    def measure(column: Column, those: Sequence[Item]) -> list[Record]:
+        pairs: list[tuple[int, Asked]] = [item.content for item in those]
+        return [_measured(asking, column, corpora[place], told(place), asked, score) for place, asked in pairs]
 
     return Evaluation(
         name,
         {**settings, "answer_tokens": tokens},
         items,
-        {column.name: measured(column) for column in columns},
+        columns,
+        measure,
         METRICS,
-        base="bm25_4" if any(column.name == "bm25_4" for column in columns) else None,
+        base="bm25_4",
     )
-
-
-def _of(items: Sequence[Item]) -> list[tuple[int, Asked]]:
-    return [item.content for item in items]
 
 
 def _chosen(corpora: Sequence[Corpus], count: int | None) -> list[tuple[int, Asked]]:
@@ -137,7 +143,7 @@ def _chosen(corpora: Sequence[Corpus], count: int | None) -> list[tuple[int, Ask
 
 def _measured(asking: Asking, column: Column, corpus: Corpus, told: Told, asked: Asked, score: Score) -> Record:
     said = asking(column, told, asked.text, asked.evidence)
-    record = record_of(said, column, told, [asked.truth, *asked.also], asked.evidence, answerable=asked.answerable)
+    record = record_of(said, column, told, asked.truths, asked.evidence, answerable=asked.answerable)
     if not asked.answerable:
         return {**record, "not_told": said.found is False or _refuses(said.text)}
     return {**record, "f1": round(score(said.text, asked), 4), **_recall(said, corpus, asked)}

@@ -1,6 +1,6 @@
 """Every evaluation's loop: items are measured under columns, records are kept at once, and a report is made of them.
 
-- An `Evaluation` says what is measured: a name, the settings that its figures hang on, items and columns.
+- An `Evaluation` says what is measured: a name, the settings that its figures hang on, items, columns and metrics.
 - A `Run` measures each item under each column once, which gives a record: a JSON object. With a folder, a record is
   appended to a file of JSON lines at once, and what stands there is not measured again.
 - A `Report` says what came out, for each group of items and each column, with intervals.
@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remanence.errors import InvalidInputError
+from remanence.evaluation.columns import Column
 from remanence.evaluation.metrics import Metric
-from remanence.model.lora import adapter_parameters
-from remanence.model.model import MemoryModel
-from remanence.model.validation import Fingerprint
 
 Record = dict[str, Any]  # JSON
 Progress = Callable[[int, int], None]  # called with (done, in all)
-_NAMES = 3  # columns of a table that name the row: group, column, samples
-_WIDEST = 120  # characters of a table in text
+_WIDEST = 80  # characters of a table in text
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Item:
     together: str = ""
 
 
-Measure = Callable[[Sequence[Item]], Sequence[Record]]  # a record of each item, in their order
+Measure = Callable[[Column, Sequence[Item]], Sequence[Record]]  # a record of each item, in their order
 
 
 @dataclass(frozen=True)
@@ -58,15 +55,17 @@ class Evaluation:
         settings: JSON; all that the figures hang on but the model, the items and the columns. Other settings, other
             records.
         items: in the order in which they are measured.
-        columns: by name, how items are measured.
+        columns: under which they are.
+        measure: items that are measured at once, under a column.
         metrics: what the report makes of the records.
-        base: the column that the others are compared with, item by item.
+        base: the column that the others are compared with, item by item, where it is measured.
     """
 
     name: str
     settings: Mapping[str, Any]
     items: Sequence[Item]
-    columns: Mapping[str, Measure]
+    columns: Sequence[Column]
+    measure: Measure
     metrics: Sequence[Metric]
     base: str | None = None
 
@@ -77,33 +76,13 @@ class Evaluation:
         if len(set(keys)) < len(keys):
             raise InvalidInputError(f"two items of {self.name} have the same key")
 
-    def batches(self) -> Iterable[tuple[str, list[Item]]]:
+    def batches(self) -> Iterable[tuple[Column, list[Item]]]:
         """What is measured at once: a column and its items, all columns of some items before the next items."""
         for _, part in groupby(self.items, lambda item: item.together or item.key):
             held = list(part)
             for column in self.columns:
-                if those := [item for item in held if item.columns is None or column in item.columns]:
+                if those := [item for item in held if item.columns is None or column.name in item.columns]:
                     yield column, those
-
-
-def about(model: MemoryModel) -> dict[str, Any]:
-    """What of a model its figures hang on: a fingerprint of its weights, their type, and how it reads and writes."""
-    return {
-        "fingerprint": model.fingerprint(),
-        "dtype": str(model.backbone.dtype).removeprefix("torch."),
-        "config": model.config.to_json(),
-        "parts": _parts(model),
-    }
-
-
-def _parts(model: MemoryModel) -> dict[str, str]:
-    """The trained parts for text slots, each with a digest of its weights."""
-    digests = {}
-    if "reader" in model.parts:
-        digests["reader"] = Fingerprint().of(model.hf, "reader", adapter_parameters)
-    if model.token_retriever is not None:
-        digests["retriever"] = model.token_retriever.name
-    return digests
 
 
 class Run:
@@ -127,7 +106,8 @@ class Run:
         self.evaluation = evaluation
         self._begun = {"evaluation": evaluation.name, "settings": dict(evaluation.settings)}
         self.file = None if folder is None else folder / f"{evaluation.name}-{_digest(self._begun)}.jsonl"
-        self._model = {column: _digest((uses or {}).get(column, model)) for column in evaluation.columns}
+        names = [column.name for column in evaluation.columns]
+        self._model = {name: _digest((uses or {}).get(name, model)) for name in names}
         self._records: dict[tuple[str, str], Record] = {}
         if self.file is not None:
             self._open(self.file)
@@ -142,13 +122,12 @@ class Run:
         wanted, done = list(self.evaluation.batches()), 0
         total = sum(len(items) for _, items in wanted)
         for column, items in wanted:
-            left = [item for item in items if (item.key, column) not in self._records]
-            if left:
-                self._keep(column, left, self.evaluation.columns[column](left))
+            if left := [item for item in items if (item.key, column.name) not in self._records]:
+                self._keep(column.name, left, self.evaluation.measure(column, left))
             done += len(items)
             if progress is not None:
                 progress(done, total)
-        return [self._records[item.key, column] for column, items in wanted for item in items]
+        return [self._records[item.key, column.name] for column, items in wanted for item in items]
 
     def _keep(self, column: str, items: Sequence[Item], found: Sequence[Record]) -> None:
         made = [
@@ -173,8 +152,16 @@ class Run:
             for record in map(json.loads, lines[1:]):
                 if record["model"] == self._model.get(record["column"]):
                     self._records[record["item"], record["column"]] = record
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{file} is damaged; delete it, or name another folder") from error
+
+
+def digest_of(*content: Path | str) -> str:
+    """By which settings tell data apart: of files, or of texts."""
+    whole = hashlib.sha256()
+    for one in content:
+        whole.update(one.read_bytes() if isinstance(one, Path) else one.encode() + b"\n")
+    return whole.hexdigest()[:16]
 
 
 def _digest(content: Any) -> str:
@@ -215,7 +202,7 @@ class Report:
         for record in records:
             for group in record["groups"]:
                 held.setdefault((group, record["column"]), []).append(record)
-        order = {column: place for place, column in enumerate(evaluation.columns)}
+        order = {column.name: place for place, column in enumerate(evaluation.columns)}
         groups = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in held))}
         rows = []
         for group, column in sorted(held, key=lambda one: (groups[one[0]], order[one[1]])):
@@ -234,7 +221,7 @@ class Report:
             dict(model),
             tuple(metric for metric in evaluation.metrics if metric.name in said),
             rows,
-            evaluation.base,
+            evaluation.base if evaluation.base in order else None,
             dict(stamp or {}),
         )
 
@@ -258,15 +245,32 @@ class Report:
         return cls(name, settings, model, tuple(Metric(**metric) for metric in metrics), rows, base, stamp)
 
     def table(self, style: Literal["text", "markdown"] = "text") -> str:
-        """A line for each group and column: figures, and between brackets the interval that holds 95 %."""
-        titles = ["", "", "n", *(title for metric in self.metrics for title in self._titles(metric))]
+        """Figures, and between brackets the interval that holds 95 %.
+
+        A line for each group and column; where there is one metric, a line for each group.
+        """
+        metrics = [metric for metric in self.metrics if metric.shown]
+        titles, lines = self._crossed(metrics[0]) if len(metrics) == 1 else self._listed(metrics)
+        return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
+
+    def _listed(self, metrics: Sequence[Metric]) -> tuple[list[str], list[list[str]]]:
+        titles = ["", "", "n", *(title for metric in metrics for title in self._titles(metric))]
         lines, before = [], None
         for row in self.rows:
             group = "" if row["group"] == before else row["group"]
             before = row["group"]
-            cells = [cell for metric in self.metrics for cell in self._cells(row, metric)]
+            cells = [cell for metric in metrics for cell in self._cells(row, metric)]
             lines.append([group, row["column"], str(row["samples"]), *cells])
-        return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
+        return titles, lines
+
+    def _crossed(self, metric: Metric) -> tuple[list[str], list[list[str]]]:
+        columns, lines = list(dict.fromkeys(row["column"] for row in self.rows)), []
+        for group in dict.fromkeys(row["group"] for row in self.rows):
+            rows = {row["column"]: row for row in self.rows if row["group"] == group}
+            figures = [rows[name]["metrics"].get(metric.name) if name in rows else None for name in columns]
+            most = max(row["samples"] for row in rows.values())
+            lines.append([group, str(most), *(_cell(figure, metric.digits) for figure in figures)])
+        return ["", "n", *columns], lines
 
     def _titles(self, metric: Metric) -> list[str]:
         title = metric.name.replace("_", " ")
@@ -296,6 +300,8 @@ def _cell(figure: Mapping[str, float] | None, digits: int, *, sign: bool = False
     if figure is None:
         return ""
     form = f"{'+' if sign else ''},.{digits}f"
+    if figure["n"] == 1 and figure["low"] == figure["high"]:
+        return f"{figure['value']:{form}}"
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
@@ -306,13 +312,25 @@ def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _text(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Names to the left, figures to the right; below each other, with the names again, what is too wide."""
+    first = list(titles).index("n") + 1
     columns = list(zip(titles, *lines, strict=True))
-    names, blocks = columns[:_NAMES], [columns[:_NAMES]]
-    for column in columns[_NAMES:]:
-        if blocks[-1] != names and _width([*blocks[-1], column]) > _WIDEST:
-            blocks.append(names)
+    if first == 3 and max(_width([*columns[:3], column]) for column in columns[3:]) > _WIDEST:
+        lines = [row for line in lines for row in _below(line)]
+        columns = list(zip(titles[1:], *lines, strict=True))
+        first = 2
+    blocks = [columns[:first]]
+    for column in columns[first:]:
+        if len(blocks[-1]) > first and _width([*blocks[-1], column]) > _WIDEST:
+            blocks.append(columns[:first])
         blocks[-1] = [*blocks[-1], column]
     return "\n\n".join(map(_block, blocks))
+
+
+def _below(line: Sequence[str]) -> list[list[str]]:
+    """A group's name in a line of its own, and the others below it."""
+    group, column, *cells = line
+    named = [[group, *[""] * len(cells)]] if group else []
+    return [*named, [f"  {column}", *cells]]
 
 
 def _width(columns: Sequence[Sequence[str]]) -> int:
@@ -320,8 +338,8 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
 
 
 def _block(columns: Sequence[Sequence[str]]) -> str:
-    padded = []
-    for title, *cells in columns:
-        width = max(map(len, (title, *cells)))
-        padded.append([cell.rjust(width) if title else cell.ljust(width) for cell in (title, *cells)])
-    return "\n".join("  ".join(row).rstrip() for row in zip(*padded, strict=True))
+    rows = list(zip(*columns, strict=True))
+    widths = [max(map(len, cells)) for cells in zip(*(row for row in rows if any(row[1:])), strict=True)]
+    sides = [str.rjust if title else str.ljust for title in rows[0]]
+    padded = ([side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)

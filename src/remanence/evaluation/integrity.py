@@ -7,131 +7,105 @@ windows; what each answers right, and how much memory the process holds at its e
 
 import random
 import time
-from collections.abc import Callable
-from math import sqrt
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import psutil
+import typer
 
 from remanence.data.episodes import Episode, unrelated
 from remanence.errors import InvalidInputError
 from remanence.evaluation.answering import answer
-from remanence.evaluation.resuming import identity, keep, kept
+from remanence.evaluation.columns import Column, about, only
+from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
+from remanence.evaluation.metrics import Metric
+from remanence.evaluation.registry import Command
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
-Progress = Callable[[int, int], None]
-KEPT_EVERY = 10_000  # writes at most, and at the end of each window
-MEMORY = "memory.safetensors"
+METRICS = (Metric("right", "rate"), Metric("resident_mib", "mean", 0), Metric("ms_per_write", "mean", 1))
+COMMAND = Command(
+    ("", "--model tiny --writes 1000000 --windows 100 --count 200 --resume runs/integrity --json i.json"),
+    whole=True,
+    learned=True,
+)
 
 
-def measure(
+def evaluation(
     model: MemoryModel,
+    columns: Sequence[Column],
     *,
-    writes: int = 10_000,
-    windows: int = 10,
-    questions: int = 100,
-    seed: int = 0,
-    state: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Exact match about the newest biography, window by window, over `writes` writes into one memory.
+    writes: Annotated[int, typer.Option(min=1, help="Writes into one memory.")] = 10_000,
+    windows: Annotated[int, typer.Option(min=1, help="Equal parts that are scored each.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Questions in each window, about the newest biography.")] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    folder: Path | None = None,
+) -> Evaluation:
+    """Exact match about the newest biography, and resident memory, over very many writes into one memory.
 
-    Args:
-        windows: parts of equal length that the writes are cut into.
-        questions: asked in each window, evenly spread.
-        state: folder in which counts and memory are kept every 10,000 writes; a run that was cut goes on from there.
-        progress: called with (writes done, writes in all).
-
-    Returns:
-        what `identity` gives, `seed`; `windows`: a list of `writes` (at its end), `exact_match`, `stderr`, `samples`,
-        `resident_bytes` and `seconds`; `drift`: exact match of the last window less that of the first.
-
-    Raises:
-        InvalidInputError: sizes that do not divide; a state folder of another run.
+    One memory is written, so that one column is measured.
     """
-    if windows < 1 or writes < 1 or writes % windows:
+    if len(columns) != 1:
+        raise InvalidInputError("one memory is written, so name one column")
+    if writes % windows:
         raise InvalidInputError(f"{writes} writes do not make {windows} equal windows")
     length = writes // windows
-    if questions < 1 or length % questions:
-        raise InvalidInputError(f"{questions} questions do not spread evenly over a window of {length} writes")
-    run = {
-        **identity(model),
-        "seed": seed,
-        "window_writes": length,
-        "questions": questions,
-    }
-    parts, memory = ([], model.new_memory(seed)) if state is None else _resume(state, run, model, seed)
-    while (done := parts[-1]["writes"] if parts else 0) < writes:
-        start = time.perf_counter()
-        end = min(done + KEPT_EVERY, (done // length + 1) * length)
-        right = _write(model, memory, done, end, run, lambda count: progress and progress(count, writes))
-        parts.append(
-            {
-                "writes": end,
-                "right": right,
-                "resident_bytes": psutil.Process().memory_info().rss,
-                "seconds": round(time.perf_counter() - start, 1),
-                "write_count": memory.write_count,
-            }
+    if length % count:
+        raise InvalidInputError(f"{count} questions do not spread evenly over a window of {length} writes")
+    items = [
+        Item(
+            f"{window}/{number}", (f"{(window + 1) * length:,} writes",), content=(window, number), together=str(window)
         )
-        if state is not None:
-            _keep(state, run, parts, memory)
-    points = [_window(parts, start, length, questions) for start in range(0, writes, length)]
-    return {**run, "windows": points, "drift": points[-1]["exact_match"] - points[0]["exact_match"]}
+        for window in range(windows)
+        for number in range(count)
+    ]
+    settings = {"window_writes": length, "questions": count, "seed": seed}
+    return Evaluation("integrity", settings, items, columns, _Measuring(model, settings, folder), METRICS)
 
 
-def _window(parts: list[dict[str, Any]], start: int, length: int, questions: int) -> dict[str, Any]:
-    """What the parts of the window behind `start` writes come to."""
-    inside = [part for part in parts if start < part["writes"] <= start + length]
-    rate = sum(part["right"] for part in inside) / questions
-    return {
-        "writes": start + length,
-        "exact_match": rate,
-        "stderr": sqrt(rate * (1 - rate) / questions),
-        "samples": questions,
-        "resident_bytes": inside[-1]["resident_bytes"],
-        "seconds": round(sum(part["seconds"] for part in inside), 1),
-    }
+class _Measuring:
+    """Writes window after window. The memory at the start of each is kept, so that a run that was cut resumes there."""
 
+    def __init__(self, model: MemoryModel, settings: dict[str, int], folder: Path | None) -> None:
+        self._model, self._seed, self._length = model, settings["seed"], settings["window_writes"]
+        self._every = self._length // settings["questions"]
+        self._file = None if folder is None else folder / f"integrity-{digest_of(str(about(model)), str(settings))}.mem"
+        self._memory = model.new_memory(self._seed)
 
-def _write(
-    model: MemoryModel, memory: Memory, done: int, end: int, run: dict[str, Any], progress: Callable[[int], object]
-) -> int:
-    """Write the texts behind `done` up to `end`, of one window; how many of the questions are answered right.
+    def __call__(self, column: Column, items: Sequence[Item]) -> list[Record]:
+        window: int = items[0].content[0]
+        with only(self._model, column.parts):
+            if self._memory.write_count != window * self._length:
+                self._resume(column, window)
+            if self._file is not None:
+                self._memory.save(self._file, overwrite=True)
+            begun = time.perf_counter()
+            found: list[Record] = [{"right": right} for right in self._write(column, window)]
+            taken = 1e3 * (time.perf_counter() - begun) / self._length
+        found[-1] |= {"resident_mib": psutil.Process().memory_info().rss / 2**20, "ms_per_write": taken}
+        return [found[item.content[1]] for item in items]
 
-    All texts hang on seed and window.
-    """
-    length = run["window_writes"]
-    every, window = length // run["questions"], done // length
-    others = unrelated(random.Random(f"{run['seed']}/{window}"), ())
-    first = done - window * length
-    for _ in range(first - first // every):
-        next(others)
-    right = 0
-    for count in range(done + 1, end + 1):
-        if (count - window * length) % every:
-            model.write(memory, next(others))
-        else:
-            episode = Episode(run["seed"], count)
-            model.write(memory, episode.fact)
+    def _resume(self, column: Column, window: int) -> None:
+        """Bring the memory to the start of a window: from the last that was kept, if that is not behind it."""
+        if self._file is not None and self._file.is_file():
+            kept = Memory.load(self._file, self._model.device)
+            if kept.write_count <= window * self._length:
+                self._memory = kept
+        for earlier in range(self._memory.write_count // self._length, window):
+            self._write(column, earlier)
+
+    def _write(self, column: Column, window: int) -> list[bool]:
+        """One window of texts, which hang on seed and window; which of the questions were answered right."""
+        others = unrelated(random.Random(f"{self._seed}/{window}"), ())
+        right = []
+        for count in range(1, self._length + 1):
+            if count % self._every:
+                self._model.write(self._memory, next(others))
+                continue
+            episode = Episode(self._seed, window * self._length + count)
+            self._model.write(self._memory, episode.fact)
+            asked = self._memory.pool_only() if column.shows == "pool" else self._memory
             question = episode.question(0)
-            right += answer(model, [memory], [question.text])[0] == question.truth
-        if count % 100 == 0 or count == end:
-            progress(count)
-    return right
-
-
-def _resume(state: Path, run: dict[str, Any], model: MemoryModel, seed: int) -> tuple[list[dict[str, Any]], Memory]:
-    record, file = kept(state / "parts.json", run), state / MEMORY
-    if record is None or not file.is_file():
-        return [], model.new_memory(seed)
-    memory = Memory.load(file, model.device)
-    return [part for part in record["parts"] if part["write_count"] <= memory.write_count], memory
-
-
-def _keep(state: Path, run: dict[str, Any], parts: list[dict[str, Any]], memory: Memory) -> None:
-    """The record first. After a cut between the two, the memory tells by its writes that the last part is not in it."""
-    keep(state / "parts.json", run, parts=parts)
-    memory.save(state / MEMORY, overwrite=True)
+            right.append(answer(self._model, [asked], [question.text])[0] == question.truth)
+        return right

@@ -4,22 +4,24 @@ F1 is counted as the paper's program does it: words in lower case, without punct
 several answers with commas between, each against the best part of what was said.
 """
 
-import hashlib
 import json
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from string import punctuation
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.evidence import Asked, Corpus, Part, evaluation, told_as
-from remanence.evaluation.harness import Evaluation
-from remanence.evaluation.stemming import stem
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, told_as
+from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -71,7 +73,7 @@ def _conversation(name: str, content: dict[str, Any], seed: int) -> Corpus:
         evidence = tuple(dict.fromkeys(numbers[place] for place in places if place in numbers))
         sessions = tuple(dict.fromkeys(turns[place].section for place in evidence))
         kind = KINDS[one["category"]]
-        asked.append(Asked(str(number), one["question"], kind, truth, evidence, sessions, answerable))
+        asked.append(Asked(str(number), one["question"], kind, (truth,), evidence, sessions, answerable))
     random.Random(f"{seed}/{name}").shuffle(asked)
     return Corpus(name, tuple(turns), tuple(asked))
 
@@ -95,38 +97,53 @@ def _place(text: str) -> list[tuple[int, int]]:
     return [(int(session), int(turn)) for session, turn in re.findall(r"D:?(\d+):(\d+)", text)]
 
 
-def of_path(
+COMMAND = Command(
+    columns="nothing,oracle,bm25_1,bm25_4",
+    also=("fits",),
+    examples=(
+        "--data locomo/30.json --count 20",
+        "--data locomo --columns bm25_4,slots --resume runs/locomo --json locomo.json",
+    ),
+)
+
+
+def evaluation(
     model: MemoryModel,
-    path: Path,
     columns: Sequence[Column],
     *,
-    count: int | None = None,
-    seed: int = 0,
+    data: Annotated[Path, typer.Option(help="A file of LoCoMo, or a folder of them.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Questions in all. Default: every one.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed, other questions first.")] = 0,
     folder: Path | None = None,
 ) -> Evaluation:
-    """What is measured of a file or folder of LoCoMo; `count` and `folder` as for other questions with evidence.
+    """Very long conversations, told turn by turn: evidence found, F1 of answers as published, by kind of question.
 
-    Raises:
-        FileNotFoundError, InvalidInputError: as `read_conversations`.
+    recall 5 is the share of the turns that hold the answer among the five best. Questions about what was never told
+    are right where the memory says so.
     """
-    conversations = read_conversations(path, seed)
+    _stemmer()  # before the work
+    conversations = read_conversations(data, seed)
     told = "\n".join(turn.text for one in conversations for turn in one.parts)
-    settings = {
-        "data": [one.name for one in conversations],
-        "digest": hashlib.sha256(told.encode()).hexdigest()[:16],
-        "seed": seed,
-    }
-    return evaluation(
-        model, "locomo", settings, conversations, columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
+    settings = {"data": [one.name for one in conversations], "digest": digest_of(told), "seed": seed}
+    return of_corpora(
+        model,
+        "locomo",
+        settings,
+        conversations,
+        columns,
+        tokens=ANSWER_TOKENS,
+        score=score,
+        count=count,
+        folder=folder,
     )
 
 
 def score(said: str, asked: Asked) -> float:
     """F1 of an answer, as published for its kind of question."""
     if asked.kind != KINDS[1]:
-        return _f1(said, asked.truth)
+        return _f1(said, asked.truths[0])
     parts = said.split(",")
-    truths = asked.truth.split(",")
+    truths = asked.truths[0].split(",")
     return sum(max(_f1(part, truth) for part in parts) for truth in truths) / len(truths)
 
 
@@ -138,4 +155,14 @@ def _f1(said: str, truth: str) -> float:
 
 def _stems(text: str) -> list[str]:
     plain = re.sub(r"\b(a|an|the|and)\b", " ", text.lower().translate(_PUNCTUATION))
-    return [stem(word) for word in plain.split()]
+    return [_stemmer().stem(word) for word in plain.split()]
+
+
+@cache
+def _stemmer() -> Any:
+    """The one that the published figures are taken with."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError as error:
+        raise InvalidInputError("F1 as published needs the package nltk: pip install 'remanence[eval]'") from error
+    return PorterStemmer()

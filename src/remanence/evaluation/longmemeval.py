@@ -1,20 +1,21 @@
 """LongMemEval (Wu et al., ICLR 2025): each question has a history of its own, of chats with an assistant.
 
 Its published score is the judgement of a large model; records hold what was said, as `said`, by `question_id`, for
-whoever has one. Counted here are evidence, F1 and hits.
+whoever has one. Counted here are evidence, hits, and F1 as the SQuAD evaluation counts it.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.evidence import Asked, Corpus, Part, evaluation, told_as
-from remanence.evaluation.harness import Evaluation
-from remanence.evaluation.scores import f1
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, told_as
+from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -53,7 +54,7 @@ def _history(record: dict[str, Any]) -> Corpus:
         "0",
         f"Current date: {record['question_date']}. {record['question']}",
         record["question_type"],
-        str(record["answer"]),
+        (str(record["answer"]),),
         tuple(evidence),
         tuple(record["answer_session_ids"]),
         answerable=not record["question_id"].endswith("_abs"),
@@ -61,17 +62,27 @@ def _history(record: dict[str, Any]) -> Corpus:
     return Corpus(record["question_id"], tuple(turns), (asked,))
 
 
-def of_path(model: MemoryModel, path: Path, columns: Sequence[Column], *, count: int | None = None) -> Evaluation:
-    """What is measured of a published file; `count`: of its first questions.
+COMMAND = Command(
+    columns="nothing,oracle,bm25_1,bm25_4",
+    also=("fits",),
+    examples=(
+        "--data longmemeval_oracle.json --count 20",
+        "--data longmemeval_s.json --columns slots --resume runs/longmemeval",
+    ),
+)
 
-    Raises:
-        FileNotFoundError, InvalidInputError: as `read_histories`.
+
+def evaluation(
+    model: MemoryModel,
+    columns: Sequence[Column],
+    *,
+    data: Annotated[Path, typer.Option(help="A file of LongMemEval.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Questions, the first ones. Default: every one.")] = None,
+    folder: Path | None = None,
+) -> Evaluation:
+    """Questions about chats with an assistant, each with a history of its own: evidence found, hits and F1.
+
+    The published score is a large model's judgement. With --resume, what was said is kept for one, by question.
     """
-    histories = read_histories(path)
-    settings = {"data": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    return evaluation(model, "longmemeval", settings, histories, columns, score, tokens=ANSWER_TOKENS, count=count)
-
-
-def score(said: str, asked: Asked) -> float:
-    """F1 as the SQuAD evaluation counts it; the set has none of its own."""
-    return f1(said, [asked.truth])
+    histories, settings = read_histories(data), {"data": data.name, "digest": digest_of(data)}
+    return of_corpora(model, "longmemeval", settings, histories, columns, tokens=ANSWER_TOKENS, count=count)

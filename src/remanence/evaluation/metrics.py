@@ -17,16 +17,19 @@ class Metric:
 
     Attributes:
         name: in the records; those that lack it do not count.
-        kind: "rate" of true and false; "mean"; "median"; "perplexity", of which a record has the mean loss; "harmonic",
-            the harmonic mean of the means of what a record lists under the name, None where it lacks a part.
+        kind: "rate" of true and false, or of shares; "mean"; "median"; "perplexity", of which a record has the mean
+            loss; "harmonic", the harmonic mean of the means of what a record lists under the name, None where it lacks
+            a part.
         digits: after the point, where it is shown.
         compared: shown beside its difference to the column that all are compared with.
+        shown: in tables; the figures have it all the same.
     """
 
     name: str
     kind: Kind
     digits: int = 3
     compared: bool = False
+    shown: bool = True
 
     def figure(self, values: Sequence[Any]) -> dict[str, float]:
         """`value`, `low`, `high` (95 %) and `n`, of what some records say."""

@@ -4,17 +4,18 @@ The paragraphs of all questions of a file are told into one memory, each with it
 question's answer stand among those of all others.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.evidence import Asked, Corpus, Part, evaluation
-from remanence.evaluation.harness import Evaluation
-from remanence.evaluation.scores import f1
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
+from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
 
@@ -38,19 +39,10 @@ def read_corpus(path: Path) -> Corpus:
                 if holds:
                     evidence.append(place)
             kind = record.get("type") or f"{record['id'].partition('hop')[0]} hops"
-            also = tuple(record.get("answer_aliases", ()))
+            truths = (record["answer"], *record.get("answer_aliases", ()))
             answerable = bool(record.get("answerable", True))
-            asked.append(
-                Asked(
-                    str(number),
-                    record["question"],
-                    kind,
-                    record["answer"],
-                    tuple(dict.fromkeys(evidence)),
-                    answerable=answerable,
-                    also=also,
-                )
-            )
+            evidence = list(dict.fromkeys(evidence))
+            asked.append(Asked(str(number), record["question"], kind, truths, tuple(evidence), answerable=answerable))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"{path} is in the format neither of HotpotQA nor of MuSiQue: {error}") from error
     if not asked:
@@ -69,26 +61,27 @@ def _paragraphs(record: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"{title}: {''.join(sentences).strip()}", title in holding
 
 
-def of_path(
+COMMAND = Command(
+    columns="nothing,oracle,bm25_1,bm25_4",
+    also=("fits",),
+    examples=(
+        "--data hotpot_dev_distractor_v1.json --count 100",
+        "--data musique.json --columns bm25_4,slots --resume runs/musique --json musique.json",
+    ),
+)
+
+
+def evaluation(
     model: MemoryModel,
-    path: Path,
     columns: Sequence[Column],
     *,
-    count: int | None = None,
+    data: Annotated[Path, typer.Option(help="A file of HotpotQA or MuSiQue, a JSON list.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Questions, the first ones. Default: every one.")] = None,
     folder: Path | None = None,
 ) -> Evaluation:
-    """What is measured of a file; `count`: of its first questions, with the paragraphs of all.
+    """Questions whose answer takes several paragraphs, which stand among those of all other questions of the file.
 
-    Raises:
-        FileNotFoundError, InvalidInputError: as `read_corpus`.
+    recall 5 is the share of these paragraphs among the five best.
     """
-    corpus = read_corpus(path)
-    settings = {"data": path.name, "digest": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
-    return evaluation(
-        model, "multihop", settings, [corpus], columns, score, tokens=ANSWER_TOKENS, count=count, folder=folder
-    )
-
-
-def score(said: str, asked: Asked) -> float:
-    """F1 as the SQuAD evaluation counts it."""
-    return f1(said, [asked.truth, *asked.also])
+    corpus, settings = read_corpus(data), {"data": data.name, "digest": digest_of(data)}
+    return of_corpora(model, "multihop", settings, [corpus], columns, tokens=ANSWER_TOKENS, count=count, folder=folder)

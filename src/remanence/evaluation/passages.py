@@ -15,7 +15,7 @@ from typing import Any
 from remanence.config import LEARNED_CHUNK
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import writes_per_pool
-from remanence.evaluation.retention import CONDITIONS, Condition
+from remanence.evaluation.harness import digest_of
 from remanence.model.model import MemoryModel
 from remanence.texts import Question, json_lines, prompt_of, read_text, texts_of
 
@@ -110,16 +110,13 @@ class Passages:
         FileNotFoundError, InvalidInputError: as `read_passages`; fewer than two articles, or no question is left.
     """
 
-    conditions: tuple[Condition, ...] = CONDITIONS
     answer_tokens = 10
-    score = "hit"
-    chance: float | None = None
 
     def __init__(self, path: Path, tokenizer: Any) -> None:
         def tokens(text: str) -> int:
             return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-        self._name = path.name
+        self.name, self._digest = path.name, digest_of(path)
         self._passages = [passage for passage in read_passages(path) if tokens(passage.text) <= LEARNED_CHUNK]
         self._asked: list[tuple[Passage, Question]] = []
         for passage in self._passages:
@@ -136,8 +133,7 @@ class Passages:
     @property
     def about(self) -> dict[str, Any]:
         return {
-            "score": self.score,
-            "data": self._name,
+            "digest": self._digest,
             "passages": len(self._passages),
             "questions": len(self._asked),
             "answer_limit": ANSWER_LIMIT,
@@ -154,7 +150,7 @@ class Passages:
             InvalidInputError: there are fewer questions.
         """
         if index >= len(self._asked):
-            raise InvalidInputError(f"{self._name} has {len(self._asked)} questions to ask; take fewer samples")
+            raise InvalidInputError(f"{self.name} has {len(self._asked)} questions to ask; name a smaller --count")
         order = random.Random(seed).sample(range(len(self._asked)), len(self._asked))
         passage, question = self._asked[order[index]]
         return Told(passage, question, self._passages, random.Random(f"{seed}/{index}"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,136 +12,108 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-Report = Mapping[str, Any]
+from remanence.evaluation.harness import Report
 
-_STYLES = {
-    "pool": ("through memory", "#1f5fa8", "o"),
-    "longterm": ("pool and long-term memory", "#8e44ad", "D"),
-    "context": ("text in context", "#2a8c5a", "s"),
-    "none": ("neither", "#8a8a8a", "^"),
-    "fact": ("that text alone in context", "#d68910", "v"),
-    "bm25": ("passages found by BM25 in context", "#7b5c3e", "P"),
-    "memory": ("written into memory", "#1f5fa8", "o"),
-    "ft": ("fine-tuning (FT)", "#c0392b", "D"),
-    "ft_all": ("fine-tuning, all layers", "#d68910", "v"),
-    "ft_l": ("fine-tuning, bounded (FT-L)", "#7b5c3e", "P"),
-}
-_METRICS = ("efficacy", "generalisation", "specificity")
+_MARKERS = "os^vDP"
+_NUMBERED = re.compile(r"(\D*)(\d[\d,]*)(.*)")  # `listed, 1,000 writes later`
+_SHARES = ("rate", "mean", "harmonic")
+_PANELS = 4  # metrics that are drawn beside each other
+Point = tuple[float, float, float, float]  # x, value, low, high
 
 
-def retention_plot(report: Report, path: Path, title: str | None = None) -> None:
-    """Draw curves with error bars (one standard error), the survival line, and chance if it is known.
+def draw(report: Report, path: Path) -> None:
+    """The metrics of a report by the number that its groups differ in, a line for each column, with 95 % intervals.
+
+    Where groups differ in no number, the values stand below each other.
 
     Args:
-        report: as `measure` returns it.
         path: its suffix says the format, e.g. `.png` or `.svg`.
     """
-    figure = _figure(7.5, 4.5)
-    axes = figure.add_subplot()
-    drawn: list[Any] = []
-    score, asked = report.get("score", "exact_match"), "questions" if "data" in report else "people"
-    for condition, points in report["curves"].items():
-        alone = condition == "pool" and "longterm" in report["curves"]
-        label = "pool alone" if alone else None
-        drawn.append(_curve(axes, condition, points, "distance", score, "stderr", label))
-    for condition, points in report.get("unlisted", {}).get("curves", {}).items():
-        if condition == "pool":
-            drawn.append(_curve(axes, condition, points, "distance", score, "stderr", "pool, unlisted people", ":"))
-    if report["survival"]:
-        n, k = report["n"], report["k"]
-        last = report["survival"][-1]["distance"]
-        a0 = report["survival"][0]["line"]
-        grid = [last * i / 200 for i in range(201)]
-        drawn += axes.plot(
-            grid,
-            [a0 * (1 - k / n) ** t for t in grid],
-            label=r"survival of a slot, $a_0(1-K/N)^t$",
-            color="#c0392b",
-            linestyle="--",
-            linewidth=1.4,
-        )
-    if "chance" in report:
-        drawn.append(axes.axhline(report["chance"], label="chance", color="black", linestyle=":", linewidth=1))
-    axes.set(
-        title=title or f"Retention: N = {report['n']} slots, K = {report['k']} per write, {report['samples']} {asked}",
-        xlabel="distance (writes since the fact was written)",
-        ylabel=score.replace("_", " "),
-    )
-    _plain(axes)
-    axes.legend(handles=drawn, frameon=False)
-    _save(figure, path, report)
-
-
-def editing_plot(report: Report, path: Path) -> None:
-    """Draw efficacy, generalisation and specificity of each method by the number of edits, with standard errors."""
-    figure = _figure(9, 3.6)
-    panels = figure.subplots(1, len(_METRICS), sharey=True)
-    for axes, metric in zip(panels, _METRICS, strict=True):
-        for method in dict.fromkeys(result["method"] for result in report["results"]):
-            points = [
-                {"edits": result["edits"], **result[metric]}
-                for result in report["results"]
-                if result["method"] == method and result[metric]
-            ]
-            _curve(axes, method, points, "edits", "rate", "stderr", "no edit" if method == "none" else None)
-        axes.set(title=metric, xlabel="edits, one after another", xscale="log")
+    metrics = [one for one in report.metrics if one.shown and one.kind in _SHARES and _within_one(report, one.name)]
+    metrics = metrics[:_PANELS] or list(report.metrics[:1])
+    lines = {metric.name: _lines(report, metric.name) for metric in metrics}
+    if all(len(points) < 2 for held in lines.values() for points in held.values()):
+        name = metrics[0].name
+        marks = {
+            f"{row['group']}, {row['column']}": row["metrics"][name] for row in report.rows if name in row["metrics"]
+        }
+        marks_plot(marks, path, name, report.to_json())
+        return
+    figure = _figure(max(7.5, 4.2 * len(metrics) + 0.6), 4.5 if len(metrics) == 1 else 3.8)
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    columns = list(dict.fromkeys(row["column"] for row in report.rows))
+    for axes, metric in zip(panels, metrics, strict=True):
+        for name, points in lines[metric.name].items():
+            _curve(axes, name, points, columns.index(name.partition(",")[0]))
+        _survival(axes, report, lines[metric.name])
+        axes.set(title=metric.name.replace("_", " "), xlabel=_unit(report), ylim=(-0.03, 1.05))
         _plain(axes)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path, report)
+    labels = panels[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=3, frameon=False)
+    _save(figure, path, report.to_json())
 
 
-def longcontext_plot(report: Report, path: Path) -> None:
-    """Draw F1 and exact match under each condition by the length of the document, with standard errors."""
-    figure = _figure(9, 3.8)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, score in zip(panels, ("f1", "exact_match"), strict=True):
-        for condition, points in report["points"].items():
-            known = [point for point in points if point["length"] is not None]
-            _curve(axes, condition, known, "length", score, f"{score}_stderr")
-        axes.set(title=score.replace("_", " "), xlabel="length of the document (tokens)", xscale="log")
-        _plain(axes)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    _save(figure, path, report)
-
-
-def integrity_plot(report: Report, path: Path) -> None:
-    """Draw how often the newest fact was recalled, window by window, with standard errors."""
-    figure = _figure(7.5, 3)
-    axes = figure.add_subplot()
-    _curve(axes, "pool", report["windows"], "writes", "exact_match", "stderr")
-    axes.set(xlabel="writes into one memory", ylabel="newest fact recalled")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    _plain(axes)
-    _save(figure, path, report)
-
-
-def perplexity_plot(report: Report, path: Path) -> None:
-    """Draw how many times the perplexity behind an empty memory that behind another is, with standard errors."""
-    ratios = {name: (one["ratio"], one["ratio_stderr"]) for name, one in report["conditions"].items()}
-    marks_plot(ratios, path, "perplexity, times that behind an empty memory", report)
-
-
-def marks_plot(marks: Mapping[str, tuple[float, float]], path: Path, xlabel: str, report: Report) -> None:
-    """Draw one figure per name, below each other: a value and its standard error.
+def marks_plot(marks: Mapping[str, Mapping[str, float]], path: Path, xlabel: str, figures: Mapping[str, Any]) -> None:
+    """Draw one figure per name, below each other: `value`, and the interval from `low` to `high`.
 
     Args:
-        report: what they were taken from.
+        figures: what they were taken from.
     """
     figure = _figure(7.5, 0.9 + 0.28 * len(marks))
     axes = figure.add_subplot()
-    values, errors = zip(*marks.values(), strict=True)
-    axes.errorbar(values, list(marks), xerr=errors, color="#1f5fa8", linestyle="none", marker="o", capsize=2.5)
+    held = list(marks.values())
+    errors = [[one["value"] - one["low"] for one in held], [one["high"] - one["value"] for one in held]]
+    axes.errorbar([one["value"] for one in held], list(marks), xerr=errors, color="#1f5fa8", ls="none", marker="o")
     axes.invert_yaxis()
-    axes.set(xlabel=xlabel)
+    axes.set(xlabel=xlabel.replace("_", " "))
     axes.margins(y=0.1)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path, report)
+    _plain(axes)
+    _save(figure, path, figures)
 
 
-def digest(report: Report) -> str:
+def digest(figures: Mapping[str, Any]) -> str:
     """What a picture carries in its description, so that it can be told which figures it shows."""
-    return hashlib.sha256(json.dumps(report, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(figures, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _within_one(report: Report, metric: str) -> bool:
+    return all(0 <= row["metrics"][metric]["value"] <= 1 for row in report.rows if metric in row["metrics"])
+
+
+def _lines(report: Report, metric: str) -> dict[str, list[Point]]:
+    """Points by line: a column, and what a group's name says besides its number, where groups differ in that."""
+    found: dict[tuple[str, str, str], list[Point]] = {}
+    for row in report.rows:
+        if metric in row["metrics"] and (place := _NUMBERED.fullmatch(row["group"])):
+            front, number, unit = place.groups()
+            figure, key = row["metrics"][metric], (row["column"], front.strip(" ,"), unit.strip().removesuffix("s"))
+            x = float(number.replace(",", ""))
+            found.setdefault(key, []).append((x, figure["value"], figure["low"], figure["high"]))
+    alike = len({key[1:] for key in found}) == 1
+    return {
+        column if alike else f"{column}, {front or unit}": points for (column, front, unit), points in found.items()
+    }
+
+
+def _unit(report: Report) -> str:
+    """What the numbers of groups count."""
+    return next(place[3].strip() for row in report.rows[::-1] if (place := _NUMBERED.fullmatch(row["group"])))
+
+
+def _survival(axes: Axes, report: Report, lines: Mapping[str, Sequence[Point]]) -> None:
+    """Of retention: the share of a write's slots that outlive t more writes, from the score at distance 0; chance."""
+    if "slots_per_write" not in report.settings:
+        return
+    n, k = report.settings["slots"], report.settings["slots_per_write"]
+    label: str | None = r"survival of a slot, $a_0(1-K/N)^t$"
+    for name, points in lines.items():
+        if name.startswith("pool") and points[0][0] == 0:
+            grid = [points[-1][0] * step / 200 for step in range(201)]
+            axes.plot(grid, [points[0][1] * (1 - k / n) ** t for t in grid], label=label, color="black", ls="-.", lw=1)
+            label = None
+    chances = [one["chance"] for one in report.settings.values() if isinstance(one, dict) and "chance" in one]
+    if chances:
+        axes.axhline(chances[0], label="chance", color="black", linestyle=":", linewidth=1)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -149,39 +122,22 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _curve(
-    axes: Axes,
-    condition: str,
-    points: Sequence[Mapping[str, float]],
-    x: str,
-    y: str,
-    error: str,
-    label: str | None = None,
-    line: str = "-",
-) -> Any:
-    usual, colour, marker = _STYLES[condition]
-    return axes.errorbar(
-        [point[x] for point in points],
-        [point[y] for point in points],
-        yerr=[point[error] for point in points],
-        label=label or usual,
-        color=colour,
-        marker=marker,
-        markersize=4.5,
-        linewidth=1.8,
-        linestyle=line,
-        capsize=2.5,
-    )
+def _curve(axes: Axes, name: str, points: Sequence[Point], place: int) -> None:
+    x, value, low, high = zip(*points, strict=True)
+    errors = [[v - e for v, e in zip(value, low, strict=True)], [e - v for v, e in zip(value, high, strict=True)]]
+    line, marker = "--" if name.endswith("unlisted") else "-", _MARKERS[place % len(_MARKERS)]
+    axes.errorbar(x, value, yerr=errors, label=name, color=f"C{place}", marker=marker, ms=4.5, ls=line, capsize=2.5)
+    if min(x) > 0 and max(x) / min(x) > 20:
+        axes.set_xscale("log")
 
 
 def _plain(axes: Axes) -> None:
-    axes.set_ylim(-0.03, 1.05)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path, report: Report) -> None:
-    metadata: dict[str, Any] = {"Description": digest(report)}
+def _save(figure: Figure, path: Path, figures: Mapping[str, Any]) -> None:
+    metadata: dict[str, Any] = {"Description": digest(figures)}
     if path.suffix == ".svg":
         metadata["Date"] = None
     with matplotlib.rc_context({"svg.hashsalt": "remanence", "svg.fonttype": "none"}):

@@ -1,160 +1,112 @@
 """Retrieval: how many of a fact's slots a question brings back from long-term memory, layer by layer (M+, section 4.6).
 
 A sample is one held-out person, written into a memory in steady state, with unrelated writes after the biography; then
-one question is read, and what it retrieved is traced to the writes that made it.
+one question is read, and what it retrieved is traced to the writes that made it. A layer in which the pool still holds
+all slots of the biography counts as full: there was nothing to retrieve.
 """
 
-from collections.abc import Callable, Sequence
-from math import sqrt
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Annotated
 
-import torch
+import typer
 
-from remanence.data.episodes import FACTS, Episode
+from remanence.config import new_storage
+from remanence.data.episodes import Episode
 from remanence.errors import InvalidInputError
+from remanence.evaluation.columns import Column
 from remanence.evaluation.distances import parse_distances, writes_per_pool
-from remanence.evaluation.resuming import identity, keep, kept
-from remanence.memory import Memory, Storage
+from remanence.evaluation.harness import Evaluation, Item, Record
+from remanence.evaluation.metrics import Metric
+from remanence.evaluation.registry import Command
+from remanence.evaluation.steady import Int8Option, TierOption, Written
+from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
-Progress = Callable[[int, int], None]
-Batch = dict[int, tuple[list[list[float]], int]]  # per distance the shares [B][L], and how many slots a layer has
+COMMAND = Command(("", "--distances 5p,10p,20p --count 100 --json retrieval.json"), whole=True, learned=True)
 
 
-def measure(
+def evaluation(
     model: MemoryModel,
+    columns: Sequence[Column],
     *,
-    distances: str | Sequence[int] = "10p",
-    samples: int = 50,
-    seed: int = 0,
-    storage: Storage | None = None,
-    batch: int = 25,
-    state: Path | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Share of the fact's long-term slots that are among the K0 retrieved, and the share that chance would give.
-
-    Args:
-        distances: writes between biography and question, or as `parse_distances` reads them.
-        samples: people; batch: memories that are written at once.
-        state: folder in which shares are kept batch by batch; a run that was cut goes on from there.
-        progress: called with (steps done, steps in all).
-
-    Returns:
-        what `identity` gives, `k0`, `seed`; `points`: per distance `distance`, `longterm` (slots per layer), `random`
-        (K0 of them), `share` (mean over layers and samples), `stderr` (over samples), `samples`, `layers` (share of
-        each).
-
-    Raises:
-        InvalidInputError: the model has no retriever, or the sizes make no sense; a state folder of another run.
-    """
-    if model.config.longterm is None:
-        raise InvalidInputError("this model has no retriever, so there is nothing to measure")
-    per_pool = writes_per_pool(model)
-    asked = parse_distances(distances, per_pool) if isinstance(distances, str) else sorted(set(distances))
-    if not asked or asked[0] < 1 or samples < 1 or batch < 1:
-        raise InvalidInputError("retrieval needs at least one sample, and distances of at least one write")
-    run: dict[str, Any] = {
-        **identity(model),
-        "k0": model.config.longterm.retrieved,
-        "seed": seed,
-        "samples": samples,
-    }
-    settings = {**run, "batch": batch, "distances": asked, "int8": storage is not None and bool(storage.int8)}
-    record = None if state is None else kept(state / "shares.json", settings)
-    finished: list[Batch] = (
-        [] if record is None else [{int(d): at for d, at in one.items()} for one in record["batches"]]
-    )
-    starts, steps = range(0, samples, batch), 2 * per_pool + 1 + asked[-1]
-
-    def told(done: int) -> None:
-        if progress is not None:
-            progress(len(finished) * steps + done, len(starts) * steps)
-
-    for start in starts[len(finished) :]:
-        indices = range(start, min(start + batch, samples))
-        finished.append(
-            _measure_batch(
-                model,
-                [Episode(seed, index, FACTS) for index in indices],
-                [model.new_memory(seed + index, storage=storage) for index in indices],
-                asked,
-                told,
-            )
-        )
-        if state is not None:
-            keep(state / "shares.json", settings, batches=finished)
-    points = []
-    for distance in asked:
-        found = [one[distance] for one in finished]
-        shares = [row for each, _ in found for row in each]
-        points.append(_point(distance, min(size for _, size in found), run["k0"], torch.tensor(shares)))
-    return {**run, "points": points}
-
-
-def _measure_batch(
-    model: MemoryModel,
-    episodes: Sequence[Episode],
-    memories: Sequence[Memory],
-    asked: Sequence[int],
-    progress: Callable[[int], None],
-) -> Batch:
-    warm_up = 2 * writes_per_pool(model)
-    facts: list[int] = []
-    measured: Batch = {}
-    for step in range(-warm_up, asked[-1] + 1):
-        texts = [episode.fact if step == 0 else next(episode.unrelated) for episode in episodes]
-        receipts = model.write(memories, texts)
-        if step == 0:
-            facts = [receipt.id for receipt in receipts]
-        if step in asked:
-            prompts = [episode.question(step).text for episode in episodes]
-            size = min(longterm_size(memory) for memory in memories)
-            measured[step] = _shares(model, memories, prompts, facts), size
-        progress(step + warm_up + 1)
-    return measured
-
-
-def longterm_size(memory: Memory) -> int:
-    assert memory.longterm is not None
-    size = min(layer.size for layer in memory.longterm.layers)
-    if not size:
+    distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
+    count: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
+    batch: Annotated[int, typer.Option(min=1, help="Memories written at once.")] = 25,
+    tier: TierOption = None,
+    int8: Int8Option = False,
+    seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
+    folder: Path | None = None,
+) -> Evaluation:
+    """How many of a fact's slots a question brings back from long-term memory, against chance; in --json by layer."""
+    if [column.shows for column in columns] != ["longterm"]:
         raise InvalidInputError(
-            "long-term memory holds nothing to retrieve; ask at a larger distance, or for a capacity"
+            "what is retrieved comes from long-term memory, so the only column is longterm, of a model with a "
+            "retriever, such as --model tiny_longterm"
         )
-    return size
+    asked = parse_distances(distances, writes_per_pool(model))
+    if asked[0] < 1:
+        raise InvalidInputError("retrieval needs distances of at least one write")
+    storage = new_storage(model.config, tier, int8)
+
+    @lru_cache(1)
+    def measured(start: int) -> dict[tuple[int, int], Record]:  # by sample and distance
+        indices = range(start, min(start + batch, count))
+        episodes = [Episode(seed, index) for index in indices]
+        written = Written(model, episodes, 2 * writes_per_pool(model), asked[-1])
+        memories = [model.new_memory(seed + index, storage=storage) for index in indices]
+        found: dict[tuple[int, int], Record] = {}
+        for distance in written.distances(memories):
+            if distance in asked:
+                prompts = [episode.question(distance).text for episode in episodes]
+                records = _records(model, memories, prompts, written.facts)
+                found |= {(index, distance): record for index, record in zip(indices, records, strict=True)}
+        return found
+
+    def measure(column: Column, items: Sequence[Item]) -> list[Record]:
+        return [measured(int(item.together))[item.content] for item in items]
+
+    items = [
+        Item(
+            f"{distance}/{index}",
+            (f"{distance:,} writes later",),
+            content=(index, distance),
+            together=str(index // batch * batch),
+        )
+        for start in range(0, count, batch)
+        for distance in asked
+        for index in range(start, min(start + batch, count))
+    ]
+    settings = {"seed": seed, "warm_up": 2 * writes_per_pool(model), "int8": int8}
+    each = [Metric(f"layer_{layer}", "mean", shown=False) for layer in range(len(model.backbone.layers))]
+    metrics = (Metric("share", "mean"), Metric("chance", "mean"), *each)
+    return Evaluation("retrieval", settings, items, columns, measure, metrics)
 
 
-def _point(distance: int, size: int, retrieved: int, shares: torch.Tensor) -> dict[str, Any]:  # [samples, L]
-    each = shares.mean(dim=1)
-    spread = float(each.std()) if len(each) > 1 else 0.0
-    return {
-        "distance": distance,
-        "longterm": size,
-        "random": min(1.0, retrieved / size),
-        "share": float(each.mean()),
-        "stderr": spread / sqrt(len(each)),
-        "samples": len(each),
-        "layers": [round(share, 4) for share in shares.mean(dim=0).tolist()],
-    }
-
-
-def _shares(
+def _records(
     model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str], facts: Sequence[int]
-) -> list[list[float]]:  # [B][L]
-    """For each memory and layer: of the slots in long-term memory that the fact's write made, the share retrieved.
-
-    A layer in which the pool still holds all of them counts as full: there was nothing to retrieve.
-    """
+) -> list[Record]:
+    """For each memory: of the slots in long-term memory that the fact's write made, the share retrieved, and what share
+    of all slots there is retrieved, which is chance."""
+    assert model.config.longterm is not None
     found = model.read(list(memories), list(prompts), logits_to_keep=1).past_key_values.retrieval.found
-    shares = []
+    records = []
     for row, (memory, fact) in enumerate(zip(memories, facts, strict=True)):
         assert memory.longterm is not None
-        layers = []
+        size, shares = min(layer.size for layer in memory.longterm.layers), []
+        if not size:
+            raise InvalidInputError("long-term memory holds nothing to retrieve; ask at a larger distance")
         for layer, held in enumerate(memory.longterm.layers):
             there = int((memory.written_by(held.known("serial", held.candidates())) == fact).sum())
             hits = int((memory.written_by(held.known("serial", found[layer][row].positions.unique())) == fact).sum())
-            layers.append(hits / there if there else 1.0)
-        shares.append(layers)
-    return shares
+            shares.append(hits / there if there else 1.0)
+        records.append(
+            {
+                "share": fmean(shares),
+                "chance": min(1.0, model.config.longterm.retrieved / size),
+                **{f"layer_{layer}": share for layer, share in enumerate(shares)},
+            }
+        )
+    return records

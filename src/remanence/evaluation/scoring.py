@@ -1,23 +1,26 @@
-"""What a model makes of text behind one memory: how likely a continuation is, and how it goes on by itself."""
+"""How likely a continuation is, behind one memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from remanence.memory import Memory
+from remanence.model.chat import TODAY
 from remanence.model.hooks import MemoryCache
 from remanence.model.inputs import left_padded
 from remanence.model.model import MemoryModel
 
 
 def room(model: MemoryModel, *, written: bool) -> int:
-    """Tokens of text that fit behind a memory."""
-    retrieved = 0 if model.config.longterm is None else model.config.longterm.retrieved
+    """Tokens of text that fit behind a memory, whatever it finds for them."""
     positions: int = model.backbone.config.max_position_embeddings
-    return positions - (1 + retrieved + model.slots if written else 0)
+    if not written:
+        return positions
+    if model.config.writer == "text":
+        return positions - model.config.retrieval.slots - len(model.texts.head(TODAY))
+    return positions - 1 - model.slots - (0 if model.config.longterm is None else model.config.longterm.retrieved)
 
 
 @dataclass(frozen=True)
@@ -33,24 +36,17 @@ class Scored:
     greedy: list[bool]
 
 
-def score(
+@torch.no_grad()
+def score_tokens(
     model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[tuple[float, bool]]:
-    """Log-probability of each continuation after its context, and whether it is what greedy decoding gives; one batch.
+) -> tuple[list[Scored], bool]:
+    """Continuations behind their contexts, in one batch; and whether any of the rows read anything of the memory.
 
     What is retrieved hangs on the context alone, as when the model goes on by itself.
 
     Args:
         pairs: ids of context and continuation, neither empty.
     """
-    return [(sum(one.likelihoods), all(one.greedy)) for one in score_tokens(model, memory, pairs)[0]]
-
-
-@torch.no_grad()
-def score_tokens(
-    model: MemoryModel, memory: Memory, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> tuple[list[Scored], bool]:
-    """The same token by token, and whether any of the rows read anything of the memory."""
     contexts = [torch.tensor(context, device=model.device) for context, _ in pairs]
     out = model.read([memory] * len(pairs), contexts, logits_to_keep=1)
     rows = [torch.tensor(continuation, device=model.device) for _, continuation in pairs]
@@ -69,23 +65,3 @@ def score_tokens(
     greedy = logits.argmax(dim=-1) == ids
     found = [Scored(each[row, : len(one)].tolist(), greedy[row, : len(one)].tolist()) for row, one in enumerate(rows)]
     return found, isinstance(out.past_key_values, MemoryCache)
-
-
-def complete(
-    model: MemoryModel, memory: Memory, prompts: Sequence[Sequence[int]], until: Sequence[str], **options: Any
-) -> list[str]:
-    """How each prompt goes on, up to the first of the strings in `until`; one batch.
-
-    Args:
-        prompts: ids, none empty.
-        options: for transformers' `generate`.
-    """
-    if until:
-        options["stop_strings"] = list(until)
-    out = model.generate([memory] * len(prompts), [list(prompt) for prompt in prompts], **options)
-    texts = model.tokenizer.batch_decode(out[:, max(map(len, prompts)) :], skip_special_tokens=True)
-    return [_cut(text, until) for text in texts]
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    return text[: min((at for stop in until if (at := text.find(stop)) >= 0), default=len(text))]

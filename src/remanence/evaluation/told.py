@@ -1,15 +1,27 @@
 """What was told, in every form in which a model may be given it: a memory, texts, an index of words."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Sequence
 from functools import cached_property
+from math import isinf
 from pathlib import Path
 from typing import Any
 
+from remanence.errors import InvalidInputError
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 
 Written = tuple[Memory, list[int]]  # a memory, and by passage the id of its write
+
+
+def require_bm25() -> None:
+    """
+    Raises:
+        InvalidInputError: the package that ranks passages is not installed.
+    """
+    if importlib.util.find_spec("bm25s") is None:
+        raise InvalidInputError("bm25 columns need the package bm25s: pip install 'remanence[eval]'")
 
 
 class Told:
@@ -23,40 +35,33 @@ class Told:
         self,
         model: MemoryModel,
         passages: Sequence[str],
-        written: Callable[[], Written] | None = None,
-        counted: Callable[[], list[int]] | None = None,
+        *,
+        before: "Told | None" = None,
+        whole: str | None = None,
+        seed: int = 0,
         folder: Path | None = None,
     ) -> None:
         """
         Args:
-            written: makes the memory; None: a new one is told every passage.
-            counted: the tokens of each passage; None: they are counted.
+            before: the first of the passages as they were told; the memory is a fork of its memory.
+            whole: the text of which these are parts, which is told in one write; None: each passage is a write.
+            seed: of the memory.
             folder: in which the memory is kept, so that the next run need not write it again; None: in none.
         """
-        self._model, self.passages, self._folder = model, list(passages), folder
-        self._written_by, self._counted_by = written, counted
+        self._model, self.passages, self._before = model, list(passages), before
+        self._whole, self._seed, self._folder = whole, seed, folder
 
     def then(self, passages: Sequence[str], folder: Path | None = None) -> "Told":
-        """The same and more; its memory is a fork of this one's, which stays as it is."""
-
-        def written() -> Written:
-            memory = self.memory.fork()
-            return memory, self.writes + [self._model.write(memory, passage).id for passage in passages]
-
-        def counted() -> list[int]:
-            return [*self.lengths, *self._count(passages)]
-
-        return Told(self._model, [*self.passages, *passages], written, counted, folder)
+        """The same and more; this one stays as it is."""
+        return Told(self._model, [*self.passages, *passages], before=self, folder=folder)
 
     def without(self, passage: int) -> "Told":
         """The same but for a passage, which a fork of the memory forgets."""
-
-        def written() -> Written:
-            memory = self.memory.fork()
-            self._model.forget(memory, self.writes[passage])
-            return memory, _without(self.writes, passage)
-
-        return Told(self._model, _without(self.passages, passage), written, lambda: _without(self.lengths, passage))
+        left, memory = Told(self._model, _without(self.passages, passage)), self.memory.fork()
+        self._model.forget(memory, self.writes[passage])
+        left._written = memory, _without(self.writes, passage)
+        left.lengths = _without(self.lengths, passage)
+        return left
 
     @cached_property
     def _written(self) -> Written:
@@ -64,19 +69,20 @@ class Told:
         if file is not None and file.is_file():
             memory = Memory.load(file)
             return memory, [record.id for record in memory.writes]
-        made = self._write() if self._written_by is None else self._written_by()
+        memory, writes = self._model.new_memory(self._seed), list[int]()
+        if self._before is not None:
+            memory, writes = self._before.memory.fork(), list(self._before.writes)
+        for text in self.passages[len(writes) :] if self._whole is None else [self._whole]:
+            writes.append(self._model.write(memory, text).id)
         if file is not None:
             file.parent.mkdir(parents=True, exist_ok=True)
-            made[0].save(file)
-        return made
-
-    def _write(self) -> Written:
-        memory = self._model.new_memory()
-        return memory, [self._model.write(memory, passage).id for passage in self.passages]
+            memory.save(file)
+        return memory, writes
 
     def _digest(self) -> str:
         """Of all that makes the memory: the passages, the model, and how it cuts and scores chunks."""
         made_of = [repr(self._model.spec), repr(self._model.config.chunk_tokens), *self.passages]
+        made_of += [repr((self._whole, self._seed))] if self._whole is not None or self._seed else []
         return hashlib.blake2b("\0".join(made_of).encode(), digest_size=8).hexdigest()
 
     @property
@@ -91,11 +97,10 @@ class Told:
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each passage."""
-        return self._count(self.passages) if self._counted_by is None else self._counted_by()
-
-    def _count(self, passages: Sequence[str]) -> list[int]:
-        encode = self._model.tokenizer
-        return [len(ids) for ids in encode(list(passages), add_special_tokens=False)["input_ids"]] if passages else []
+        known = [] if self._before is None else self._before.lengths
+        left = self.passages[len(known) :]
+        ids = self._model.tokenizer(left, add_special_tokens=False)["input_ids"] if left else []
+        return [*known, *map(len, ids)]
 
     @cached_property
     def _ranking(self) -> Any:
@@ -117,8 +122,23 @@ class Told:
         scores = self._ranking.get_scores(words)
         return [int(place) for place in (-scores).argsort(kind="stable")]
 
-    def newest(self, room: int) -> list[int]:
-        """As many of the newest passages as have at most so many tokens, oldest first."""
+    def fitting(self, places: Sequence[int], room: float) -> list[int]:
+        """Of some passages, the best first, those that fit into so many tokens beside the better ones."""
+        fit: list[int] = []
+        for place in places:
+            if (needed := self.lengths[place] + 2) <= room:  # with the blank line behind it
+                room -= needed
+                fit.append(place)
+        return fit
+
+    def newest(self, room: float) -> list[int]:
+        """As many of the newest passages as have at most so many tokens, oldest first.
+
+        Raises:
+            InvalidInputError: the room is infinite.
+        """
+        if isinf(room):
+            raise InvalidInputError(f"{self._model.name} does not say how much it reads; leave the column fits out")
         places: list[int] = []
         for place in range(len(self.passages) - 1, -1, -1):
             room -= self.lengths[place] + 2  # the blank line behind it
@@ -126,6 +146,22 @@ class Told:
                 break
             places.insert(0, place)
         return places
+
+
+class Growing:
+    """Passages of which ever more are told. A longer memory is a fork of a shorter one, and each is made once."""
+
+    def __init__(self, model: MemoryModel, passages: Sequence[str], folder: Path | None = None) -> None:
+        """`folder`: in which the memories are kept, so that the next run need not write them again."""
+        self._passages, self._folder = passages, folder
+        self._told = {0: Told(model, [])}
+
+    def up_to(self, count: int) -> Told:
+        """The first passages."""
+        if count not in self._told:
+            shorter = max(known for known in self._told if known < count)
+            self._told[count] = self._told[shorter].then(self._passages[shorter:count], self._folder)
+        return self._told[count]
 
 
 def _without(items: Sequence[Any], place: int) -> list[Any]:

@@ -119,11 +119,14 @@ class Texts:
             asked = users[-1] if users and users[-1].strip() else content[-1]["content"]
         else:
             ids = bare = rest = to_ids(content, vocabulary=self._vocabulary, device=device)
-            front = self.front if self.front and tuple(ids[: len(self.front)].tolist()) == self.front else ()
+            heads = (head for head in (self.head(date), self.front) if head)
+            front = next((head for head in heads if tuple(ids[: len(head)].tolist()) == head), ())
             rest = ids[len(front) :]
             found = (rest if len(rest) else ids)[-QUERY:]
-            decoded = None if self.tokenizer is None else self.tokenizer.decode(found, skip_special_tokens=True)
-            return Prompt(ids, front, rest, bare, found, decoded if query is None else query)
+            if query is None and self.tokenizer is not None:
+                query = self.tokenizer.decode(found, skip_special_tokens=True)
+            said = query if query is not None and query.strip() else None  # special tokens alone say nothing
+            return Prompt(ids, front, rest, bare, found, said)
         asked = asked if query is None else query
         tokens = self._ids(asked, allow_special, device)[-QUERY:]
         if query is None and len(tokens) == QUERY:

@@ -1,39 +1,28 @@
-"""lm-eval asks through a memory, and gets what our own evaluation gets."""
+"""lm-eval asks through a memory, and gets what our own evaluation gets; without one, what its own model gets."""
 
 import importlib
 import json
-import random
+import re
 import sys
-from itertools import islice
+from math import exp
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from remanence import Memory, MemoryModel
-from remanence.checkpoints import bundled
-from remanence.data.demo import demo_files
-from remanence.data.episodes import unrelated
 from remanence.errors import InvalidInputError, MemoryMismatchError
-from remanence.evaluation.answering import answer
-from remanence.evaluation.scoring import score
-from remanence.texts import paragraphs_of, prompt_of, read_questions
+from remanence.evaluation.asking import Asking, record_of
+from remanence.evaluation.columns import column_of
+from remanence.evaluation.passages import read_passages
+from remanence.evaluation.scoring import score_tokens
+from remanence.evaluation.told import Told
+from tests.support import asked
 from tests.support.tiny import decoder, tokenizer, with_memory
 
-TASK = """
-task: people
-dataset_path: json
-dataset_kwargs: {data_files: {test: "%s"}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{prompt}}"
-doc_to_target: "{{truth}}"
-target_delimiter: " "
-generation_kwargs: {until: ["\\n", "."], max_gen_toks: 8}
-filter_list: [{name: bare, filter: [{function: remove_whitespace}, {function: take_first}]}]
-metric_list: [{metric: exact_match}]
-"""
+PAIRS = [("Alice Brown", " was born in Oslo"), ("", "Alice"), ("She works as a baker", " in Bergen")]
 
 
 def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,145 +35,230 @@ def test_without_lm_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def remanence_lm() -> Any:
+def ours() -> Any:
     pytest.importorskip("lm_eval")
-    return importlib.import_module("remanence.evaluation.lm_eval").RemanenceLM
+    return importlib.import_module("remanence.evaluation.lm_eval")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("checkpoint")
-    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=64)
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Text slots, whose decoder lm-eval's own model loads as well."""
+    path = tmp_path_factory.mktemp("text")
+    hf = decoder(vocab_size=300, num_hidden_layers=2, max_position_embeddings=1200)
+    MemoryModel.attach(hf, tokenizer()).save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("learned")
+    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=128)
     with_memory(hf, tokenizer=tokenizer()).save_pretrained(path)
     return str(path)
 
 
 @pytest.fixture(scope="module")
-def memory_file(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    model = MemoryModel.from_pretrained(checkpoint)
-    memory = model.new_memory()
-    model.write(memory, "Alice Brown was born in Oslo, and works as a baker in Bergen.")
-    path = tmp_path_factory.mktemp("memory") / "alice.safetensors"
-    memory.save(path)
-    return str(path)
+def memories(text: str, learned: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """By checkpoint, a memory that was told the passages of the SQuAD file."""
+    files = {}
+    for checkpoint in (text, learned):
+        model = MemoryModel.from_pretrained(checkpoint)
+        memory = model.new_memory()
+        for number in range(len(asked.NAMES)):
+            model.write(memory, asked.passage(number))
+        files[checkpoint] = str(tmp_path_factory.mktemp("memory") / "told.mem")
+        memory.save(files[checkpoint])
+    return files
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=one) for one in arguments]
+    return [SimpleNamespace(args=one, task_name="") for one in arguments]
 
 
-def test_likelihoods_come_in_the_order_they_were_asked_for(
-    remanence_lm: Any, checkpoint: str, memory_file: str
+@pytest.mark.parametrize("kind", ["text", "learned"])
+def test_likelihoods_are_our_own_in_the_order_they_were_asked_for(
+    kind: str, ours: Any, memories: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
-    lm = remanence_lm(checkpoint, memory=memory_file, batch_size="2")
-    asked = [("Alice Brown", " was born in Oslo"), ("", "Alice"), ("She works as a baker", " in Bergen")]
-    model, memory = lm.model, Memory.load(Path(memory_file))
+    checkpoint = request.getfixturevalue(kind)
+    lm = ours.RemanenceLM(checkpoint, memory=memories[checkpoint], batch_size="2")
+    model, memory = MemoryModel.from_pretrained(checkpoint), Memory.load(Path(memories[checkpoint]))
     expected = []
-    for context, continuation in asked:
+    for context, continuation in PAIRS:
         front = lm.tok_encode(context) if context else [1]
-        whole = (front if context else [1]) + lm.tok_encode(continuation)
-        expected += score(model, memory, [(front, whole[len(front) :])])
-    got = lm.loglikelihood(requests(*asked))
+        [one], _ = score_tokens(model, memory, [(front, lm.tok_encode(continuation))])
+        expected.append((sum(one.likelihoods), all(one.greedy)))
+    got = lm.loglikelihood(requests(*PAIRS), disable_tqdm=True)
     assert [greedy for _, greedy in got] == [greedy for _, greedy in expected]
     assert [total for total, _ in got] == pytest.approx([total for total, _ in expected], abs=1e-3)
-    alone = remanence_lm(checkpoint).loglikelihood(requests(*asked))
+    alone = ours.RemanenceLM(checkpoint).loglikelihood(requests(*PAIRS), disable_tqdm=True)
     assert abs(alone[0][0] - got[0][0]) > 1e-3
 
 
-def test_a_long_context_keeps_its_end(remanence_lm: Any, checkpoint: str, memory_file: str) -> None:
-    lm = remanence_lm(checkpoint, memory=memory_file)
-    long = "Alice Brown was born in Oslo, " * 20
-    kept = lm.tok_encode(long.rstrip())[-(lm.max_length + 1 - 1) :]
-    (got, _), *_ = lm._loglikelihood_tokens([(None, lm.tok_encode(long.rstrip()), [7])])
-    assert got == pytest.approx(score(lm.model, lm.memory, [(kept, [7])])[0][0], abs=1e-4)
+def test_without_a_memory_it_is_lm_evals_own_model(ours: Any, text: str) -> None:
+    own = ours.HFLM(pretrained=text, device="cpu", dtype="float32", batch_size=2)
+    lm = ours.RemanenceLM(text, batch_size=2)
+    greedy = {"until": [], "max_gen_toks": 9}
+    rolling, generating = (
+        requests(("Alice Brown was born in Oslo. " * 20,)),
+        requests(("Alice", greedy), ("Bob", greedy)),
+    )
+    for what, given in (("loglikelihood", requests(*PAIRS)), ("loglikelihood_rolling", rolling)):
+        expected, got = (torch.tensor(getattr(one, what)(given, disable_tqdm=True)) for one in (own, lm))
+        assert torch.allclose(got, expected, atol=1e-3)
+    assert lm.generate_until(generating) == own.generate_until(generating)
+
+
+@pytest.mark.parametrize("kind", ["text", "learned"])
+def test_generation_goes_on_behind_the_memory(
+    kind: str, ours: Any, memories: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    checkpoint = request.getfixturevalue(kind)
+    lm = ours.RemanenceLM(checkpoint, memory=memories[checkpoint], batch_size=4)
+    prompts = ["Where was Ada born?", "Who keeps bees near the harbour?"]
+    long, short = {"until": [], "max_gen_toks": 9}, {"until": [], "max_gen_toks": 2, "temperature": 0.0}
+    texts = lm.generate_until(requests((prompts[0], long), (prompts[1], short), (prompts[1], long)))
+    expected = [
+        lm.reader.generate(lm.memory, prompt, max_new_tokens=most, do_sample=False)
+        for prompt, most in ((prompts[0], 9), (prompts[1], 2), (prompts[1], 9))
+    ]
+    assert texts == expected
+    assert texts[0] != ours.RemanenceLM(checkpoint).generate_until(requests((prompts[0], long)))[0]
+    stop = expected[2][3:5]
+    assert lm.generate_until(requests((prompts[1], {**long, "until": [stop]}))) == [expected[2].partition(stop)[0]]
+    with pytest.raises(AssertionError, match="must be less than"):
+        lm.generate_until(requests(("Alice", {"max_gen_toks": lm.max_length})))
+
+
+def test_a_long_context_keeps_its_end_and_fits_behind_what_is_retrieved(ours: Any, tmp_path: Path) -> None:
+    model = MemoryModel.attach(decoder(vocab_size=300, max_position_embeddings=160), tokenizer())
+    model.save_pretrained(tmp_path / "small")
+    memory = model.new_memory()
+    for number in range(4):
+        model.write(memory, asked.passage(number))
+    memory.save(tmp_path / "told.mem")
+    lm = ours.RemanenceLM(str(tmp_path / "small"), memory=str(tmp_path / "told.mem"))
+    assert lm.reader.config.retrieval.slots == 80 and lm.max_length == 160 - 80
+    long = lm.tok_encode("Where was Ada born? " * 20)
+    [(got, _)] = lm._loglikelihood_tokens([(None, long, [7])])
+    [expected], read = score_tokens(lm.reader, lm.memory, [(long[-lm.max_length :], [7])])
+    assert read and got == pytest.approx(sum(expected.likelihoods), abs=1e-4)
     with pytest.raises(InvalidInputError, match="does not fit"):
         lm._loglikelihood_tokens([(None, [5], [7] * (lm.max_length + 1))])
 
 
-def test_a_rolling_likelihood_counts_every_token_of_a_long_text_once(remanence_lm: Any, checkpoint: str) -> None:
-    lm = remanence_lm(checkpoint, batch_size=3)
-    ids = lm.tok_encode("Alice Brown was born in Oslo, and works as a baker in Bergen. " * 3)[:100]
-    text = lm.tokenizer.decode(ids)
-    assert lm.tok_encode(text) == ids
-    first = score(lm.model, lm.memory, [([1], ids[:64])])[0][0]
-    rest = score(lm.model, lm.memory, [(ids[35:64], ids[64:])])[0][0]
-    assert lm.loglikelihood_rolling(requests((text,), ("Alice",)))[0] == pytest.approx(first + rest, abs=1e-3)
-
-
-def test_where_there_is_no_gpu_it_runs_on_the_cpu(
-    remanence_lm: Any, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_there_is_no_gpu_it_runs_on_the_cpu(ours: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert remanence_lm(checkpoint, device="cuda:0").device.type == "cpu"
+    assert ours.RemanenceLM(text, device="cuda:0").device.type == "cpu"
 
 
-def test_requests_with_other_options_are_generated_apart(remanence_lm: Any, checkpoint: str) -> None:
-    lm = remanence_lm(checkpoint, batch_size=4)
-    long, short = {"until": [], "max_gen_toks": 9}, {"until": [], "max_gen_toks": 2, "temperature": 0.0}
-    texts = lm.generate_until(requests(("Alice", long), ("Bob Green", short), ("Carol lives in", long)))
-    lengths = [9, 2, 9]
-    blank = Memory(lm.model.spec)
-    for text, prompt, most in zip(texts, ("Alice", "Bob Green", "Carol lives in"), lengths, strict=True):
-        assert text == lm.model.generate(blank, prompt, max_new_tokens=most, do_sample=False)
-    with pytest.raises(InvalidInputError, match="do not fit"):
-        lm.generate_until(requests(("Alice", {"max_gen_toks": 64})))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_new_tokens": 8},
-        {"max_tokens": 8},
-        {"max_gen_toks": 8, "max_new_tokens": 2},
-        {"max_gen_toks": 8, "temperature": None},
-        {"max_gen_toks": 8, "temperature": 0.0, "do_sample": True},
-        {"max_gen_toks": 8, "until": ["", "\n"]},
-        {"max_gen_toks": 8, "until": None},
-    ],
-)
-def test_options_of_its_own_models_are_taken(remanence_lm: Any, checkpoint: str, options: dict[str, Any]) -> None:
-    lm = remanence_lm(checkpoint)
-    (text,) = lm.generate_until(requests(("Alice", {"until": ["\n"], **options})))
-    plain = lm.model.generate(Memory(lm.model.spec), "Alice", max_new_tokens=8, do_sample=False)
-    assert text == plain.partition("\n")[0] or options.get("until", 0) is None
-
-
-def test_what_does_not_go_together_is_refused(remanence_lm: Any, checkpoint: str, memory_file: str) -> None:
+def test_what_does_not_go_together_is_refused(ours: Any, text: str, learned: str, memories: dict[str, str]) -> None:
     with pytest.raises(InvalidInputError, match="batch_size"):
-        remanence_lm(checkpoint, batch_size="auto")
+        ours.RemanenceLM(text, batch_size="auto")
+    for unknown in ("memroy", "peft"):
+        with pytest.raises(InvalidInputError, match=f"takes no {unknown}"):
+            ours.RemanenceLM(text, **{unknown: "notes.mem"})
     with pytest.raises(MemoryMismatchError):
-        remanence_lm("tiny", memory=memory_file)
+        ours.RemanenceLM(learned, memory=memories[text])
 
 
-def test_a_local_task_gives_the_exact_match_of_our_own_evaluation(remanence_lm: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    pages = [
+        " = Ada = \n\n " + asked.passage(0) + "\n\n = = Early life = = \n\n" + asked.passage(1) * 40,
+        " = Bert = \n",
+    ]
+    (folder / "wiki.txt").write_text("\n" + "\n".join(pages))
+    articles = json.loads(asked.squad_file(folder).read_text())["data"]
+    paragraphs = [paragraph for article in articles for paragraph in article["paragraphs"]]
+    split = [{"title": "Five", "paragraphs": paragraphs[:5]}, {"title": "One", "paragraphs": paragraphs[5:]}]
+    (folder / "two.json").write_text(json.dumps({"data": split}))
+    return {"squad": str(folder / "two.json"), "wikitext": str(folder / "wiki.txt")}
+
+
+def evaluated(ours: Any, task: str, data: dict[str, str], checkpoint: str, memory: str | None) -> Any:
+    """What lm-eval reports of a task of ours, and its samples."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    text, asked = demo_files()
-    questions = read_questions(asked)
-    model = MemoryModel.from_pretrained(bundled("tiny"))
-    memory = model.new_memory()
-    people = paragraphs_of(text.read_text())
-    for paragraph in [*people, *islice(unrelated(random.Random(0), "\n".join(people)), 24)]:  # some are forgotten
-        model.write(memory, paragraph)
-    memory.save(tmp_path / "people.safetensors")
-    prompts = [prompt_of(question.text) for question in questions]
-    given = [answer(model, [memory], [prompt])[0] for prompt in prompts]
-    right = sum(one == question.truth for one, question in zip(given, questions, strict=True)) / len(questions)
-    rows = [{"prompt": p, "truth": question.truth} for p, question in zip(prompts, questions, strict=True)]
-    (tmp_path / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "people.yaml").write_text(TASK % (tmp_path / "people.jsonl"))
-    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = []
-    for memory_argument in (f",memory={tmp_path / 'people.safetensors'}", ""):
-        results = simple_evaluate(
-            model="remanence",
-            model_args=f"pretrained=tiny{memory_argument}",
-            tasks=["people"],
-            task_manager=tasks,
-            batch_size=8,
-            bootstrap_iters=0,
-        )
-        found.append(results["results"]["people"]["exact_match,bare"])
-    assert found[0] == right < 1
-    assert found[1] < right
+    made = simple_evaluate(
+        model="remanence",
+        model_args={"pretrained": checkpoint, "memory": memory},
+        tasks=[task],
+        task_manager=TaskManager(include_path=str(ours.TASKS), include_defaults=False, metadata=data),
+        batch_size=4,
+        bootstrap_iters=0,
+    )
+    return {name.partition(",")[0]: value for name, value in made["results"][task].items()}, made["samples"][task]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["with a memory", "without"])
+@pytest.mark.parametrize("kind", ["text", "learned"])
+class TestOurTasks:
+    """Each gives the figures that our own evaluations give."""
+
+    @pytest.fixture
+    def setting(
+        self, kind: str, told: bool, memories: dict[str, str], request: pytest.FixtureRequest
+    ) -> tuple[str, str | None, MemoryModel, Memory]:
+        checkpoint = request.getfixturevalue(kind)
+        model = MemoryModel.from_pretrained(checkpoint)
+        memory = Memory.load(Path(memories[checkpoint])) if told else Memory(model.spec)
+        return checkpoint, memories[checkpoint] if told else None, model, memory
+
+    def test_squad_counts_answers_as_we_do(
+        self, ours: Any, data: dict[str, str], setting: Any, told: bool, kind: str
+    ) -> None:
+        checkpoint, file, model, memory = setting
+        found, samples = evaluated(ours, "remanence_squad", data, checkpoint, file)
+        passages = read_passages(Path(data["squad"]))
+        held = Told(model, [one.text for one in passages])
+        if told:
+            held._written = memory, [record.id for record in memory.writes]
+        column = column_of({"text": "slots", "learned": "pool"}[kind] if told else "nothing")
+        records = []
+        for question in (question for one in passages for question in one.questions):
+            said = Asking(model)(column, held, question.text.removeprefix("Question: ").removesuffix(" Answer:"))
+            records.append(record_of(said, column, held, question.truths, []))
+        assert len(samples) == len(records) == 12
+        for metric in ("hit", "exact_match", "f1"):
+            assert found[metric] == pytest.approx(sum(record[metric] for record in records) / len(records))
+
+    def test_squad_choice_takes_the_most_probable_answer(self, ours: Any, data: dict[str, str], setting: Any) -> None:
+        checkpoint, file, model, memory = setting
+        found, samples = evaluated(ours, "remanence_squad_choice", data, checkpoint, file)
+        encode, right = model.tokenizer, []
+        for sample in samples:
+            doc, likelihoods = sample["doc"], []
+            context = encode(doc["prompt"])["input_ids"]
+            for choice in doc["choices"]:
+                rest = encode(f"{doc['prompt']} {choice}")["input_ids"][len(context) :]
+                [one], _ = score_tokens(model, memory, [(context, rest)])
+                likelihoods.append(sum(one.likelihoods))
+            theirs = [pair[0] for pair in sample["filtered_resps"]]
+            assert theirs == pytest.approx(likelihoods, abs=1e-3)
+            right.append(max(range(4), key=lambda place: likelihoods[place]) == doc["right"])
+        assert len(samples) == 10 and found["acc"] == pytest.approx(sum(right) / 10)
+
+    def test_wikitext_counts_words_and_bytes(self, ours: Any, data: dict[str, str], setting: Any) -> None:
+        checkpoint, file, model, memory = setting
+        found, samples = evaluated(ours, "remanence_wikitext", data, checkpoint, file)
+        pages = [sample["doc"]["page"] for sample in samples]
+        assert [page.split(" = ")[1] for page in pages] == ["Ada", "Bert"]
+        most, total = ours.RemanenceLM(checkpoint, memory=file).max_length, 0.0
+        for page in pages:
+            ids = [1, *model.tokenizer(page)["input_ids"]]
+            for start in range(0, len(ids) - 1, most):
+                # the last window is as long as the others, and scores what is left
+                end = min(start + most, len(ids) - 1)
+                context, rest = ids[max(0, end - most) : start + 1], ids[start + 1 : end + 1]
+                [one], _ = score_tokens(model, memory, [(context, rest)])
+                total += sum(one.likelihoods)
+        words, size = sum(len(re.split(r"\s+", page)) for page in pages), sum(len(page.encode()) for page in pages)
+        assert found["byte_perplexity"] == pytest.approx(exp(-total / size), rel=1e-4)
+        assert found["word_perplexity"] == pytest.approx(exp(-total / words), rel=1e-3)
+
+
+def test_a_task_without_its_file_says_what_to_name(ours: Any, text: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"--metadata '\{\"squad\": \"FILE\"\}'"):
+        evaluated(ours, "remanence_squad", {}, text, None)

@@ -85,6 +85,22 @@ def test_read_messages_equals_head_chunk_and_rest_in_one_pass() -> None:
     torch.testing.assert_close(got, expected, atol=1e-9, rtol=0)
 
 
+def test_ids_of_a_rendered_conversation_are_read_as_its_messages() -> None:
+    model = attached()
+    memory = model.new_memory()
+    model.write(memory, TEXT)
+    messages = user("Where was Alice Brown born?")
+    ids = model.texts.prompt(messages, CPU, date=DATE).ids
+    assert torch.allclose(model.read(memory, ids).logits, model.read(memory, messages).logits, atol=1e-9)
+
+
+def test_ids_that_say_nothing_are_read() -> None:
+    model = attached(min_score=0.25)
+    memory = model.new_memory()
+    model.write(memory, TEXT)
+    assert model.read(memory, [1]).logits.shape[:2] == (1, 1)
+
+
 def test_write_messages_stands_as_in_the_conversation() -> None:
     model = attached()
     memory = model.new_memory()

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from remanence.data.handbook import Asked, Book, among_unrelated
-from remanence.evaluation.handbook import FirstToken, Reply, ask, first_token, forget, holds, tell, without_memory
+from remanence.demo.handbook import FirstToken, Reply, ask, first_token, forget, holds, tell, without_memory
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 

@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from remanence.data.episodes import unrelated
 from remanence.evaluation.answering import Context, answer, answer_rows
-from remanence.evaluation.retention import Condition, point, survival
+from remanence.evaluation.columns import Column, about, column_of
+from remanence.evaluation.harness import Evaluation, Item, Record, Report, Run
+from remanence.evaluation.retention import METRICS
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 from remanence.texts import Question, prompt_of
@@ -25,10 +26,10 @@ class Answered:
 
 @dataclass(frozen=True)
 class Round:
-    """All questions, asked after `distance` unrelated writes, under each condition."""
+    """All questions, asked after `distance` unrelated writes, under each column."""
 
     distance: int
-    curves: dict[Condition, tuple[Answered, ...]]
+    curves: dict[str, tuple[Answered, ...]]
 
     @property
     def answered(self) -> tuple[Answered, ...]:
@@ -63,7 +64,7 @@ def rounds(
     """Ask all questions at each distance, and write unrelated paragraphs in between, none about a name in `texts`.
 
     Args:
-        texts: the paragraphs that the memory has read; the condition "context" has them as text.
+        texts: the paragraphs that the memory has read; the column "fits" has them as text.
         progress: called with (paragraphs written, paragraphs in all).
     """
     stream = unrelated(random.Random(seed), "\n".join(texts))
@@ -84,26 +85,31 @@ def rounds(
 
 def _asked(
     model: MemoryModel, memory: Memory, context: Context, questions: Sequence[Question]
-) -> dict[Condition, tuple[Answered, ...]]:
+) -> dict[str, tuple[Answered, ...]]:
     prompts = [prompt_of(question.text) for question in questions]
     blank = [Memory(model.spec) for _ in questions]
     bare = memory.pool_only()
-    given: dict[Condition, list[str]] = {}
+    given: dict[str, list[str]] = {}
     if memory.longterm is not None:
         given["longterm"] = [answer(model, [memory], [prompt])[0] for prompt in prompts]
     given["pool"] = [answer(model, [bare], [prompt])[0] for prompt in prompts]
-    given["none"] = answer(model, blank, prompts)
-    given["context"] = answer_rows(model, blank, [context.before(prompt) for prompt in prompts])
-    return {condition: tuple(map(Answered, questions, answers)) for condition, answers in given.items()}
+    given["nothing"] = answer(model, blank, prompts)
+    given["fits"] = answer_rows(model, blank, [context.before(prompt) for prompt in prompts])
+    return {name: tuple(map(Answered, questions, answers)) for name, answers in given.items()}
 
 
-def report(model: MemoryModel, asked: Sequence[Round]) -> dict[str, Any]:
-    """What `retention_plot` draws: a curve for each condition, and the pool's survival line."""
+def report(model: MemoryModel, asked: Sequence[Round]) -> Report:
+    """A row for each distance and column."""
 
-    def scored(one: Round, condition: Condition) -> dict[str, float]:
-        answered = one.curves[condition]
-        return point(one.distance, sum(each.right for each in answered), len(answered))
+    def measure(column: Column, items: Sequence[Item]) -> list[Record]:
+        given = [item.content.curves[column.name][int(item.key.partition("/")[2])] for item in items]
+        return [{"right": one.right, "said": one.answer} for one in given]
 
-    curves = {condition: [scored(one, condition) for one in asked] for condition in asked[0].curves}
-    n, k = model.slots, model.slots_per_write
-    return {"n": n, "k": k, "curves": curves, "survival": survival(curves["pool"], n, k)}
+    items = [
+        Item(f"{one.distance}/{number}", (f"{one.distance:,} writes later",), content=one)
+        for one in asked
+        for number in range(len(one.answered))
+    ]
+    settings = {"slots": model.slots, "slots_per_write": model.slots_per_write}
+    made = Evaluation("demo", settings, items, [column_of(name) for name in asked[0].curves], measure, METRICS)
+    return Report.of(made, Run(made, about(model))(), about(model))

@@ -1,0 +1,1 @@
+"""`remanence demo`: on text slots, and on learned memories."""
