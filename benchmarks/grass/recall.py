@@ -101,7 +101,7 @@ def run(cell: Cell, steps: int, output: Path) -> Figures:
     model = start()
     model.hf.get_input_embeddings().weight.requires_grad_(False)
     lesson, default = lessons(model), partial(AdamW, model.parameters())
-    optimizer = make_optimizer(cell.method, model, lr=cell.lr, rank=RANK, gap=GAP, default=default)
+    optimizer = make_optimizer(cell.method, model, lr=cell.lr, rank=RANK, default=default)
     gradients, begun = Gradients(), now()
     trainer = MemoryTrainer(
         model,

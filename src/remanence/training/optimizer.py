@@ -67,7 +67,6 @@ def make_optimizer(
     *,
     lr: float,
     rank: int,
-    gap: int = 200,
     default: Callable[[], Optimizer] | None = None,
     betas: tuple[float, float] = (0.9, 0.98),
     own_rate: tuple[Sequence[nn.Parameter], float] = ((), 0.0),
@@ -78,7 +77,7 @@ def make_optimizer(
     Args:
         name: "default": the recipe's own; "adamw": AdamW; "grass": Grass on the linear layers of decoder layers, and
             AdamW on the rest, all at one learning rate.
-        rank, gap: for Grass, the rows that are trained at a time, and the steps for which they are.
+        rank: for Grass, the directions of each weight that are trained at a time.
         own_rate: parameters with a learning rate of their own.
         max_grad_norm: what Grass clips to by itself; None: the Trainer clips.
 
@@ -91,8 +90,7 @@ def make_optimizer(
     if name == "adamw":
         groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if p.requires_grad]}]
     elif name == "grass":
-        how: dict[str, Any] = {"scale": 1.0, "selection": "multinomial_norm", "on_refresh": "keep"}
-        groups = grass_param_groups(model, rank, gap, target_modules=["layers."], **how)
+        groups = grass_param_groups(model, rank, scale=1.0, target_modules=["layers."])
     else:
         known = ["default"] * (default is not None) + ["adamw", "grass"]
         raise InvalidInputError(f"there is no optimizer {name!r} here; take {', '.join(known)}")

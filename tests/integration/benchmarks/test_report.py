@@ -13,7 +13,6 @@ from typer.main import get_command
 
 import report
 import run
-from editing.table import score_stderr
 from remanence.cli import app
 from remanence.evaluation.harness import Report
 from remanence.evaluation.metrics import Metric
@@ -28,18 +27,27 @@ def page(figures: report.All) -> str:
     return report.renewed(RESULTS, figures)
 
 
-def integrity(writes: int) -> dict[str, Any]:
-    """Figures as `eval integrity` writes them."""
-    return {
-        "n": 24,
-        "k": 6,
-        "questions": 12,
-        "windows": [{"writes": writes, "exact_match": 0.25, "stderr": 0.125, "samples": 12, "resident_bytes": 2**20}],
-        "command": f"remanence eval integrity --writes {writes} --model other",
-        "date": "2026-01-02T03:04:05+00:00",
-        "device": "a device",
-        "versions": {"remanence": "0.1", "torch": "2.11", "transformers": "5.17", "python": "3.11"},
-    }
+ABOUT = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "device": "a device",
+    "versions": {"remanence": "0.1", "torch": "2.11", "transformers": "5.17", "python": "3.11"},
+}
+
+
+def reported(name: str, groups: dict[str, float], metric: str = "right", command: str | None = None) -> dict[str, Any]:
+    """Figures as an evaluation writes them, of one column."""
+    rows = [
+        {
+            "group": group,
+            "column": "pool",
+            "samples": 12,
+            "metrics": {metric: {"value": value, "low": value / 2, "high": 2 * value, "n": 12}},
+            "versus": {},
+        }
+        for group, value in groups.items()
+    ]
+    made = Report(name, {}, {}, (Metric(metric, "rate"),), rows).to_json()
+    return {**made, **ABOUT, "command": command or f"remanence eval {name} --model other"}
 
 
 @pytest.mark.parametrize("name", report.PAGES)
@@ -50,26 +58,30 @@ def test_pages_are_those_of_the_committed_figures(name: str) -> None:
 
 
 def test_pictures_show_the_committed_figures_and_no_others_lie_there() -> None:
-    shown = {report.picture(name): one for name, one in FIGURES.items() if report.kind_of(one) in report.PICTURES}
+    shown = {report.picture(name): one for name, one in FIGURES.items() if report.drawing(one)}
     lying = {path.relative_to(report.ROOT) for path in (report.ROOT / "docs/results").iterdir()}
     assert lying == set(shown), STALE
     for path, one in shown.items():
+        one = Report.from_json(one).to_json() if one.get("evaluation") in report.DRAWN else one
         assert digest(one) in (report.ROOT / path).read_text(encoding="utf-8"), f"{path} {STALE}"
 
 
-@pytest.mark.parametrize("kind", ["eval retention", "eval perplexity"])
+@pytest.mark.parametrize("kind", ["retention", "harm"])
 def test_the_same_figures_give_the_same_picture(kind: str, tmp_path: Path) -> None:
-    one = next(one for one in FIGURES.values() if report.kind_of(one) == kind)
+    one = next(one for one in FIGURES.values() if one.get("evaluation") == kind)
+    draw = report.drawing(one)
+    assert draw is not None
     for name in ("a.svg", "b.svg"):
-        report.PICTURES[kind](one, tmp_path / name)
+        draw(one, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_new_figures_appear_with_what_they_were_made_by() -> None:
-    text = page({**FIGURES, "integrity/other.json": integrity(7)})
+    new = reported("integrity", {"7 writes": 0.25})
+    text = page({**FIGURES, "integrity/other.json": new})
     assert "### other, `integrity/other.json`" in text and "results/integrity-other.svg" in text
-    assert "| 7 | 0.250 (0.089 to 0.532) | 1 MiB |" in text
-    assert f"Made by `{integrity(7)['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in text
+    assert "| 7 writes | 12 | 0.250 (0.125 to 0.500) |" in text
+    assert f"Made by `{new['command']}`, 2026-01-02, on a device, remanence 0.1, torch 2.11, " in text
 
 
 def test_figures_of_a_script_that_is_gone_say_what_makes_them_today() -> None:
@@ -80,45 +92,37 @@ def test_figures_of_a_script_that_is_gone_say_what_makes_them_today() -> None:
     )
     assert today not in page({name: {**old, "command": "python benchmarks/run.py read_write --repeats 50"}})
     assert "Today" not in page({"small/cpu_200_steps.json": FIGURES["small/cpu_200_steps.json"]})
-
-
-def test_many_windows_are_shown_tenth_by_tenth_of_the_writes() -> None:
-    window = integrity(7)["windows"][0]
-    windows = [
-        {**window, "writes": 10 * n, "exact_match": n % 4 / 4, "resident_bytes": n * 2**20} for n in range(1, 41)
-    ]
-    few, many = ({**integrity(7), "windows": windows[:count]} for count in (20, 40))
-    assert report.integrity(few).count("\n| ") == 20
-    assert report.integrity(many).count("\n| ") == 10
-    assert "| 40 | 0.375 (0.252 to 0.516) | 4 MiB |" in report.integrity(many), "four windows, of twelve questions each"
-    assert report.newest(many) == "0.375 (0.252 to 0.516), then 0.375 (0.252 to 0.516) (400 writes)"
+    assert "Today: `remanence eval integrity --model tiny" in page(
+        {"integrity/results.json": FIGURES["integrity/results.json"]}
+    )
 
 
 def test_long_documents_get_a_table_and_a_picture(tmp_path: Path) -> None:
-    point = {"f1": 0.5, "f1_stderr": 0.25, "exact_match": 0.0, "exact_match_stderr": 0.0, "samples": 3}
-    curve = [{"length": 4096, **point}, {"length": None, **point}]
-    about = {"n": 24, "k": 6, "data": "hotpotqa.jsonl", "answer_tokens": 5, "points": {"pool": curve, "bm25": curve}}
-    new = {**integrity(7), "command": "remanence eval longcontext --data hotpotqa.jsonl", **about}
-    text = page({"longcontext/hotpotqa.json": new})
-    assert "| 4,096 | BM25 | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in text
-    assert "| longer | pool | 3 | 0.500 ± 0.250 | 0.000 ± 0.000 |" in text
-    report.PICTURES["eval longcontext"](new, tmp_path / "picture.svg")
-    assert "length of the document" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+    new = reported("longcontext", {"4,096 tokens": 0.5, "longer": 0.25}, "f1")
+    assert "| 4,096 tokens | 12 | 0.500 (0.250 to 1.000) |" in page({"longcontext/hotpotqa.json": new})
+    draw = report.drawing(new)
+    assert draw is not None
+    draw(new, tmp_path / "picture.svg")
+    assert "f1" in (tmp_path / "picture.svg").read_text(encoding="utf-8")
+
+
+def test_a_single_figure_stands_where_a_page_names_it() -> None:
+    one = reported("retention", {"0 writes later": 0.75})
+    text = 'So <!-- figure: measured a/b.json "0 writes later" pool right -->?<!-- /figure -->.'
+    assert "-->0.750 (0.375 to 1.500)<!--" in report.renewed(text, {"a/b.json": one})
+    assert "-->not measured<!--" in report.renewed(text, {})
 
 
 def test_figures_of_the_harness_get_their_table() -> None:
-    figure = {"value": 0.5, "low": 0.25, "high": 0.75, "n": 8}
-    row = {"group": "1 passage", "column": "slots", "samples": 8, "metrics": {"hit": figure}, "versus": {}}
-    held = Report("squad", {}, {}, (Metric("hit", "rate"),), [row]).to_json()
-    about = {name: integrity(7)[name] for name in ("date", "device", "versions")}
-    text = page({"real/squad.json": {**held, **about, "command": "remanence eval squad --model smollm2"}})
+    new = reported("squad", {"1 passage": 0.25}, "hit", "remanence eval squad --model smollm2")
+    text = page({"real/squad.json": new})
     assert "### smollm2, `real/squad.json`" in text
-    assert "| 1 passage | slots | 8 | 0.500 (0.250 to 0.750) |" in text
+    assert "| 1 passage | 12 | 0.250 (0.125 to 0.500) |" in text
     assert "Made by `remanence eval squad --model smollm2`, 2026-01-02" in text
 
 
 def test_figures_without_a_table_or_a_place_are_named() -> None:
-    new = {**integrity(7), "command": "remanence eval taste --model other"}
+    new = {**ABOUT, "command": "remanence eval taste --model other"}
     assert "## Other figures" not in page(FIGURES)
     for name in ("taste/results.json", "integrity/taste.json"):
         text = page({**FIGURES, name: new})
@@ -131,7 +135,7 @@ def test_figures_without_a_table_or_a_place_are_named() -> None:
 
 
 def test_what_is_missing_is_said_with_its_command() -> None:
-    line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --questions 200 --json "
+    line = "- `integrity/results.json`: `remanence eval integrity --model tiny --writes 100000 --count 200 --json "
     assert line not in page(FIGURES)
     assert line in page({name: one for name, one in FIGURES.items() if not name.startswith("integrity/")})
     assert all(f"- `{name}`: `{report.shown(name)}`" in page({}) for name in report.COMMANDS)
@@ -145,7 +149,8 @@ def test_evaluations_and_benchmarks_take_the_commands_that_are_named() -> None:
         program, first, *words = shlex.split(command)
         if program == "remanence":
             name, *options = words
-            group.commands[first].commands[name].make_context(name, options)
+            evaluations = group.commands[first]
+            evaluations.get_command(evaluations.make_context(first, [name]), name).make_context(name, options)
         elif first == "benchmarks/run.py":
             run.parsed(words)
 
@@ -202,11 +207,3 @@ def test_figures_of_a_checkpoint_that_has_changed_are_measured_again(workplace: 
     with pytest.raises(subprocess.CalledProcessError):
         report.again(["a/one.json", "a/breaks.json"])
     assert workplace == ["one", "one"]
-
-
-def test_the_error_of_a_score_is_that_of_three_that_err_together() -> None:
-    one = {"rate": 0.5, "stderr": 0.01}
-    assert score_stderr({"score": 0.5, **dict.fromkeys(("efficacy", "generalisation", "specificity"), one)}) == (
-        pytest.approx(0.01)
-    )
-    assert score_stderr({"score": 0.0}) == 0
