@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from remanence import MemoryModel
+from remanence.evaluation.columns import columns_of
+from remanence.evaluation.harness import Evaluation
 from tests.support.tiny import decoder, tokenizer
 
 NAMES = ("Ada", "Bert", "Cleo", "Dora", "Emil", "Fina")
@@ -15,6 +17,12 @@ def model() -> MemoryModel:
     """Text slots on a random decoder, whose answers mean nothing."""
     hf = decoder(vocab_size=300, num_hidden_layers=2, max_position_embeddings=1000)
     return MemoryModel.attach(hf, tokenizer())
+
+
+def evaluation(module: Any, model: MemoryModel, columns: str, **options: Any) -> Evaluation:
+    """An evaluation as its command makes it."""
+    made: Evaluation = module.evaluation(model, columns_of(model, columns, module.COMMAND.shows), **options)
+    return made
 
 
 def passage(number: int) -> str:

@@ -37,8 +37,10 @@ def members(kind: type) -> dict[str, str]:
 
 def commands(of: Any, name: str = "") -> dict[str, list[str]]:
     """Arguments and options of every command, by the words that call it."""
-    if subcommands := getattr(of, "commands", None):
-        parts = [commands(each, f"{name} {word}".strip()) for word, each in subcommands.items()]
+    if hasattr(of, "list_commands"):  # of which some are made when they are named
+        context = typer.Context(of)
+        words = of.list_commands(context)
+        parts = [commands(of.get_command(context, word), f"{name} {word}".strip()) for word in words]
         return {word: options for part in parts for word, options in part.items()}
     return {name: sorted("/".join(each.opts + each.secondary_opts) for each in of.params)}
 

@@ -16,7 +16,9 @@ ROOMS = [  # from the ground up; a room imports from those before it
     {"kernels", "memory", "optim"},
     {"model"},
     {"checkpoints", "data", "evaluation", "training", "texts"},
-    {"store", "serve", "details", "conversation", "chatting", "demonstrating", "terminal", "cli", "recipes"},
+    {"conversation", "chatting", "details"},
+    {"demo"},
+    {"store", "serve", "cli", "recipes"},
 ]
 LONGEST = 400
 

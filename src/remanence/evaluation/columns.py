@@ -77,7 +77,8 @@ def columns_of(model: MemoryModel, names: str | Sequence[str], shows: Sequence[s
     if not columns:
         raise InvalidInputError(f"name a column at least: {there}")
     for one in columns:
-        if one.shows not in (*shows, *MEMORIES) or (one.parts and one.shows != "slots"):
+        wrong = (one.parts and one.shows != "slots") or (one.shows == "bm25" and not one.passages)
+        if wrong or one.shows not in (*shows, *MEMORIES):
             raise InvalidInputError(f"there is no column {one.name!r} here; there are {there}")
         if one.shows == "bm25":
             require_bm25()

@@ -61,9 +61,8 @@ def marks_plot(marks: Mapping[str, Mapping[str, float]], path: Path, xlabel: str
     """
     figure = _figure(7.5, 0.9 + 0.28 * len(marks))
     axes = figure.add_subplot()
-    held = list(marks.values())
-    errors = [[one["value"] - one["low"] for one in held], [one["high"] - one["value"] for one in held]]
-    axes.errorbar([one["value"] for one in held], list(marks), xerr=errors, color="#1f5fa8", ls="none", marker="o")
+    values, *ends = zip(*((one["value"], one["low"], one["high"]) for one in marks.values()), strict=True)
+    axes.errorbar(values, list(marks), xerr=_errors(values, *ends), color="#1f5fa8", ls="none", marker="o")
     axes.invert_yaxis()
     axes.set(xlabel=xlabel.replace("_", " "))
     axes.margins(y=0.1)
@@ -124,11 +123,17 @@ def _figure(width: float, height: float) -> Figure:
 
 def _curve(axes: Axes, name: str, points: Sequence[Point], place: int) -> None:
     x, value, low, high = zip(*points, strict=True)
-    errors = [[v - e for v, e in zip(value, low, strict=True)], [e - v for v, e in zip(value, high, strict=True)]]
+    errors = _errors(value, low, high)
     line, marker = "--" if name.endswith("unlisted") else "-", _MARKERS[place % len(_MARKERS)]
     axes.errorbar(x, value, yerr=errors, label=name, color=f"C{place}", marker=marker, ms=4.5, ls=line, capsize=2.5)
     if min(x) > 0 and max(x) / min(x) > 20:
         axes.set_xscale("log")
+
+
+def _errors(values: Sequence[float], low: Sequence[float], high: Sequence[float]) -> list[list[float]]:
+    """As matplotlib takes them: never negative, as an end that is rounded may be."""
+    ends = ((value - a, b - value) for value, a, b in zip(values, low, high, strict=True))
+    return [[max(0.0, one) for one in side] for side in zip(*ends, strict=True)]
 
 
 def _plain(axes: Axes) -> None:

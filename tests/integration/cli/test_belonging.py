@@ -71,7 +71,7 @@ def test_a_tier_without_long_term_slots_is_refused() -> None:
     path = str(a_memory())
     assert "this memory has no long-term slots" in refused("write", path, "notes.txt", "--tier", "disk")
     assert "this model has no long-term slots" in refused("write", "new.mem", "notes.txt", "--int8")
-    assert "this model has no long-term slots" in refused("eval", "retention", "--tier", "host", "--samples", "1")
+    assert "this model has no long-term slots" in refused("eval", "retention", "--tier", "host", "--count", "1")
 
 
 @pytest.mark.usefixtures("with_longterm")

@@ -29,11 +29,6 @@ COMMANDS = [
     ["search"],
     ["chat"],
     ["train"],
-    ["eval", "retention"],
-    ["eval", "integrity"],
-    ["eval", "retrieval"],
-    ["eval", "editing"],
-    ["eval", "perplexity"],
 ]
 RECIPE = """
 def train(output, *, resume=False, minutes=None, steps=5):
@@ -342,156 +337,6 @@ def test_train_refuses_a_file_without_a_recipe() -> None:
     assert "no function train" in refused("train", "plain.py")
 
 
-def test_retention_writes_figures_and_a_picture(checkpoint: str) -> None:
-    asked = ["--samples", "2", "--distances", "0,1p", "--json", "r.json", "--plot", "r.png", "--facts", "2"]
-    text = done("eval", "retention", *asked)
-    assert "distance" in text
-    report = json.loads(Path("r.json").read_text())
-    assert list(report["curves"]) == ["pool", "none", "context"]
-    assert [point["distance"] for point in report["curves"]["pool"]] == [0, 4]
-    assert "names and values on no list" in text
-    unlisted = report["unlisted"]
-    assert unlisted["people"] == "unlisted" and list(unlisted["curves"]) == list(report["curves"])
-    words = "--samples 2 --distances 0,1p --facts 2 --people both --seed 0"
-    assert report["command"] == f"remanence eval retention {words} --model {checkpoint}"
-    assert set(report["versions"]) == {"remanence", "torch", "transformers", "python"}
-    assert report["device"].endswith("with 1 thread")
-    assert Path("r.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_retention_measures_only_the_curves_asked_for() -> None:
-    words = ["--samples", "1", "--distances", "0", "--memory", "none", "--people", "listed", "--json", "r.json"]
-    done("eval", "retention", *words)
-    report = json.loads(Path("r.json").read_text())
-    assert list(report["curves"]) == ["none"]
-    assert report["survival"] == [] and "unlisted" not in report
-    assert "--memory=none" in report["command"]
-    assert "--people is listed" in refused("eval", "retention", "--people", "known")
-
-
-def test_retention_asks_about_the_passages_of_a_file(checkpoint: str) -> None:
-    towns = {"Rome": "Oslo", "Bern": "a"}
-    records = [
-        {"question": f"what is at {t}", "answers": [a], "nq_annotated_gold": {"title": t, "long_answer": f"{t} {a}"}}
-        for t, a in towns.items()
-    ]
-    Path("nq.jsonl").write_text("\n".join(map(json.dumps, records)))
-    words = ["--samples", "2", "--distances", "0,1", "--data", "nq.jsonl"]
-    curves = ["--memory=pool", "--memory=fact"]
-    assert "questions of nq.jsonl" in done("eval", "retention", *words, *curves, "--json", "r.json", "--plot", "r.png")
-    report = json.loads(Path("r.json").read_text())
-    assert list(report["curves"]) == ["pool", "fact"]
-    assert list(report["curves"]["pool"][0]) == ["distance", "hit", "stderr", "samples"]
-    command = f"remanence eval retention {' '.join([*words, '--seed', '0', *curves])} --model {checkpoint}"
-    assert report["command"] == command
-    assert "2 questions" in refused("eval", "retention", "--data", "nq.jsonl", "--samples", "3", *curves)
-
-
-@pytest.mark.parametrize(
-    "words", [["--distances", "0,x"], ["--plot", "r.doc"], ["--json", "nowhere/r.json"], ["--facts", "9"]]
-)
-def test_retention_refuses_before_it_measures(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MemoryModel, "write", lambda *_, **__: pytest.fail("measured before refusing"))
-    refused("eval", "retention", "--samples", "1", *words)
-
-
-def test_integrity_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
-    words = ["--writes", "4", "--windows", "2", "--questions", "1"]
-    text = done("eval", "integrity", *words, "--state", "kept", "--json", "i.json")
-    assert "resident memory" in text
-    report = json.loads(Path("i.json").read_text())
-    assert [window["writes"] for window in report["windows"]] == [2, 4]
-    assert report["command"] == f"remanence eval integrity {' '.join(words)} --seed 0 --model {checkpoint}"
-    assert Path("kept/parts.json").is_file()
-    assert "another seed" in refused("eval", "integrity", *words, "--state", "kept", "--seed", "1")
-
-
-def test_longcontext_writes_figures_by_length_and_goes_on_in_its_folder(checkpoint: str) -> None:
-    Path("qa1.txt").write_text("1 Mary is in the hall.\n2 Where is Mary?\thall\t1\n")
-    words = ["--data", "qa1.txt", "--samples", "1", "--lengths", "100,200"]
-    conditions = ["--memory=pool", "--memory=none", "--memory=context"]
-    text = done("eval", "longcontext", *words, *conditions, "--state", "kept", "--json", "l.json")
-    assert "documents of qa1.txt" in text
-    report = json.loads(Path("l.json").read_text())
-    assert [point["length"] for point in report["points"]["pool"]] == [100, 200]
-    command = f"remanence eval longcontext {' '.join([*words, '--seed', '0', *conditions])} --model {checkpoint}"
-    assert report["command"] == command
-    assert len(json.loads(Path("kept/answers.json").read_text())["answers"]) == 2
-    assert "another seed" in refused("eval", "longcontext", *words, *conditions, "--state", "kept", "--seed", "1")
-    assert "lengths are numbers" in refused("eval", "longcontext", "--data", "qa1.txt", "--lengths", "long")
-
-
-def test_editing_writes_figures_and_goes_on_in_its_folder(checkpoint: str) -> None:
-    words = ["--edits", "1,2", "--samples", "2", "--rate", "0.001", "--bound", "0.001", "--seed", "0"]
-    chosen = ["--method=memory", "--method=ft_l"]
-    text = done("eval", "editing", *words, *chosen, "--state", "kept", "--json", "e.json")
-    assert "generalisation" in text
-    report = json.loads(Path("e.json").read_text())
-    found = [(result["method"], result["edits"]) for result in report["results"]]
-    assert found == [("memory", 1), ("ft_l", 1), ("memory", 2), ("ft_l", 2)]
-    assert report["command"] == f"remanence eval editing {' '.join([*words, *chosen])} --model {checkpoint}"
-    assert Path("kept/editing.json").is_file()
-    assert "another rate" in refused("eval", "editing", *words[:4], "--state", "kept")
-
-
-def test_editing_reads_a_file_of_edits() -> None:
-    record = {"prompt": "Ann speaks", "target_new": "Thai", "ground_truth": "Dutch", "rephrase_prompt": "Ann talks"}
-    record |= {"locality_prompt": "Bob speaks", "locality_ground_truth": "Dutch"}
-    Path("edits.json").write_text(json.dumps([record]))
-    words = ["edits.json", "--edits", "1", "--samples", "1", "--method", "memory", "--method", "context"]
-    assert "Edits of counterfact" in done("eval", "editing", *words)
-    assert "edits are needed, but there are 1" in refused("eval", "editing", "edits.json", "--edits", "2")
-    assert "numbers parted by commas" in refused("eval", "editing", "--edits", "many")
-    assert "counts of edits from 1" in refused("eval", "editing", "--edits", "0,1")
-    assert "methods are among" in refused("eval", "editing", "--edits", "1", "--samples", "1", "--method", "rome")
-
-
-def test_retention_of_a_model_with_long_term_memory_has_four_curves(longterm_checkpoint: str) -> None:
-    words = [
-        "--samples",
-        "2",
-        "--distances",
-        "0,2p",
-        "--json",
-        "r.json",
-        "--plot",
-        "r.png",
-        "--model",
-        longterm_checkpoint,
-    ]
-    assert "longterm" in done("eval", "retention", *words, "--tier", "disk", "--int8")
-    report = json.loads(Path("r.json").read_text())
-    assert list(report["curves"]) == ["pool", "longterm", "none", "context"]
-    assert "--tier=disk --int8" in report["command"]
-    assert "no retriever" in refused("eval", "retention", "--memory", "longterm", "--samples", "1", "--distances", "0")
-
-
-def test_retrieval_writes_figures_layer_by_layer(longterm_checkpoint: str) -> None:
-    words = ["--samples", "2", "--distances", "2p", "--model", longterm_checkpoint]
-    assert "by chance" in done("eval", "retrieval", *words, "--json", "t.json")
-    report = json.loads(Path("t.json").read_text())
-    assert len(report["points"][0]["layers"]) == 1
-    assert (
-        report["command"]
-        == f"remanence eval retrieval --samples 2 --distances 2p --seed 0 --model {longterm_checkpoint}"
-    )
-    assert "no retriever" in refused("eval", "retrieval", "--samples", "1")
-
-
-def test_perplexity_writes_figures_of_a_file_or_the_bundled_text(checkpoint: str) -> None:
-    sizes = ["--samples", "2", "--window", "16", "--memories", "2"]
-    assert "ratio to empty" in done("eval", "perplexity", *sizes, "--json", "p.json")
-    report = json.loads(Path("p.json").read_text())
-    assert report["command"] == f"remanence eval perplexity {' '.join(sizes)} --seed 0 --model {checkpoint}"
-    Path("own.txt").write_text("Alice Brown was born in Oslo. " * 20)
-    done("eval", "perplexity", *sizes, "--text", "own.txt", "--json", "own.json")
-    own = json.loads(Path("own.json").read_text())
-    assert "--text own.txt" in own["command"]
-    assert own["conditions"]["empty"] != report["conditions"]["empty"]
-    Path("short.txt").write_text("Oslo.")
-    assert "three windows" in refused("eval", "perplexity", *sizes, "--text", "short.txt")
-
-
 def test_show_says_what_is_in_long_term_memory_and_where(longterm_checkpoint: str) -> None:
     Path("notes.txt").write_text("\n\n".join(f"Alice Brown was born in Oslo in {year}." for year in range(1950, 1960)))
     done("write", "long.mem", "notes.txt", "--model", longterm_checkpoint, "--tier", "disk", "--int8")
@@ -510,12 +355,6 @@ def test_show_says_what_is_in_long_term_memory_and_where(longterm_checkpoint: st
     assert len(json.loads(done("show", "long.mem", "--json"))["missing"]) == 1
 
 
-def test_a_bundled_checkpoint_can_be_named() -> None:
-    assert "distance" in done(
-        "eval", "retention", "--model", "tiny", "--samples", "1", "--distances", "0", "--memory", "none"
-    )
-
-
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
@@ -527,13 +366,9 @@ def test_a_bundled_checkpoint_can_be_named() -> None:
         (["write", "new.mem", "."], "is a folder; name files in it"),
         (["search", "none.mem", "Who?"], "remanence write none.mem"),
         (["forget", "none.mem", "0"], "remanence write none.mem"),
-        (["eval", "retention", "--data", "none.json"], "no file none.json"),
-        (["eval", "editing", "none.json"], "no file none.json"),
-        (["eval", "perplexity", "--text", "none.txt"], "no file none.txt"),
         (["ask", "none.mem", " "], "there is no question"),
         (["write", "nowhere/notes.mem", "-"], "no folder nowhere"),
         (["chat", "nowhere/notes.mem"], "no folder nowhere"),
-        (["eval", "retrieval", "--json", "."], "is a folder"),
         (["demo", "none.txt"], "no file none.txt"),
         (["demo", "--output", "nowhere"], "no folder nowhere"),
     ],

@@ -121,7 +121,8 @@ def test_demo_of_a_learned_model_gives_figures_as_json() -> None:
     Path("people.txt").write_text("Alice Brown was born in Oslo.\nBob Green was born in Rome.\n")
     Path("people.tsv").write_text("Where was Alice Brown born?\tOslo\n")
     report = json.loads(done("demo", "people.txt", "--questions", "people.tsv", "--unrelated", "2", "--json"))
-    assert [point["distance"] for point in report["curves"]["pool"]] == [0, 1, 2]
+    groups = [row["group"] for row in report["rows"] if row["column"] == "pool"]
+    assert groups == [f"{distance} writes later" for distance in (0, 1, 2)]
     assert report["paragraphs"] == 2
     assert not Path("remanence-demo.png").exists()
 

@@ -49,11 +49,7 @@ def test_a_question_that_was_not_decoded_is_refused() -> None:
         ["chat", "here/notes.mem"],
         ["eval", "retention", "--json", "here/r.json"],
         ["eval", "retention", "--plot", "here/r.png"],
-        ["eval", "retrieval", "--json", "here/r.json"],
-        ["eval", "integrity", "--json", "here/r.json"],
-        ["eval", "integrity", "--state", "here/deeper/state"],
-        ["eval", "editing", "--json", "here/r.json"],
-        ["eval", "editing", "--state", "here/deeper/state"],
+        ["eval", "integrity", "--resume", "here/deeper/kept"],
         ["demo", "--output", "here"],
         ["train", "mine.py", "--output", "here/run"],
     ],
@@ -88,17 +84,17 @@ def test_what_the_system_refuses_in_the_end_is_one_line(monkeypatch: pytest.Monk
         raise OSError(28, "No space left on device", "r.json")
 
     monkeypatch.setattr(Path, "write_text", full)
-    words = ["--samples", "1", "--distances", "0", "--memory", "none", "--json", "r.json"]
+    words = ["--count", "1", "--distances", "0", "--columns", "nothing", "--json", "r.json"]
     assert "No space left on device" in refused("eval", "retention", *words)
 
 
 def test_figures_can_go_to_a_pipe() -> None:
     reader, writer = os.pipe()
-    words = ["--samples", "1", "--distances", "0", "--memory", "none", "--json", f"/dev/fd/{writer}"]
+    words = ["--count", "1", "--distances", "0", "--columns", "nothing", "--json", f"/dev/fd/{writer}"]
     done("eval", "retention", *words)
     os.close(writer)
     with open(reader, encoding="utf-8") as pipe:
-        assert list(json.load(pipe)["curves"]) == ["none"]
+        assert {row["column"] for row in json.load(pipe)["rows"]} == {"nothing"}
 
 
 def saved_by_another(monkeypatch: pytest.MonkeyPatch, times: int) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from remanence.data.handbook import Book, Paragraph, among_unrelated, book_of, handbook
 from remanence.data.prose import paragraphs
+from remanence.demo.handbook import holds
 from remanence.errors import InvalidInputError
-from remanence.evaluation.handbook import holds
 from remanence.texts import Question
 
 

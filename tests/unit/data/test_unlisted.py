@@ -66,11 +66,11 @@ def test_a_biography_has_the_pronouns_of_its_first_name() -> None:
 
 
 def test_episodes_of_unlisted_people_are_told_and_asked_alike() -> None:
-    told = Biographies(unlisted=True).episode(0, 1)
+    told = Biographies(3, unlisted=True).episode(0, 1)
     assert isinstance(told, Episode)
     asked = told.question(3)
     assert asked.truth in told.fact and asked.truth not in values(told.attributes[0])
     assert set(told.person.name.split()).isdisjoint(vocabulary())
     others = [next(told.unrelated) for _ in range(8)]
     assert not any(first in text for text in others for first in ("Alice ", "John ", "Mary ", "David "))
-    assert Biographies(unlisted=True).about["people"] == "unlisted" and "people" not in Biographies().about
+    assert [Biographies(3, unlisted=kind).name for kind in (True, False)] == ["unlisted", "listed"]

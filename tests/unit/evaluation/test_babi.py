@@ -6,8 +6,7 @@ import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import babi
-from remanence.evaluation.babi import Story
-from remanence.evaluation.columns import columns_of
+from remanence.evaluation.documents import Story, read_stories
 from remanence.evaluation.harness import Evaluation, Run
 from tests.support import asked
 
@@ -17,20 +16,19 @@ PARAGRAPH = (
 
 
 def novels(folder: Path, paragraphs: int = 12) -> Path:
-    (folder / "novels").mkdir()
+    (folder / "novels").mkdir(exist_ok=True)
     text = "\n\n".join([*(PARAGRAPH.format(number) for number in range(paragraphs)), "Too short."])
     (folder / "novels" / "one.txt").write_text(text, encoding="utf-8")
     return folder / "novels"
 
 
-def evaluation(folder: Path, lengths: list[int], columns: str = "oracle,slots", count: int = 2) -> Evaluation:
-    model = asked.model()
-    file = asked.babi_file(folder)
-    return babi.evaluation(model, file, columns_of(model, columns), lengths=lengths, novels=novels(folder), count=count)
+def evaluation(folder: Path, lengths: str, columns: str = "oracle,slots", count: int = 2) -> Evaluation:
+    options = {"data": asked.babi_file(folder), "lengths": lengths, "novels": novels(folder), "count": count}
+    return asked.evaluation(babi, asked.model(), columns, **options)
 
 
 def test_read_stories_gives_each_question_the_facts_before_it(tmp_path: Path) -> None:
-    first, second, third = babi.read_stories(asked.babi_file(tmp_path))
+    first, second, third = read_stories(asked.babi_file(tmp_path))
     facts = ("John went to the hall.", "Mary went to the bath.", "John went to the attic.")
     assert first == Story(facts[:2], "Where is John?", "hall", (0,))
     assert second == Story(facts, "Where is John?", "attic", (2,))
@@ -41,7 +39,7 @@ def test_read_stories_gives_each_question_the_facts_before_it(tmp_path: Path) ->
 def test_read_stories_refuses_other_formats(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(InvalidInputError, match=r"a\.txt"):
-        babi.read_stories(tmp_path / "a.txt")
+        read_stories(tmp_path / "a.txt")
 
 
 def test_read_novels_takes_paragraphs_that_are_not_short(tmp_path: Path) -> None:
@@ -68,7 +66,7 @@ def test_evaluation_tells_the_same_stories_behind_longer_and_longer_texts(tmp_pa
 
 
 def test_evaluation_finds_the_facts_that_answer(tmp_path: Path) -> None:
-    made = evaluation(tmp_path, [300, 500], "bm25_4,slots")
+    made = evaluation(tmp_path, "300,500", "bm25_4,slots")
     records = Run(made, {})()
     assert [(record["item"], record["groups"]) for record in records[::2]] == [
         *[("300/0", ["300 tokens"]), ("300/1", ["300 tokens"]), ("500/0", ["500 tokens"]), ("500/1", ["500 tokens"])]
@@ -79,7 +77,6 @@ def test_evaluation_finds_the_facts_that_answer(tmp_path: Path) -> None:
 
 def test_evaluation_refuses_lengths_and_columns_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="fewer than 100,000 tokens"):
-        evaluation(tmp_path, [300, 100_000])
-    model = asked.model()
-    with pytest.raises(InvalidInputError, match="leave the column fits out"):
-        babi.evaluation(model, asked.babi_file(tmp_path), columns_of(model, "fits"), lengths=[300])
+        evaluation(tmp_path, "300,100k")
+    with pytest.raises(InvalidInputError, match="no column 'fits'"):  # facts are told last: it would always have them
+        evaluation(tmp_path, "300", "fits")

@@ -9,7 +9,7 @@ import pytest
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.documents import parse_lengths, read_task
+from remanence.evaluation.documents import parse_lengths, read_documents
 from tests.support.tiny import tokenizer
 
 BABI = """1 Mary went to the hall.
@@ -49,13 +49,13 @@ def test_lengths_are_read_in_thousands() -> None:
 
 
 def test_facts_stay_in_order_among_novels_of_the_length_asked_for(tmp_path: Path) -> None:
-    documents = read_task(babi(tmp_path / "qa1.txt"), words, [200, 900], 3).documents
+    documents = read_documents(babi(tmp_path / "qa1.txt"), words, [200, 900], 3)
     assert [document.length for document in documents] == [200] * 3 + [900] * 3
     for document in documents:
         assert document.length is not None
         assert document.length - 100 < len(document.text.split()) <= document.length
         lines = document.text.split("\n")
-        key = (document.question.text.removeprefix("Question: ").removesuffix(" Answer:"), document.question.truth)
+        key = (document.question.text, document.question.truth)
         assert [line for line in lines if line not in set(paragraphs())] == STORIES[key]
     assert [d.question for d in documents[:3]] == [d.question for d in documents[3:]]
     assert {document.question.truth for document in documents[:3]} == {"hall", "garden", "park"}
@@ -64,7 +64,7 @@ def test_facts_stay_in_order_among_novels_of_the_length_asked_for(tmp_path: Path
 def test_facts_lie_at_different_places(tmp_path: Path) -> None:
     places = set()
     for seed in range(5):
-        (document,) = read_task(babi(tmp_path / "qa1.txt"), words, [1000], 1, seed).documents
+        (document,) = read_documents(babi(tmp_path / "qa1.txt"), words, [1000], 1, seed)
         lines = document.text.split("\n")
         places.add(next(i for i, line in enumerate(lines) if line not in set(paragraphs())))
     assert len(places) > 2
@@ -72,45 +72,53 @@ def test_facts_lie_at_different_places(tmp_path: Path) -> None:
 
 def test_the_same_seed_makes_the_same_documents(tmp_path: Path) -> None:
     path = babi(tmp_path / "qa1.txt")
-    made = [read_task(path, words, [300], 2, seed).documents for seed in (0, 0, 1)]
+    made = [read_documents(path, words, [300], 2, seed) for seed in (0, 0, 1)]
     assert made[0] == made[1] != made[2]
 
 
+@pytest.mark.parametrize("kind", ["babi", "longbench"])
+def test_fewer_documents_are_the_first_of_more(kind: str, tmp_path: Path) -> None:
+    records = [{"context": "word " * n, "input": f"Ask {n}?", "answers": [str(n)]} for n in range(1, 9)]
+    path = babi(tmp_path / "qa1.txt") if kind == "babi" else longbench(tmp_path / "qa.jsonl", *records)
+    more, fewer = (read_documents(path, words, [300, 500], count) for count in (3, 2))
+    for length in (300, 500):
+        assert [d for d in more if d.length == length][:2] == [d for d in fewer if d.length == length]
+
+
 def test_longer_documents_than_all_the_prose_are_made_too(tmp_path: Path) -> None:
-    (document,) = read_task(babi(tmp_path / "qa1.txt"), words, [30_000], 1).documents
+    (document,) = read_documents(babi(tmp_path / "qa1.txt"), words, [30_000], 1)
     assert len(document.text.split()) > 29_900
 
 
 def test_stories_that_do_not_fit_the_shortest_length_are_left_out(tmp_path: Path) -> None:
-    documents = read_task(babi(tmp_path / "qa1.txt"), words, [12, 300], 3).documents
+    documents = read_documents(babi(tmp_path / "qa1.txt"), words, [12, 300], 3)
     assert {document.question.truth for document in documents} == {"park"}
     with pytest.raises(InvalidInputError, match="no question"):
-        read_task(tmp_path / "qa1.txt", words, [4], 3)
+        read_documents(tmp_path / "qa1.txt", words, [4], 3)
 
 
 def test_longbench_documents_are_sorted_by_length(tmp_path: Path) -> None:
     records = [{"context": "word " * n, "input": f"Ask {n}?", "answers": [str(n), "other"]} for n in (5, 10, 11, 40)]
     records.append({"context": "no question", "input": "", "answers": ["summary"]})
-    task = read_task(longbench(tmp_path / "qa.jsonl", *records), words, [10, 20], 5)
-    found = {d.question.text.split()[2].strip("?"): d.length for d in task.documents}
+    documents = read_documents(longbench(tmp_path / "qa.jsonl", *records), words, [10, 20], 5)
+    found = {d.question.truth: d.length for d in documents}
     assert found == {"5": 10, "10": 10, "11": 20, "40": None}
-    assert all(d.question.truths == (d.question.text.split()[2].strip("?"), "other") for d in task.documents)
-    assert task.cut(" St. John\nand so on") == "St. John"
-    fewer = read_task(tmp_path / "qa.jsonl", words, [10, 20], 1).documents
+    assert all(d.question.text == f"Ask {d.question.truth}?" and d.question.also == ("other",) for d in documents)
+    fewer = read_documents(tmp_path / "qa.jsonl", words, [10, 20], 1)
     assert [d.length for d in fewer] == [10, 20, None]
 
 
 def test_the_last_line_is_the_question_where_there_is_no_context(tmp_path: Path) -> None:
     path = longbench(tmp_path / "ruler.jsonl", {"input": "The key is 7.\nMore.\nWhat is the key?", "outputs": ["7"]})
-    (document,) = read_task(path, words, [10], 1).documents
+    (document,) = read_documents(path, words, [10], 1)
     assert document.text == "The key is 7.\nMore."
-    assert document.question.text == "Question: What is the key? Answer:"
+    assert document.question.text == "What is the key?"
     assert document.question.truths == ("7",)
 
 
 def test_lengths_are_counted_by_the_tokenizer_of_the_model(tmp_path: Path) -> None:
     path = longbench(tmp_path / "qa.jsonl", {"context": "qzx " * 10, "input": "Ask?", "answers": ["x"]})
-    (document,) = read_task(path, tokenizer(), [10], 1).documents
+    (document,) = read_documents(path, tokenizer(), [10], 1)
     assert document.length is None
 
 
@@ -119,4 +127,4 @@ def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text(content)
     with pytest.raises(InvalidInputError, match=r"neither in the format|no question|is empty"):
-        read_task(path, words, [10], random.Random(0).randint(1, 1))
+        read_documents(path, words, [10], random.Random(0).randint(1, 1))

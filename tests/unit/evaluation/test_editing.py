@@ -1,6 +1,7 @@
-"""Editing scores what it says it scores, asks about every edit made, and a run that was cut goes on."""
+"""Edits are made as the column says, all of a group before any is asked about, and leave nothing behind."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,202 +9,201 @@ import pytest
 import torch
 
 from remanence import MemoryModel
-from remanence.data.edits import Edit, biography_edits
+from remanence.config import LongTermConfig
+from remanence.data.edits import biography_edits
 from remanence.errors import InvalidInputError
 from remanence.evaluation import editing
-from remanence.evaluation.editing import METHODS, harmonic, measure, summary
-from tests.support.tiny import decoder, tokenizer, with_memory, with_text
-
-EDIT = Edit("Ann speaks Thai.", "Ann speaks", "Thai", "Dutch", ("Ann talks", "Ann says"), (("Bob speaks", "Dutch"),))
-
-
-@pytest.fixture(scope="module")
-def model() -> MemoryModel:
-    return with_memory(decoder(vocab_size=300, num_hidden_layers=1), tokenizer=tokenizer())
+from remanence.evaluation.columns import column_of
+from remanence.evaluation.finetuning import TUNED
+from remanence.evaluation.harness import Evaluation, Record, Report, Run
+from remanence.evaluation.scoring import Scored
+from tests.support import asked
+from tests.support.tiny import decoder, tokenizer, with_memory
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], model: MemoryModel) -> list[list[str]]:
-    """Let prompts be answered as told; returns the batches in which they are asked."""
-    batches: list[list[str]] = []
-
-    def answer(_: MemoryModel, memories: list[Any], rows: list[list[int]]) -> list[str]:
-        assert len(memories) == len(rows)
-        batches.append([model.tokenizer.decode(row) for row in rows])
-        return [answers.get(prompt, "nothing") for prompt in batches[-1]]
-
-    monkeypatch.setattr(editing, "answer_rows", answer)
-    return batches
+def evaluation(model: MemoryModel, columns: str, **more: Any) -> Evaluation:
+    return asked.evaluation(editing, model, columns, **{"edits": "2", "count": 2, **more})
 
 
-def test_the_score_is_a_harmonic_mean() -> None:
-    assert harmonic([1.0, 0.5, 0.25]) == pytest.approx(3 / 7)
-    assert harmonic([0.9, 0.0, 0.9]) == 0.0
-    found = summary([[1.0, 0.0], [1.0, 1.0], [0.5, 0.5]])
-    assert found["efficacy"] == {"rate": 0.5, "stderr": pytest.approx((0.25 / 2) ** 0.5)}
-    assert (found["samples"], found["score"]) == (2, pytest.approx(0.6))
+def learned(positions: int = 1000) -> MemoryModel:
+    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=positions)
+    return with_memory(hf, tokenizer=tokenizer(), longterm=LongTermConfig(retrieved=4), retrieval_size=8)
 
 
-@pytest.mark.parametrize(
-    ("likely", "efficacy", "generalisation", "specificity"),
-    [("Thai", 1.0, 1.0, 0.0), ("Dutch", 0.0, 0.0, 1.0)],
-)
-def test_counterfact_compares_the_new_answer_with_the_old(
-    model: MemoryModel,
-    monkeypatch: pytest.MonkeyPatch,
-    likely: str,
-    efficacy: float,
-    generalisation: float,
-    specificity: float,
-) -> None:
-    def likelihoods(_: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, float]]:
-        return [(-1.0 if answer == likely else -2.0, 0.0) for _, answer in pairs]
+def test_columns_show_statements_as_their_names_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`found`: by column, how often memory was written, what stands before the answers, and the answers."""
+    model, found = asked.model(), dict[str, list[str]]()
 
-    monkeypatch.setattr(editing._Editor, "_likelihoods", likelihoods)
-    (found,) = measure(model, [EDIT], "counterfact", counts=[1], samples=1, methods=["none"])["results"]
-    assert [found[name]["rate"] for name in editing.METRICS] == [efficacy, generalisation, specificity]
+    def note(_: Any, memory: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[Scored], bool]:
+        for pair in pairs:
+            context, answer = map(model.tokenizer.decode, pair)
+            found.setdefault(column.name, []).append(f"{len(memory.writes)}: {context}|{answer}")
+        return [Scored([-1.0], [True]) for _ in pairs], False
 
-
-def test_zsre_counts_tokens_of_the_answer_that_stands_in_the_file(
-    model: MemoryModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares = {("Ann speaks", "Thai"): 1.0, ("Ann talks", "Thai"): 0.5, ("Bob speaks", "Dutch"): 0.25}
-
-    def likelihoods(_: Any, pairs: list[tuple[str, str]]) -> list[tuple[float, float]]:
-        return [(0.0, shares.get(pair, 0.0)) for pair in pairs]
-
-    monkeypatch.setattr(editing._Editor, "_likelihoods", likelihoods)
-    (found,) = measure(model, [EDIT], "zsre", counts=[1], samples=1, methods=["none"])["results"]
-    assert [found[name]["rate"] for name in editing.METRICS] == [1.0, 0.25, 0.25]
+    monkeypatch.setattr(editing, "score_tokens", note)
+    made = evaluation(model, "nothing,fits,bm25_1,slots", data=asked.counterfact_file(tmp_path))
+    for column in made.columns:
+        made.measure(column, made.items[:1])
+    new, old = asked.TOWNS[-1], asked.TOWNS[0]
+    prompts = ["Ada was born in", "The home town of Ada is", "The sister of Ada was born in"]
+    asks = [f"{prompts[0]}| {new}", f"{prompts[1]}| {new}", f"{prompts[2]}| {old}"]
+    asks += [f"{prompts[0]}| {old}", f"{prompts[1]}| {old}", f"{prompts[2]}| {new}"]
+    both = f"Ada was born in {new}.\nBert was born in {old}.\n"
+    assert found["nothing"] == [f"0: {one}" for one in asks]
+    assert found["slots"] == [f"2: {one}" for one in asks]
+    assert found["fits"] == [f"0: {both}{one}" for one in asks]
+    assert found["bm25_1"] == [f"0: Ada was born in {new}.\n{one}" for one in asks]
 
 
-def test_likelihoods_are_those_of_the_answer_alone_whatever_the_batch(model: MemoryModel) -> None:
-    memory = model.new_memory()
-    model.write(memory, "Alice Brown was born in Oslo.")
-    editor = editing._Editor(model, memory, "none", 0.0, 0.0)
-    pairs = [("Ann speaks", "Thai"), ("In the end, Bob speaks", "a little Dutch")]
-    together = editor._likelihoods(pairs)
-    for pair, found in zip(pairs, together, strict=True):
-        both = model.tokenizer(" ".join(pair))["input_ids"]
-        start = len(model.tokenizer(pair[0])["input_ids"])
-        logits, answer = model.read(memory, both).logits[0, start - 1 : -1], torch.tensor(both[start:])
-        chosen = logits.log_softmax(-1).gather(1, answer[:, None])
-        expected = float(chosen.mean()), float((logits.argmax(-1) == answer).float().mean())
-        assert found == pytest.approx(expected, abs=1e-5)
-        assert editor._likelihoods([pair])[0] == pytest.approx(expected, abs=1e-5)
+def test_counterfact_counts_the_more_probable_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = asked.model()
+    likely = model.tokenizer(f" {asked.TOWNS[-1]}", add_special_tokens=False)["input_ids"]
+
+    def score(_: Any, memory: Any, pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[Scored], bool]:
+        return [Scored([-1.0 if answer == likely else -2.0], [False]) for _, answer in pairs], False
+
+    monkeypatch.setattr(editing, "score_tokens", score)
+    first, _ = Run(evaluation(model, "nothing", data=asked.counterfact_file(tmp_path)), {})()
+    assert (first["efficacy"], first["paraphrase"], first["specificity"]) == (1.0, 1.0, 0.0)
+    assert first["score"] == [1.0, 1.0, 0.0]
 
 
-def test_the_answer_is_no_part_of_what_a_memory_is_asked() -> None:
-    words = tokenizer()
-    reading = with_text(decoder(vocab_size=len(words)), words)
-    memory = reading.new_memory()
-    for text in ("Ann speaks well.", "Thai is Dutch."):
-        reading.write(memory, text)
-    asked: list[str] = []
-    queries = reading.writer.queries
-
-    def noted(prompt: Any, head: Any) -> Any:
-        asked.append(words.decode(prompt.query))
-        return queries(prompt, head)
-
-    reading.writer.queries = noted
-    editing._Editor(reading, memory, "none", 0.0, 0.0)._likelihoods([("Ann speaks", "Thai")])
-    assert asked == ["Ann speaks"]
+def test_zsre_counts_the_share_of_tokens_that_are_most_probable(tmp_path: Path) -> None:
+    model = asked.model()
+    first = Run(evaluation(model, "nothing", data=asked.zsre_file(tmp_path)), {})()[0]
+    prompt = model.tokenizer("Where was Ada born?", add_special_tokens=False)["input_ids"]
+    answer = model.tokenizer(f" {asked.TOWNS[-1]}", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        best = model.hf(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].argmax(-1).tolist()
+    share = sum(a == b for a, b in zip(best, answer, strict=True)) / len(answer)
+    assert first["efficacy"] == pytest.approx(share, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_edit_of_a_sequence_is_asked_about_after_the_last(
-    model: MemoryModel, monkeypatch: pytest.MonkeyPatch, method: editing.Method
-) -> None:
-    edits = biography_edits(3)
-    made: list[Edit] = []
-    make = editing._Editor._make
+def test_the_answer_is_no_part_of_what_a_memory_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = asked.model(), list[str]()
+    queries = model.writer.queries  # type: ignore[union-attr]
     monkeypatch.setattr(
-        editing._Editor, "_make", lambda self, edit, weights: made.append(edit) or make(self, edit, weights)
+        model.writer, "queries", lambda prompt, head: seen.append(prompt.query_text) or queries(prompt, head)
     )
-    right = {edit.prompt: edit.new for edit in edits[:2]} | {edits[2].neighbours[0][0]: edits[2].neighbours[0][1]}
-    asked_after: list[int] = []
+    made = evaluation(model, "slots", data=asked.zsre_file(tmp_path))
+    made.measure(made.columns[0], made.items[:1])
+    assert seen == ["Where was Ada born?", "What is the home town of Ada?", "The trade of Ada is"]
 
-    def answer(_: MemoryModel, memories: list[Any], rows: list[list[int]]) -> list[str]:
-        asked_after.append(len(made))
+
+@pytest.mark.parametrize("column", ["nothing", "fits", "bm25_4", "pool", "longterm", *TUNED])
+def test_every_edit_of_a_group_is_asked_about_after_the_last_and_prompts_are_read_at_once(
+    column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """About people, whose facts are known before: to a memory, which weights are tuned behind, or as text."""
+    model, edits = learned(6000), biography_edits(3)
+    events, batches = list[str](), list[int]()
+    write, tune = model.write, editing.tune
+
+    def writing(memory: Any, text: str) -> Any:
+        events.append(text)
+        return write(memory, text)
+
+    def tuning(_: Any, memory: Any, weights: Any, row: list[int], *args: Any, **more: Any) -> float:
+        events.append(model.tokenizer.decode(row))
+        return tune(_, memory, weights, row, *args, **more)
+
+    right = {edit.prompt: edit.new for edit in edits[:2]} | {edits[2].neighbours[0][0]: edits[2].neighbours[0][1]}
+
+    def answer(_: Any, memories: list[Any], rows: list[list[int]]) -> list[str]:
         prompts = [model.tokenizer.decode(row) for row in rows]
+        events.extend([] if column == "nothing" else ["asked"])
+        batches.append(len(rows))
+        for prompt in prompts if column == "fits" else ():
+            assert all(text in prompt for edit in edits for text in (*edit.known, edit.statement))
         return [next((right[p] for p in right if prompt.endswith(p)), "nothing") for prompt in prompts]
 
+    monkeypatch.setattr(model, "write", writing)
+    monkeypatch.setattr(editing, "tune", tuning)
     monkeypatch.setattr(editing, "answer_rows", answer)
-    (found,) = measure(model, edits, "biographies", counts=[3], samples=1, methods=[method])["results"]
-    assert made == edits
-    assert set(asked_after) == {3}
-    assert found["samples"] == 3
-    assert [found[name]["rate"] for name in editing.METRICS] == pytest.approx([2 / 3, 0, 1 / 3])
+    monkeypatch.setattr(editing, "_BATCH", 5)
+    records = Run(evaluation(model, column, edits="3", count=1), {})()
+    assert [(one["efficacy"], one["paraphrase"], one["specificity"]) for one in records] == [
+        *[(1.0, 0.0, 0.0)] * 2,
+        (0.0, 0.0, 1.0),
+    ]
+    known = [text for edit in edits for text in edit.known]
+    made = list[str]() if column in ("fits", "bm25_4") else known
+    if column in ("pool", "longterm"):
+        made = [*known, *(edit.statement for edit in edits)]
+    if column in TUNED:
+        made = [*known, *(f"{edit.prompt} {edit.new}" for edit in edits)]
+    assert events == [*made, *(["asked"] * 3 if column != "nothing" else [])] and batches == [5, 5, 2]
 
 
-def test_samples_are_split_into_groups_that_start_anew(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[tuple[int, str]] = []
-    write = model.write
-    monkeypatch.setattr(model, "write", lambda memory, text: written.append((id(memory), text)) or write(memory, text))
-    batches = answering(monkeypatch, {}, model)
-    edits = biography_edits(4)
-    (found,) = measure(model, edits, "biographies", counts=[2], samples=5, methods=["memory"], batch=3)["results"]
-    assert found["samples"] == 4
-    expected = [text for start in (0, 2) for edit in edits[start : start + 2] for text in edit.known]
-    assert [text for _, text in written if text not in {edit.statement for edit in edits}] == expected
-    assert [text for _, text in written[:6]][4:] == [edit.statement for edit in edits[:2]]
-    assert max(map(len, batches)) == 3
+@pytest.mark.parametrize("method", ["ft", "ft_l"])
+def test_fine_tuning_is_learned_and_undone(method: str, tmp_path: Path) -> None:
+    model = asked.model()
+    weights = {name: parameter.clone() for name, parameter in model.hf.named_parameters()}
+    file = asked.zsre_file(tmp_path)
+
+    def records(columns: str) -> list[Record]:
+        return Run(evaluation(model, columns, data=file, rate=3e-2, bound=1.0), {})()
+
+    before, tuned = records("nothing"), records(method)
+    assert tuned[1]["efficacy"] == 1.0 and before[1]["efficacy"] < 1.0
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in model.hf.named_parameters())
+    assert [record["score"] for record in records("nothing")] == [record["score"] for record in before]
 
 
-def test_in_context_editing_reads_known_facts_and_statements_as_text(
-    model: MemoryModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(model, "write", lambda *_: pytest.fail("wrote"))
-    rows: list[list[int]] = []
-    monkeypatch.setattr(editing, "answer_rows", lambda _, memories, asked: rows.extend(asked) or [""] * len(asked))
-    edit = Edit("Ann has Thai.", "Q:", "Thai", "Dutch", ("Q:",), (("Q:", "Dutch"),), known=("Bob is Finn.",))
-    measure(model, [edit], "biographies", counts=[1], samples=1, methods=["context"])
-    assert model.tokenizer.decode(rows[0]) == "Bob is Finn.</s>Ann has Thai.</s>Q:"
+def test_groups_are_as_large_as_the_number_of_edits_and_each_has_a_memory_of_its_own(tmp_path: Path) -> None:
+    model = asked.model()
+    made = evaluation(model, "slots", data=asked.counterfact_file(tmp_path), edits="1,2,6", count=5)
+    groups = [(item.groups[0], item.together, len(item.content[0].edits)) for item in made.items]
+    assert [one for one in groups if one[0] == "1 edit"] == [("1 edit", f"1/{n}", 1) for n in range(5)]
+    assert [one for one in groups if one[0] == "2 edits"] == [("2 edits", f"2/{n}", 2) for n in (0, 0, 2, 2)]
+    assert [one for one in groups if one[0] == "6 edits"] == [("6 edits", "6/0", 6)] * 6
+    measuring: Any = made.measure
+    told = [measuring._memory(column_of("slots"), item.content[0]) for item in made.items[5:9:2]]
+    assert [[record.text for record in memory.writes] for memory in told] == [
+        [edit.statement for edit in item.content[0].edits] for item in made.items[5:9:2]
+    ]
 
 
-@pytest.mark.slow
-def test_a_cut_run_goes_on_to_the_same_result(model: MemoryModel, tmp_path: Path) -> None:
-    edits, sizes = biography_edits(4), {"counts": [1, 2], "samples": 4, "methods": METHODS}
-    whole = measure(model, edits, "zsre", **sizes)
-    fingerprint = model.fingerprint()
-    seen: list[int] = []
-
-    def stop(done: int, total: int) -> None:
-        seen.append(done)
-        if done == 4 * 4 + 2:  # within ft_all, with changed weights
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        measure(model, edits, "zsre", **sizes, state=tmp_path, progress=stop)
-    assert model.fingerprint() == fingerprint
-    assert list(json.loads((tmp_path / "editing.json").read_text())["results"]) == [f"{m}/1" for m in METHODS[:4]]
-    seen.clear()
-    again = measure(model, edits, "zsre", **sizes, state=tmp_path, progress=lambda done, total: seen.append(done))
-    assert seen[:5] == [4, 8, 12, 16, 17] and seen[-1] == 48
-    assert again == whole == json.loads(json.dumps(whole))
-    assert [path.name for path in tmp_path.iterdir()] == ["editing.json"]
-
-
-def test_state_of_another_run_is_refused(model: MemoryModel, tmp_path: Path) -> None:
-    edits = biography_edits(2)
-    measure(model, edits, "zsre", counts=[1], samples=2, methods=["none"], state=tmp_path)
-    with pytest.raises(InvalidInputError, match="another seed"):
-        measure(model, edits, "zsre", counts=[1], samples=2, methods=["none"], seed=1, state=tmp_path)
-    with pytest.raises(InvalidInputError, match="another edits"):
-        measure(model, edits[::-1], "zsre", counts=[1], samples=2, methods=["none"], state=tmp_path)
+def test_more_edits_are_asked_about_under_the_same_settings(tmp_path: Path) -> None:
+    model = asked.model()
+    for data in (None, asked.counterfact_file(tmp_path)):
+        few, more = (evaluation(model, "nothing", data=data, edits="1", count=count) for count in (2, 4))
+        assert few.settings == more.settings
+        assert [(item.key, item.content) for item in few.items] == [(item.key, item.content) for item in more.items[:2]]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("more", "message"),
     [
-        ({"methods": ["rome"]}, "methods are among none, memory"),
-        ({"methods": []}, "got none"),
-        ({"counts": []}, "counts of edits"),
-        ({"counts": [0]}, "counts of edits"),
-        ({"samples": 0}, "at least one sample"),
-        ({"counts": [2]}, "2 edits are needed, but there are 1"),
+        ({"edits": "7"}, "has 6 edits, and 7"),
+        ({"count": 7}, "has 6 edits, and 7"),
+        *(({"edits": wrong}, "numbers from 1 with commas") for wrong in ("0", "1,0", "-1", "many", "1,,2", "")),
     ],
 )
-def test_what_makes_no_sense_is_refused(model: MemoryModel, settings: dict[str, Any], message: str) -> None:
+def test_evaluation_refuses_what_it_cannot_measure(more: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        measure(model, [EDIT], "zsre", **{"counts": [1], "samples": 1, **settings})
+        evaluation(asked.model(), "slots", data=asked.counterfact_file(tmp_path), **more)
+    with pytest.raises(InvalidInputError, match="no column 'oracle'"):
+        evaluation(asked.model(), "oracle")
+
+
+def test_edits_without_neighbours_or_paraphrases_are_scored_by_the_rest(tmp_path: Path) -> None:
+    rewrite = {
+        "prompt": "{} was born in",
+        "subject": "Ada",
+        "target_new": {"str": "Rome"},
+        "target_true": {"str": "Oslo"},
+    }
+    bare: dict[str, Any] = {"requested_rewrite": rewrite, "paraphrase_prompts": [], "neighborhood_prompts": []}
+    half = {**bare, "paraphrase_prompts": ["Ada is from"]}
+    for records, metrics in (
+        ([bare, bare], {"efficacy", "score"}),
+        ([bare, half], {"efficacy", "paraphrase", "score"}),
+    ):
+        (tmp_path / "edits.json").write_text(json.dumps(records))
+        made = evaluation(asked.model(), "nothing,slots", data=tmp_path / "edits.json")
+        figures = Report.of(made, Run(made, {})(), {}).rows[0]["metrics"]
+        assert set(figures) == metrics
+        parts = [figures[name]["value"] for name in metrics - {"score"}]
+        expected = len(parts) / sum(1 / part for part in parts) if all(parts) else 0.0
+        assert figures["score"]["value"] == pytest.approx(expected)

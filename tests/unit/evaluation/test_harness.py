@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from remanence.errors import InvalidInputError
+from remanence.evaluation.columns import Column, column_of
 from remanence.evaluation.harness import Evaluation, Item, Record, Report, Run
 from remanence.evaluation.intervals import bootstrap, wilson
 from remanence.evaluation.metrics import Metric
@@ -25,20 +26,20 @@ class Measured:
         self.asked: list[tuple[str, str]] = []
         self._cut_at = cut_at
 
-    def column(self, name: str) -> Any:
-        def measure(items: Sequence[Item]) -> list[Record]:
-            if len(self.asked) == self._cut_at:
-                raise KeyboardInterrupt
-            self.asked += [(item.key, name) for item in items]
-            return [{"right": RIGHT[name][item.content], "seconds": float(item.content)} for item in items]
-
-        return measure
+    def __call__(self, column: Column, items: Sequence[Item]) -> list[Record]:
+        if len(self.asked) == self._cut_at:
+            raise KeyboardInterrupt
+        self.asked += [(item.key, column.name) for item in items]
+        return [{"right": RIGHT[column.name][item.content], "seconds": float(item.content)} for item in items]
 
 
-def evaluation(measured: Measured, count: int = 4, seed: int = 0) -> Evaluation:
+def columns(*names: str) -> list[Column]:
+    return [column_of(name) for name in names or RIGHT]
+
+
+def evaluation(measured: Measured, count: int = 4, seed: int = 0, names: Sequence[str] = ()) -> Evaluation:
     items = [Item(str(n), ("all", "odd" if n % 2 else "even"), content=n) for n in range(count)]
-    columns = {name: measured.column(name) for name in RIGHT}
-    return Evaluation("trial", {"seed": seed}, items, columns, METRICS, base="plain")
+    return Evaluation("trial", {"seed": seed}, items, columns(*names), measured, METRICS, base="plain")
 
 
 def test_run_measures_all_columns_of_an_item_before_the_next() -> None:
@@ -56,8 +57,7 @@ def test_run_measures_items_together_and_only_under_their_columns() -> None:
     measured = Measured()
     items = [Item(str(n), ("all",), content=n, together="" if n == 3 else "first") for n in range(4)]
     items[2] = Item("2", ("all",), ("memory",), 2, "first")
-    columns = {name: measured.column(name) for name in RIGHT}
-    Run(Evaluation("trial", {}, items, columns, METRICS), MODEL)()
+    Run(Evaluation("trial", {}, items, columns(), measured, METRICS), MODEL)()
     assert measured.asked == [
         *[("0", "plain"), ("1", "plain")],
         *[("0", "memory"), ("1", "memory"), ("2", "memory")],
@@ -118,17 +118,17 @@ def test_run_measures_again_only_the_columns_that_hang_on_what_changed(tmp_path:
 
 
 def test_run_goes_on_with_more_items_and_columns(tmp_path: Path) -> None:
-    few = evaluation(Measured(), 2)
-    Run(Evaluation("trial", few.settings, few.items, {"plain": few.columns["plain"]}, METRICS), MODEL, tmp_path)()
+    Run(evaluation(Measured(), 2, names=["plain"]), MODEL, tmp_path)()
     measured = Measured()
     Run(evaluation(measured, 3), MODEL, tmp_path)()
     assert measured.asked == [("0", "memory"), ("1", "memory"), ("2", "plain"), ("2", "memory")]
 
 
-def test_run_names_a_damaged_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"{}\n", b"[1]\n", b"no\n", b"\xff\xfe\n"])
+def test_run_names_a_damaged_file(line: bytes, tmp_path: Path) -> None:
     run = Run(evaluation(Measured()), MODEL, tmp_path)
     assert run.file is not None
-    run.file.write_text(run.file.read_text() + "{}\n")
+    run.file.write_bytes(run.file.read_bytes() + line)
     with pytest.raises(InvalidInputError, match="damaged; delete it"):
         Run(evaluation(Measured()), MODEL, tmp_path)
 
@@ -136,9 +136,10 @@ def test_run_names_a_damaged_file(tmp_path: Path) -> None:
 def test_evaluation_refuses_equal_keys_and_nothing() -> None:
     item = Item("a", ("all",))
     with pytest.raises(InvalidInputError, match="the same key"):
-        Evaluation("trial", {}, [item, item], {"plain": Measured().column("plain")}, METRICS)
-    with pytest.raises(InvalidInputError, match="nothing to measure"):
-        Evaluation("trial", {}, [], {"plain": Measured().column("plain")}, METRICS)
+        Evaluation("trial", {}, [item, item], columns(), Measured(), METRICS)
+    for items, names in (([], columns()), ([item], [])):
+        with pytest.raises(InvalidInputError, match="nothing to measure"):
+            Evaluation("trial", {}, items, names, Measured(), METRICS)
 
 
 def report() -> Report:
@@ -170,15 +171,19 @@ def test_report_compares_item_by_item() -> None:
     assert memory["versus"]["seconds"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 4}
 
 
+def said(records: dict[str, Sequence[Any]], *metrics: Metric, base: str | None = "plain", group: str = "all") -> Report:
+    """Of what was measured of items under columns: a metric's name and what each item has of it."""
+    items = [Item(str(n), (group,), content=n) for n in range(len(next(iter(records.values()))))]
+
+    def measure(column: Column, those: Sequence[Item]) -> list[Record]:
+        return [{metric.name: records[column.name][item.content] for metric in metrics} for item in those]
+
+    trial = Evaluation("trial", {}, items, columns(*records), measure, metrics, base=base)
+    return Report.of(trial, Run(trial, MODEL)(), MODEL)
+
+
 def test_report_gives_perplexity_and_its_ratio() -> None:
-    losses = {"plain": (1.0, 3.0), "memory": (1.1, 3.1)}
-
-    def column(name: str) -> Any:
-        return lambda items: [{"loss": losses[name][item.content]} for item in items]
-
-    items = [Item(str(n), ("all",), content=n) for n in range(2)]
-    trial = Evaluation("trial", {}, items, {name: column(name) for name in losses}, METRICS, base="plain")
-    plain, memory = Report.of(trial, Run(trial, MODEL)(), MODEL).rows
+    plain, memory = said({"plain": (1.0, 3.0), "memory": (1.1, 3.1)}, Metric("loss", "perplexity")).rows
     assert plain["metrics"]["loss"]["value"] == pytest.approx(np.exp(2.0))
     assert memory["versus"]["loss"]["value"] == pytest.approx(np.exp(0.1))
     assert memory["versus"]["loss"]["low"] == pytest.approx(np.exp(0.1))
@@ -186,17 +191,17 @@ def test_report_gives_perplexity_and_its_ratio() -> None:
 
 def test_report_gives_harmonic_means_of_means() -> None:
     scores = {"plain": ([1.0, 0.0], [1.0, 1.0]), "memory": ([1.0, 1.0], [1.0, 1.0])}
-
-    def column(name: str) -> Any:
-        return lambda items: [{"score": scores[name][item.content]} for item in items]
-
-    items = [Item(str(n), ("all",), content=n) for n in range(2)]
-    metrics = (Metric("score", "harmonic", compared=True),)
-    trial = Evaluation("trial", {}, items, {name: column(name) for name in scores}, metrics, base="plain")
-    plain, memory = Report.of(trial, Run(trial, MODEL)(), MODEL).rows
+    plain, memory = said(scores, Metric("score", "harmonic", compared=True)).rows
     assert plain["metrics"]["score"]["value"] == pytest.approx(2 / (1 / 1.0 + 1 / 0.5))
     assert memory["versus"]["score"]["value"] == pytest.approx(1 - 2 / 3)
     assert (plain["metrics"]["score"]["low"], plain["metrics"]["score"]["high"]) == (0.0, 1.0)
+
+
+def test_report_leaves_out_of_a_harmonic_mean_what_no_item_has_and_is_zero_where_a_part_is() -> None:
+    [row] = said({"plain": ([1.0, 0.5, None], [0.0, 0.5, None])}, Metric("score", "harmonic")).rows
+    assert row["metrics"]["score"]["value"] == pytest.approx(0.5)
+    [none] = said({"plain": ([1.0, 0.0, 1.0],)}, Metric("score", "harmonic")).rows
+    assert none["metrics"]["score"]["value"] == 0.0
 
 
 def test_report_goes_to_json_and_back() -> None:
@@ -207,9 +212,10 @@ def test_report_goes_to_json_and_back() -> None:
 
 
 def test_report_is_a_table_in_text_and_in_markdown() -> None:
-    text, markdown = report().table().splitlines(), report().table("markdown").splitlines()
-    assert len(text) == 7 and len(markdown) == 8
-    assert text[0].split() == ["n", "right", "more", "than", "plain", "seconds"]
+    text, more = (block.splitlines() for block in report().table().split("\n\n"))
+    markdown = report().table("markdown").splitlines()
+    assert len(text) == len(more) == 7 and len(markdown) == 8
+    assert text[0].split() == ["n", "right", "more", "than", "plain"] and more[0].split() == ["n", "seconds"]
     assert text[1].startswith("all   plain   4  0.250 (0.046 to 0.699)")
     assert text[2].startswith("      memory  4  0.750 (0.301 to 0.954)  +0.500 (")
     assert markdown[0] == "|  |  | n | right | more than plain | seconds |"
@@ -217,17 +223,32 @@ def test_report_is_a_table_in_text_and_in_markdown() -> None:
     assert markdown[2].startswith("| all | plain | 4 | 0.250 (0.046 to 0.699) |  | 1.5 (")
 
 
-def test_report_puts_what_is_too_wide_below_with_the_names_again() -> None:
+def test_report_of_one_metric_has_a_line_for_each_group() -> None:
+    made = said(
+        {"plain": (True, False), "memory": (True, True)}, Metric("right", "rate"), Metric("extra", "mean", shown=False)
+    )
+    lines = made.table().splitlines()
+    assert lines[0].split() == ["n", "plain", "memory"] and lines[1].startswith("all  2  0.500 (")
+    assert len(lines) == 2 and "extra" in made.rows[0]["metrics"]
+
+
+@pytest.mark.parametrize("group", ["all", "200 passages, 1,000 writes later"])
+def test_report_puts_what_is_too_wide_below_with_the_names_again(group: str) -> None:
     wide = [Metric(f"metric_number_{number}", "rate") for number in range(7)]
-    items = [Item("0", ("all",))]
-    columns = {"slots": lambda items: [{metric.name: True for metric in wide} for _ in items]}
-    trial = Evaluation("trial", {}, items, columns, wide)
-    made = Report.of(trial, Run(trial, MODEL)(), MODEL)
-    first, second = made.table().split("\n\n")
-    assert all(len(line) <= 120 for line in made.table().splitlines())
-    assert [line.split()[:3] for line in (first.splitlines()[1], second.splitlines()[1])] == [["all", "slots", "1"]] * 2
-    assert "metric number 0" in first and "metric number 6" in second
-    assert len(made.table("markdown").splitlines()) == 3
+    made = said({"slots+reader+retriever": (True, True), "nothing": (False, True)}, *wide, base=None, group=group)
+    blocks = [block.splitlines() for block in made.table().split("\n\n")]
+    assert all(len(line) <= 80 for block in blocks for line in block)
+    names = [line.split("  ")[0].strip() for line in blocks[0][1:]]
+    assert names == (["all", ""] if group == "all" else [group, "", ""])
+    for lines in blocks:
+        assert [line for line in lines if "slots+reader+retriever  2" in line] and group in "\n".join(lines)
+    assert "metric number 0" in blocks[0][0] and "metric number 6" in blocks[-1][0]
+    assert len(made.table("markdown").splitlines()) == 4
+
+
+def test_report_shows_a_single_figure_without_an_interval() -> None:
+    [line] = said({"plain": (512.0,)}, Metric("mib", "mean", 0)).table().splitlines()[1:]
+    assert line.split() == ["all", "1", "512"]
 
 
 @pytest.mark.parametrize(

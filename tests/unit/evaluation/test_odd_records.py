@@ -8,8 +8,7 @@ import pytest
 
 from remanence.data.edits import read_edits
 from remanence.errors import InvalidInputError
-from remanence.evaluation.documents import read_task
-from remanence.evaluation.editing import summary
+from remanence.evaluation.documents import read_documents
 from remanence.evaluation.passages import read_passages
 from remanence.evaluation.scores import exact_match, f1
 from remanence.texts import AllOf, read_questions
@@ -32,7 +31,7 @@ def lines(path: Path, *records: Any) -> Path:
 def test_lines_of_json_end_at_newlines_alone(end: str, tmp_path: Path) -> None:
     text = f"Alice was born in Oslo.{end}She works as a surveyor."
     long = lines(tmp_path / "a.jsonl", {"context": text, "input": "Where?", "answers": ["Oslo"]})
-    assert read_task(long, words, [1000], 1).documents[0].text == text
+    assert read_documents(long, words, [1000], 1)[0].text == text
     gold = {"nq_annotated_gold": {"title": "A", "long_answer": text}}
     nq = lines(tmp_path / "b.jsonl", *[{"question": "where", "answers": ["Oslo"], **gold}] * 2)
     assert [passage.text for passage in read_passages(nq)] == [text] * 2
@@ -44,8 +43,10 @@ def test_lines_of_json_end_at_newlines_alone(end: str, tmp_path: Path) -> None:
 
 def test_an_answer_without_a_list_is_one_answer(tmp_path: Path) -> None:
     text = "Alice Brown was born in Oslo."
-    task = read_task(lines(tmp_path / "a", {"context": text, "input": "Where?", "answers": "Oslo"}), words, [99], 1)
-    assert task.documents[0].question.truths == ("Oslo",)
+    made = read_documents(
+        lines(tmp_path / "a", {"context": text, "input": "Where?", "answers": "Oslo"}), words, [99], 1
+    )
+    assert made[0].question.truths == ("Oslo",)
     record = {"question": "where", "answers": "Oslo", "nq_annotated_gold": {"title": "A", "long_answer": text}}
     assert read_passages(lines(tmp_path / "b", record))[0].questions[0].truths == ("Oslo",)
     nq = {"question": "where", "answers": "Oslo", "ctxs": [{"title": "Alice", "text": text}]}
@@ -61,7 +62,7 @@ def test_empty_answers_are_no_answers(tmp_path: Path) -> None:
     (tmp_path / "squad.json").write_text(json.dumps(squad))
     assert [q.truths for q in read_passages(tmp_path / "squad.json")[0].questions] == [("Oslo",)]
     with pytest.raises(InvalidInputError, match='no question: "input" or the answers are empty in all records'):
-        read_task(lines(tmp_path / "a", {"context": "x", "input": "Who?", "answers": [""]}), words, [99], 1)
+        read_documents(lines(tmp_path / "a", {"context": "x", "input": "Who?", "answers": [""]}), words, [99], 1)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_empty_answers_are_no_answers(tmp_path: Path) -> None:
 def test_a_record_of_other_types_is_named(record: Any, said: str, tmp_path: Path) -> None:
     good = {"context": "x", "input": "When?", "answers": ["1990"]}
     with pytest.raises(InvalidInputError, match=said):
-        read_task(lines(tmp_path / "a", good, record), words, [99], 1)
+        read_documents(lines(tmp_path / "a", good, record), words, [99], 1)
 
 
 @pytest.mark.parametrize(
@@ -98,18 +99,13 @@ def test_a_question_of_other_types_is_named(record: Any, tmp_path: Path) -> None
 
 def test_values_that_are_all_asked_for_count_by_their_share(tmp_path: Path) -> None:
     record = {"input": "The numbers are " + ", ".join(VALUES) + ".\nWhat are they?", "outputs": VALUES}
-    truths = read_task(lines(tmp_path / "niah.jsonl", record), words, [99], 1).documents[0].question.truths
+    truths = read_documents(lines(tmp_path / "niah.jsonl", record), words, [99], 1)[0].question.truths
     assert isinstance(truths, AllOf)
     assert (exact_match(VALUES[0], truths), exact_match("They are " + " and ".join(VALUES), truths)) == (0.25, 1.0)
     assert f1(VALUES[0], truths) == pytest.approx(0.4)
     assert f1(", ".join(VALUES), truths) == 1.0
-    alternatives = read_task(lines(tmp_path / "qa_1.jsonl", record), words, [99], 1).documents[0].question.truths
+    alternatives = read_documents(lines(tmp_path / "qa_1.jsonl", record), words, [99], 1)[0].question.truths
     assert exact_match(VALUES[2], alternatives) == 1.0
-
-
-def test_edits_without_neighbours_or_paraphrases_are_scored_by_the_rest() -> None:
-    found = summary([[1.0, 0.0], [0.5, 0.5], []])
-    assert (found["specificity"], found["score"]) == (None, pytest.approx(0.5))
 
 
 def test_prompts_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.evaluation.bm25 import BestPassages
+from remanence.evaluation import retention
+from remanence.evaluation.harness import Evaluation, Report, Run
 from remanence.evaluation.passages import Passages, read_passages
-from remanence.evaluation.retention import measure
+from tests.support import asked
+from tests.support.readers import Reader
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 ARTICLES = {
@@ -130,92 +131,44 @@ def test_a_file_with_nothing_to_ask_is_refused(content: str, tmp_path: Path) -> 
         Passages(path, Words())
 
 
-class Reader:
-    """Stands in for a model: says what it has been told, of its memory and of its prompt."""
+def told(known: list[str], question: str) -> str:
+    return "".join(known)
 
-    def __init__(self, model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.model = model
-        self.texts: dict[int, list[str]] = {}
-        self.kept: list[Any] = []  # so that no two memories are given the same id
-        self.prompts: list[str] = []
-        self.limits: set[int] = set()
-        monkeypatch.setattr(model, "write", self._write)
-        monkeypatch.setattr(model, "generate", self._generate)
 
-    def _write(self, memories: list[Any], texts: list[str]) -> None:
-        self.kept += memories
-        for memory, text in zip(memories, texts, strict=True):
-            self.texts.setdefault(id(memory), []).append(text)
-
-    def _generate(self, memories: list[Any], prompts: list[Any], *, max_new_tokens: int, **_: Any) -> Any:
-        self.limits.add(max_new_tokens)
-        tokens = self.model.tokenizer
-        texts = [prompt if isinstance(prompt, str) else tokens.decode(prompt) for prompt in prompts]
-        self.prompts += texts
-        known = [
-            "".join(self.texts.get(id(memory), [])) + text.rpartition("Question:")[0]
-            for memory, text in zip(memories, texts, strict=True)
-        ]
-        if isinstance(prompts[0], str):
-            return known
-        rows = [[0] * max(map(len, prompts)) + tokens(text)["input_ids"] for text in known]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [tokens.pad_token_id] * (longest - len(row)) for row in rows])
+def hits(made: Evaluation) -> dict[str, list[float]]:
+    """By column, the rates at each distance."""
+    rows = Report.of(made, Run(made, {})(), {}).rows
+    return {
+        name: [row["metrics"]["right"]["value"] for row in rows if row["column"] == name]
+        for name in dict.fromkeys(row["column"] for row in rows)
+    }
 
 
 def test_memory_and_baselines_are_measured_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("bm25s")
     hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=110)
     model = with_memory(hf, slots=24, k=6, tokenizer=tokenizer())
-    reader = Reader(model, monkeypatch)
-    source = Passages(squad(tmp_path / "file", ARTICLES), Words())
-    report = measure(model, data=source, distances=[0, 6], samples=3, batch=2)
-    hits = {name: [point["hit"] for point in points] for name, points in report["curves"].items()}
-    assert hits == {"pool": [1, 1], "none": [0, 0], "context": [1, 0], "fact": [1, 1], "bm25": [1, 1]}
-    assert reader.limits == {10}
+    reader = Reader(model, monkeypatch, told)
+    options = {"data": squad(tmp_path / "file", ARTICLES), "distances": "0,6", "count": 3, "batch": 2}
+    made = asked.evaluation(retention, model, "pool,nothing,fits,oracle,bm25_4", **options)
+    assert hits(made) == {"pool": [1, 1], "nothing": [0, 0], "fits": [1, 0], "oracle": [1, 1], "bm25_4": [1, 1]}
+    assert reader.limits == {10} and made.items[0].groups == ("file, 0 writes later",)
     assert {len(texts) for texts in reader.texts.values()} == {2 * 4 + 1 + 6}
-    assert report["survival"][1]["line"] == (1 - 6 / 24) ** 6
-    assert report["data"] == "file" and report["score"] == "hit" and "chance" not in report
-    assert json.loads(json.dumps(report)) == report
+    assert made.settings["file"]["questions"] == 3 and "chance" not in made.settings["file"]
 
 
 def test_a_shipped_pool_is_where_every_sample_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_memory(decoder(vocab_size=300, num_hidden_layers=1), slots=24, k=6, tokenizer=tokenizer())
     model.shipped_pool = torch.randn(1, 24, 32)
-    reader = Reader(model, monkeypatch)
-    source = Passages(squad(tmp_path / "file", ARTICLES), Words())
-    measure(model, data=source, distances=[0, 2], samples=2, conditions=("pool",))
+    reader = Reader(model, monkeypatch, told)
+    data = squad(tmp_path / "file", ARTICLES)
+    Run(asked.evaluation(retention, model, "pool", data=data, distances="0,2", count=2), {})()
     assert [len(texts) for texts in reader.texts.values()] == [3, 3]
 
 
-def test_bm25_shows_the_passages_that_share_words_with_the_question() -> None:
-    pytest.importorskip("bm25s")
-    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=400)
-    model = with_memory(hf, tokenizer=tokenizer())
-    found = BestPassages(model)
-    assert model.tokenizer.decode(found.before("Who?")) == "Who?"
-    for told in ("Rome has hills.", "Alice Brown is a baker.", "Bob is a smith.", "Oslo.", "Bern."):
-        found.append(told)
-    shown = model.tokenizer.decode(found.before("Who is Alice Brown?"))
-    assert shown.endswith("Alice Brown is a baker.</s>Who is Alice Brown?")
-    assert shown.count("</s>") == 4
-
-
-def test_a_passage_that_does_not_fit_beside_better_ones_is_left_out() -> None:
-    pytest.importorskip("bm25s")
-    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=100)
-    model = with_memory(hf, tokenizer=tokenizer())
-    found = BestPassages(model)
-    for told in ("Alice " + "x" * 100, "Alice is a baker."):
-        found.append(told)
-    assert model.tokenizer.decode(found.before("Alice baker?")) == "Alice is a baker.</s>Alice baker?"
-
-
-def test_bm25_without_its_package_is_refused_before_anything_is_written(
+def test_more_questions_than_there_are_are_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = with_memory(decoder(vocab_size=300, num_hidden_layers=1), tokenizer=tokenizer())
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(model, "write", lambda *_: pytest.fail("measured before refusing"))
-    with pytest.raises(InvalidInputError, match=r"remanence\[eval\]"):
-        measure(model, distances=[0], samples=1, conditions=("bm25",))
+    with pytest.raises(InvalidInputError, match="has 3 questions to ask; name a smaller --count"):
+        asked.evaluation(retention, model, "pool", data=squad(tmp_path / "file", ARTICLES), count=4)

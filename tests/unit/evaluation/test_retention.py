@@ -8,25 +8,45 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from remanence import MemoryModel
+from remanence.config import LongTermConfig
 from remanence.data.biographies import ATTRIBUTES
 from remanence.errors import InvalidInputError
-from remanence.evaluation.plots import retention_plot
-from remanence.evaluation.retention import chance, measure, survival
+from remanence.evaluation import retention
+from remanence.evaluation.harness import Evaluation, Record, Run
+from remanence.evaluation.retention import chance
+from tests.support import asked
+from tests.support.readers import Reader
 from tests.support.tiny import decoder, tokenizer, with_memory
 
 N, K = 24, 6
 CORPUS = json.loads(resources.files("remanence.data").joinpath("biographies.json").read_text(encoding="utf-8"))
 
 
-def model_of(context: int = 256) -> MemoryModel:
+def model_of(context: int = 256, **settings: Any) -> MemoryModel:
     hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=context)
-    return with_memory(hf, slots=N, k=K, tokenizer=tokenizer())
+    return with_memory(hf, slots=N, k=K, tokenizer=tokenizer(), **settings)
 
 
-def recall(prompt: str, known: list[str]) -> str:
+def evaluation(model: MemoryModel, columns: str = "pool", **more: Any) -> Evaluation:
+    return asked.evaluation(retention, model, columns, **{"people": "listed", "distances": "0", "count": 2, **more})
+
+
+def records(made: Evaluation, column: str) -> dict[int, list[Record]]:
+    """By distance."""
+    found: dict[int, list[Record]] = {}
+    for record in Run(made, {})():
+        if record["column"] == column:
+            found.setdefault(int(record["item"].split("/")[1]), []).append(record)
+    return found
+
+
+def rates(made: Evaluation, column: str = "pool") -> list[float]:
+    return [sum(one["right"] for one in those) / len(those) for those in records(made, column).values()]
+
+
+def recall(known: list[str], prompt: str) -> str:
     """Answer a question by looking it up in texts, as a perfect reader would."""
     for attribute in ATTRIBUTES:
         for wording in CORPUS["attributes"][attribute]["questions"]:
@@ -38,72 +58,34 @@ def recall(prompt: str, known: list[str]) -> str:
     raise AssertionError(f"no wording of a question: {prompt}")
 
 
-class Remembering:
-    """Stands in for a model's `write` and `generate`: knows the last `kept` texts of each memory, and its prompt."""
-
-    def __init__(self, model: MemoryModel, kept: int = 10**6) -> None:
-        self.model, self.kept = model, kept
-        self.texts: dict[int, list[str]] = {}
-        self.prompts: list[str] = []
-
-    def write(self, memories: list[Any], texts: list[str]) -> None:
-        for memory, text in zip(memories, texts, strict=True):
-            self.texts.setdefault(id(memory), []).append(text)
-
-    def generate(self, memories: list[Any], prompts: list[Any], **_: Any) -> Any:
-        tokens = self.model.tokenizer
-        as_text = isinstance(prompts[0], str)
-        texts = prompts if as_text else [tokens.decode(ids) for ids in prompts]
-        self.prompts += texts
-        answers = []
-        for memory, text in zip(memories, texts, strict=True):
-            context, question, rest = text.rpartition("Question:")
-            known = self.texts.get(id(memory), [])[-self.kept :] + context.split("</s>")
-            answers.append(recall(question + rest, known))
-        if as_text:
-            return answers
-        width = max(map(len, prompts))
-        rows = [[0] * width + tokens(answer)["input_ids"] for answer in answers]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [tokens.pad_token_id] * (longest - len(row)) for row in rows])
+Remembering = Callable[..., Reader]
 
 
 @pytest.fixture
-def remembering(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Remembering]:
-    def install(model: MemoryModel, **settings: Any) -> Remembering:
-        stub = Remembering(model, **settings)
-        monkeypatch.setattr(model, "write", stub.write)
-        monkeypatch.setattr(model, "generate", stub.generate)
-        return stub
-
-    return install
+def remembering(monkeypatch: pytest.MonkeyPatch) -> Remembering:
+    return lambda model, **settings: Reader(model, monkeypatch, recall, **settings)
 
 
-def rates(report: dict[str, Any], condition: str) -> list[float]:
-    return [point["exact_match"] for point in report["curves"][condition]]
-
-
-def test_who_remembers_everything_has_a_pool_curve_of_one_and_who_has_nothing_of_zero(
-    remembering: Callable[..., Remembering],
+def test_who_remembers_everything_is_always_right_and_who_has_nothing_never(
+    remembering: Remembering,
 ) -> None:
     model = model_of()
     remembering(model)
-    report = measure(model, distances=[0, 1, 9], samples=7, batch=3, conditions=("pool", "none"))
-    assert rates(report, "pool") == [1.0, 1.0, 1.0]
-    assert rates(report, "none") == [0.0, 0.0, 0.0]
+    made = evaluation(model, "pool,nothing", distances="0,1,9", count=7, batch=3)
+    assert rates(made) == [1.0, 1.0, 1.0] and rates(made, "nothing") == [0.0, 0.0, 0.0]
+    assert made.items[8].groups == ("listed, 9 writes later",)
 
 
-def test_distance_counts_the_writes_after_the_fact(remembering: Callable[..., Remembering]) -> None:
+def test_distance_counts_the_writes_after_the_fact(remembering: Remembering) -> None:
     model = model_of()
     remembering(model, kept=3)
-    report = measure(model, distances="0..5", samples=4, conditions=("pool",))
-    assert rates(report, "pool") == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert rates(evaluation(model, distances="0..5", count=4)) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_memory_is_brought_to_steady_state_before_the_fact(remembering: Callable[..., Remembering]) -> None:
+def test_memory_is_brought_to_steady_state_before_the_fact(remembering: Remembering) -> None:
     model = model_of()
     stub = remembering(model)
-    measure(model, distances=[0, 3], samples=2, conditions=("pool",))
+    Run(evaluation(model, distances="0,3"), {})()
     name = re.compile(r"[A-Z]\w+ [A-Z]\w+")
     for texts in stub.texts.values():
         assert len(texts) == 2 * N // K + 1 + 3
@@ -113,95 +95,76 @@ def test_memory_is_brought_to_steady_state_before_the_fact(remembering: Callable
         assert len(prompts) == 2
 
 
-def test_context_holds_the_fact_until_later_text_pushes_it_out(remembering: Callable[..., Remembering]) -> None:
-    model = model_of(context=2048)
-    stub = remembering(model)
-    report = measure(model, distances=[0, 2, 16], samples=3, batch=2, conditions=("context",))
-    assert rates(report, "context") == [1.0, 1.0, 0.0]
-    assert stub.texts == {}
-    lengths = [len(model.tokenizer(prompt)["input_ids"]) for prompt in stub.prompts]
-    assert max(lengths) == 2048 - 8
-
-
-def test_context_starts_with_the_fact(remembering: Callable[..., Remembering]) -> None:
-    stub = remembering(model_of(context=2048))
-    measure(stub.model, distances=[0, 1], samples=1, conditions=("context",))
-    assert [prompt.count("</s>") for prompt in stub.prompts] == [1, 2]
-
-
-def test_conditions_are_asked_the_same_questions(remembering: Callable[..., Remembering]) -> None:
-    model = model_of(context=2048)
-    stub = remembering(model)
-    measure(model, distances=[0, 1], samples=2, batch=2)
-    asked = ["Question:" + prompt.rpartition("Question:")[2].rstrip() for prompt in stub.prompts]
-    pool, none, context = asked[0:2], asked[2:4], asked[4:6]
-    assert pool == none == context
-
-
-def test_an_answer_is_scored_by_its_exact_case(
-    remembering: Callable[..., Remembering], monkeypatch: pytest.MonkeyPatch
+def test_fits_holds_the_fact_until_later_text_pushes_it_out_and_oracle_holds_it_always(
+    remembering: Remembering,
 ) -> None:
-    model = model_of()
+    model = model_of(context=2048)
     stub = remembering(model)
-    plain = stub.generate
-    monkeypatch.setattr(model, "generate", lambda *args, **kwargs: [text.swapcase() for text in plain(*args, **kwargs)])
-    assert rates(measure(model, distances=[0], samples=3, conditions=("pool",)), "pool") == [0.0]
+    made = evaluation(model, "fits,oracle,bm25_4", distances="0,2,16", count=3, batch=2)
+    assert [rates(made, column) for column in ("fits", "oracle", "bm25_4")] == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert stub.texts == {}  # no memory is written for text
+    assert max(len(model.tokenizer(prompt)["input_ids"]) for prompt in stub.prompts) == 2048 - 8
+    counts = {column: [] for column in ("fits", "oracle", "bm25_4")}
+    for column, prompts in zip(counts, (stub.prompts[:2], stub.prompts[6:8], stub.prompts[12:14]), strict=True):
+        counts[column] = [prompt.count("</s>") for prompt in prompts]
+    assert counts == {"fits": [1, 1], "oracle": [1, 1], "bm25_4": [4, 4]}
 
 
-def test_report_has_the_promised_shape() -> None:
+def test_columns_are_asked_the_same_questions(remembering: Remembering) -> None:
+    model = model_of(context=2048)
+    stub = remembering(model)
+    made = evaluation(model, "pool,nothing,fits")
+    Run(made, {})()
+    asked = ["Question:" + prompt.rpartition("Question:")[2].rstrip() for prompt in stub.prompts]
+    assert asked[0:2] == asked[2:4] == asked[4:6] and len(asked) == 6
+
+
+@pytest.mark.parametrize("columns", ["pool", "longterm", "pool,longterm"])
+def test_memories_are_written_once_and_read_as_the_columns_say(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(longterm=LongTermConfig(retrieved=8), retrieval_size=8)
+    kept, read = list[bool](), list[bool]()
+    write, generate = model.write, model.generate
+
+    def writing(memories: Any, texts: Any) -> Any:
+        kept.append(memories[0].longterm is not None)
+        return write(memories, texts)
+
+    def generating(memories: Any, prompts: Any, **more: Any) -> Any:
+        read.append(memories[0].longterm is not None)
+        return generate(memories, prompts, **more)
+
+    monkeypatch.setattr(model, "write", writing)
+    monkeypatch.setattr(model, "generate", generating)
+    Run(evaluation(model, columns, distances="0,2"), {})()
+    assert kept == ["longterm" in columns] * (2 * N // K + 1 + 2)
+    assert read == [name == "longterm" for name in columns.split(",")] * 2
+
+
+def test_an_answer_is_scored_by_its_exact_case(remembering: Remembering, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of()
-    seen: list[tuple[int, int]] = []
-    report = measure(
-        model, distances="0,1", samples=3, batch=2, seed=4, progress=lambda done, total: seen.append((done, total))
-    )
-    assert list(report) == [
-        "n",
-        "k",
-        "model",
-        "longterm",
-        "curves",
-        "survival",
-        "chance",
-        "seed",
-        "samples",
-        "attributes_per_biography",
-    ]
-    assert (report["n"], report["k"], report["seed"], report["samples"]) == (N, K, 4, 3)
-    assert list(report["curves"]) == ["pool", "none", "context"]
-    for points in report["curves"].values():
-        assert [list(point) for point in points] == [["distance", "exact_match", "stderr", "samples"]] * 2
-        assert [point["distance"] for point in points] == [0, 1]
-    assert seen[-1][0] == seen[-1][1] == len(seen)
-    assert json.loads(json.dumps(report)) == report
+    plain = remembering(model).generate
+    monkeypatch.setattr(model, "generate", lambda *args, **kwargs: [text.swapcase() for text in plain(*args, **kwargs)])
+    assert rates(evaluation(model, count=3)) == [0.0]
 
 
-def test_same_seed_gives_the_same_writes_and_questions(remembering: Callable[..., Remembering]) -> None:
+def test_same_seed_gives_the_same_writes_and_questions_whatever_the_batch(
+    remembering: Remembering,
+) -> None:
     model = model_of()
     runs = []
     for seed, batch in ((1, 4), (1, 3), (2, 4)):
         stub = remembering(model)
-        measure(model, distances=[2], samples=4, batch=batch, seed=seed, conditions=("pool",))
+        Run(evaluation(model, distances="2", count=4, batch=batch, seed=seed), {})()
         runs.append((list(stub.texts.values()), stub.prompts))
-    assert runs[0] == runs[1]
-    assert runs[0] != runs[2]
+    assert runs[0] == runs[1] != runs[2]
 
 
-def test_standard_error_is_that_of_a_share(
-    remembering: Callable[..., Remembering], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_kinds_of_people_are_asked_about_and_settings_say_how(remembering: Remembering) -> None:
     model = model_of()
-    stub = remembering(model)
-    plain = stub.generate
-    monkeypatch.setattr(model, "generate", lambda *args, **kwargs: ["no", *plain(*args, **kwargs)[1:]])
-    report = measure(model, distances=[0], samples=4, conditions=("pool",))
-    stderr = (0.75 * 0.25 / 4) ** 0.5
-    assert report["curves"]["pool"] == [{"distance": 0, "exact_match": 0.75, "stderr": stderr, "samples": 4}]
-
-
-def test_survival_line_starts_at_the_measured_accuracy_and_loses_its_share_at_every_write() -> None:
-    points = [{"distance": 0, "exact_match": 0.9}, {"distance": 2, "exact_match": 0.1}]
-    assert survival(points, slots=20, k=5) == [{"distance": 0, "line": 0.9}, {"distance": 2, "line": 0.9 * 0.75**2}]
-    assert survival(points[1:], slots=20, k=5) == []
+    made = evaluation(model, people="both", seed=4, int8=False)
+    assert [item.groups[0] for item in made.items] == ["listed, 0 writes later"] * 2 + ["unlisted, 0 writes later"] * 2
+    about = {"listed": {"facts": 3, "chance": chance()}, "unlisted": {"facts": 3}}
+    assert made.settings == {"slots": N, "slots_per_write": K, "seed": 4, "int8": False, **about}
 
 
 def test_chance_is_that_of_guessing_one_value() -> None:
@@ -209,40 +172,22 @@ def test_chance_is_that_of_guessing_one_value() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "message"),
     [
-        {"distances": []},
-        {"distances": [-1]},
-        {"samples": 0},
-        {"conditions": ()},
-        {"conditions": ("memory",)},
-        {"attributes_per_biography": 9},
+        ({"distances": ""}, "lack a number"),
+        ({"distances": "-1"}, "no number of writes"),
+        ({"facts": 9}, "facts, not 9"),
+        ({"people": "known"}, "listed, unlisted or both"),
+        ({"tier": "disk"}, "no long-term slots; leave --tier"),
+        ({"int8": True}, "no long-term slots; leave --tier"),
+        ({"columns": "slots"}, "has a learned writer"),
     ],
 )
-def test_sizes_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError):
-        measure(model_of(), **{"distances": [0], "samples": 1, **wrong})
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        evaluation(model_of(), **wrong)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_plot_shows_all_curves_the_survival_line_and_chance(suffix: str, tmp_path: Path) -> None:
-    def curve(rate: float) -> list[dict[str, float]]:
-        return [{"distance": t, "exact_match": rate, "stderr": 0.02, "samples": 9} for t in (0, 4, 8)]
-
-    report = {
-        "n": N,
-        "k": K,
-        "samples": 9,
-        "chance": 0.01,
-        "curves": {c: curve(0.5) for c in ("pool", "none", "context")},
-    }
-    report["survival"] = survival(curve(0.5), N, K)
-    path = tmp_path / f"retention{suffix}"
-    retention_plot(report, path)
-    content = path.read_bytes()
-    if suffix == ".png":
-        assert content.startswith(b"\x89PNG")
-    else:
-        text = content.decode()
-        for label in ("through memory", "text in context", "neither", "survival", "chance", "exact match", "distance"):
-            assert f"<!-- {label}" in text or label in text
+def test_text_slots_are_in_no_pool_so_there_is_no_retention(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="text slots, which are in no pool"):
+        evaluation(asked.model(), "nothing")

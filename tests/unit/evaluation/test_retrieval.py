@@ -1,6 +1,5 @@
 """Retrieval is scored by who wrote what was retrieved."""
 
-import json
 from typing import Any
 
 import pytest
@@ -9,8 +8,10 @@ import torch
 from remanence import MemoryModel
 from remanence.config import LongTermConfig
 from remanence.errors import InvalidInputError
-from remanence.evaluation.retrieval import measure
+from remanence.evaluation import retrieval
+from remanence.evaluation.harness import Evaluation, Report, Run
 from remanence.memory.longterm import LongTermLayer
+from tests.support import asked
 from tests.support.tiny import LAYERS, decoder, tokenizer, with_memory
 
 N, K, K0 = 24, 6, 12
@@ -37,41 +38,55 @@ def fact_serials(serial: torch.Tensor) -> torch.Tensor:
     return (serial >= first) & (serial < first + K)
 
 
-def test_who_retrieves_the_fact_has_a_share_of_one(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, fact_serials)
-    report = measure(model, distances=[40], samples=3, batch=2)
-    assert report["points"][0]["layers"] == [1.0] * LAYERS
-    assert (report["points"][0]["share"], report["points"][0]["samples"]) == (1.0, 3)
-    assert (report["n"], report["k"], report["k0"]) == (N, K, K0)
-    assert json.loads(json.dumps(report)) == report
+def evaluation(model: MemoryModel, columns: str = "longterm", **more: Any) -> Evaluation:
+    return asked.evaluation(retrieval, model, columns, **{"distances": "40", "count": 2, **more})
 
 
-def test_who_retrieves_something_else_has_none(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, lambda serial: ~fact_serials(serial))
-    assert measure(model, distances=[40], samples=2)["points"][0]["share"] == 0.0
+def figures(made: Evaluation) -> dict[str, float]:
+    [row] = Report.of(made, Run(made, {})(), {}).rows
+    return {name: figure["value"] for name, figure in row["metrics"].items()}
 
 
-def test_a_part_retrieved_is_a_part_of_what_is_there(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    choose(monkeypatch, lambda serial: fact_serials(serial) & (serial % 2 == 0))
-    assert measure(model, distances=[200], samples=2)["points"][0]["share"] == 0.5
+@pytest.mark.parametrize(
+    ("pick", "distance", "share"),
+    [
+        (fact_serials, 40, 1.0),
+        (lambda serial: ~fact_serials(serial), 40, 0.0),
+        (lambda serial: fact_serials(serial) & (serial % 2 == 0), 40, 0.5),
+    ],
+    ids=["the fact", "something else", "a part"],
+)
+def test_share_is_that_of_the_facts_slots_which_are_retrieved(
+    pick: Any, distance: int, share: float, model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, pick)
+    found = figures(evaluation(model, distances=str(distance), count=3, batch=2))
+    assert found.pop("chance") > 0
+    assert found == {"share": share, **{f"layer_{layer}": share for layer in range(LAYERS)}}
 
 
 def test_chance_is_the_share_of_slots_that_are_retrieved(model: MemoryModel) -> None:
-    steps: list[tuple[int, int]] = []
-    report = measure(model, distances="2p", samples=3, batch=2, progress=lambda *step: steps.append(step))
-    point = report["points"][0]
-    assert point["distance"] == 2 * N // K
-    assert point["longterm"] == (4 * N // K) * K  # all writes but the first evicted K
-    assert point["random"] == K0 / point["longterm"]
-    assert steps[-1][0] == steps[-1][1] == len(steps)
+    made = evaluation(model, distances="2p,1p", count=3, batch=2)
+    rows = Report.of(made, Run(made, {})(), {}).rows
+    assert [(row["group"], row["samples"]) for row in rows] == [("4 writes later", 3), ("8 writes later", 3)]
+    assert rows[1]["metrics"]["chance"]["value"] == K0 / ((4 * N // K) * K)  # all writes but the first evicted K
+    assert "layer" not in Report.of(made, Run(made, {})(), {}).table()
 
 
-@pytest.mark.parametrize("wrong", [{"distances": [0]}, {"distances": []}, {"samples": 0}, {"batch": 0}])
-def test_sizes_that_make_no_sense_are_refused(model: MemoryModel, wrong: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError):
-        measure(model, **{"distances": [4], "samples": 1, **wrong})
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"distances": "0"}, "at least one write"),
+        ({"distances": ""}, "lack a number"),
+        ({"columns": "pool"}, "the only column is longterm"),
+        ({"columns": "pool,longterm"}, "the only column is longterm"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(model: MemoryModel, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        evaluation(model, **wrong)
 
 
 def test_a_model_without_a_retriever_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="no retriever"):
-        measure(with_memory(decoder(vocab_size=300), tokenizer=tokenizer()))
+        evaluation(with_memory(decoder(vocab_size=300), tokenizer=tokenizer()))

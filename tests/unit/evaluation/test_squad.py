@@ -6,9 +6,9 @@ import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import squad
-from remanence.evaluation.columns import columns_of
 from remanence.evaluation.harness import Evaluation, Record, Run
 from tests.support import asked
+from tests.support.tiny import decoder, tokenizer, with_memory
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def evaluation(file: Path, memories: str, columns: str = "oracle,slots", **more: int) -> Evaluation:
-    model = asked.model()
-    return squad.evaluation(model, file, columns_of(model, columns), memories=memories, **more)
+    return asked.evaluation(squad, asked.model(), columns, data=file, memories=memories, **more)
 
 
 def records(made: Evaluation) -> dict[tuple[str, str], Record]:
@@ -105,6 +104,11 @@ def test_evaluation_refuses_memories_that_are_not_there(memories: str, message: 
         evaluation(asked.squad_file(tmp_path), memories)
 
 
-def test_evaluation_of_text_alone_has_nothing_to_say_of_what_was_not_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("columns", ["oracle,bm25_4", "pool"])
+def test_text_and_learned_memories_have_nothing_to_say_of_what_was_not_told(columns: str, tmp_path: Path) -> None:
+    hf = decoder(vocab_size=300, num_hidden_layers=1, max_position_embeddings=1000)
+    model = with_memory(hf, tokenizer=tokenizer()) if columns == "pool" else asked.model()
+    file = asked.squad_file(tmp_path)
     with pytest.raises(InvalidInputError, match="nothing to measure"):
-        evaluation(asked.squad_file(tmp_path), "untold", "oracle,bm25_4")
+        asked.evaluation(squad, model, columns, data=file, memories="untold")
+    assert len(asked.evaluation(squad, model, columns, data=file, memories="1,untold", count=2).items) == 2

@@ -1,12 +1,14 @@
 """What was told is the same in a memory, as text and as words."""
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remanence import MemoryModel
-from remanence.evaluation.told import Told
+from remanence.errors import InvalidInputError
+from remanence.evaluation.told import Growing, Told
 from tests.support import asked
 
 
@@ -48,6 +50,28 @@ def test_newest_takes_as_many_as_fit_oldest_first() -> None:
     told = Told(asked.model(), [asked.passage(number) for number in range(3)])
     room = told.lengths[1] + told.lengths[2] + 4
     assert told.newest(room) == [1, 2] and told.newest(room - 1) == [2] and told.newest(3) == []
+    with pytest.raises(InvalidInputError, match="leave the column fits out"):
+        told.newest(inf)
+
+
+def test_fitting_leaves_out_what_does_not_fit_beside_better_ones() -> None:
+    told = Told(asked.model(), [asked.passage(0), asked.passage(1) * 9, asked.passage(2)])
+    assert told.fitting([0, 1, 2], told.lengths[0] + told.lengths[2] + 4) == [0, 2]
+    assert told.fitting([1, 0, 2], told.lengths[1] + 2) == [1] and told.fitting([2, 0], inf) == [2, 0]
+
+
+def test_a_text_that_is_told_whole_is_one_write_of_its_own(tmp_path: Path) -> None:
+    model, parts = asked.model(), [asked.passage(0), asked.passage(1)]
+    whole = Told(model, parts, whole="\n".join(parts), folder=tmp_path)
+    assert texts(whole) == ["\n".join(parts)] and whole.passages == parts and whole.ranked("Bert?")[0] == 1
+    assert texts(Told(model, parts, folder=tmp_path)) == parts
+
+
+def test_growing_makes_each_length_once_and_longer_ones_of_shorter() -> None:
+    growing = Growing(asked.model(), [asked.passage(number) for number in range(4)])
+    long, short = growing.up_to(3), growing.up_to(2)
+    assert growing.up_to(3) is long and texts(short) == short.passages == [asked.passage(0), asked.passage(1)]
+    assert texts(growing.up_to(4)) == [asked.passage(number) for number in range(4)] and len(texts(long)) == 3
 
 
 def test_a_memory_that_is_kept_in_a_folder_is_not_written_again(

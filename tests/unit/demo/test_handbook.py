@@ -6,7 +6,7 @@ import pytest
 
 from remanence import MemoryModel
 from remanence.data.handbook import Asked, Paragraph
-from remanence.evaluation.handbook import ANSWER_TOKENS, Reply, ask, first_token, forget, holds, tell, without_memory
+from remanence.demo.handbook import ANSWER_TOKENS, Reply, ask, first_token, forget, holds, tell, without_memory
 from tests.support.tiny import decoder, tokenizer, with_text
 
 NOTES = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from remanence.config import LongTermConfig
-from remanence.evaluation.demonstration import Answered, Round, distances_up_to, report, rounds
+from remanence.demo.learned import Answered, Round, distances_up_to, report, rounds
 from remanence.texts import Question
 from tests.support.tiny import decoder, tokenizer, with_memory
 
@@ -65,13 +65,17 @@ def test_every_question_is_asked_after_exactly_so_many_writes(
     assert memory.write_count == 6
 
 
-def test_report_has_a_curve_for_each_condition_and_the_pools_survival_line() -> None:
+def test_report_has_a_row_for_each_distance_and_column() -> None:
     model = with_memory()
     right, wrong = Answered(QUESTIONS[0], "Oslo"), Answered(QUESTIONS[1], "Oslo")
     first = Round(0, {"longterm": (right, right), "pool": (right, right)})
     second = Round(2, {"longterm": (right, right), "pool": (right, wrong)})
     made = report(model, [first, second])
-    assert [point["exact_match"] for point in made["curves"]["longterm"]] == [1.0, 1.0]
-    assert [point["exact_match"] for point in made["curves"]["pool"]] == [1.0, 0.5]
-    assert [point["line"] for point in made["survival"]] == [1.0, 0.75**2]
-    assert second.right == 2
+    found = {(row["group"], row["column"]): row["metrics"]["right"]["value"] for row in made.rows}
+    assert found == {
+        ("0 writes later", "longterm"): 1.0,
+        ("0 writes later", "pool"): 1.0,
+        ("2 writes later", "longterm"): 1.0,
+        ("2 writes later", "pool"): 0.5,
+    }
+    assert (made.settings["slots"], made.settings["slots_per_write"]) == (24, 6) and second.right == 2
