@@ -12,7 +12,9 @@ are there, so that what is committed is of one checkpoint each. A page says wher
     <!-- figures: others -->               files that are on this page nowhere else
     <!-- /figures -->
 
-or where a single one goes, by a function of `SINGLE`: <!-- figure: measured real/nq.json GROUP COLUMN METRIC --><!-- /figure -->.
+or where a single one goes, by a function of `SINGLE`:
+
+    <!-- figure: measured real/nq.json GROUP COLUMN METRIC --><!-- /figure -->
 """
 
 import argparse
