@@ -127,6 +127,12 @@ def json_lines(text: str, name: Path) -> list[Any]:
     return found
 
 
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Of a text without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
 def paragraphs_of(text: str) -> list[str]:
     """Paragraphs are parted by blank lines; in a text without any, each line is one."""
     lines = [line.strip() for line in text.strip().split("\n")]

@@ -1,10 +1,11 @@
 """Greedy answers: from memories, from text in the context, or from neither."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
-from remanence.texts import answer_of
+from remanence.texts import answer_of, token_ids
 
 ANSWER_TOKENS = 8
 _PREFILL_TOKENS = 16_384  # read in one batch, to bound the memory that long contexts take
@@ -49,9 +50,9 @@ class Context:
     """
 
     def __init__(self, model: MemoryModel, tokens: int = ANSWER_TOKENS) -> None:
-        self._tokenizer, self._front = model.tokenizer, list(model.texts.front)
+        self._encode, self._front = partial(token_ids, model.tokenizer), list(model.texts.front)
         self._room = model.backbone.config.max_position_embeddings - tokens - len(self._front)
-        end = self._tokenizer.eos_token_id
+        end = model.tokenizer.eos_token_id
         self._separator = self._encode("\n") if end is None else [end]
         self._ids: list[int] = []
 
@@ -60,7 +61,3 @@ class Context:
 
     def before(self, prompt: str) -> list[int]:
         return self._front + (self._ids + self._encode(prompt))[-self._room :]
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids

@@ -20,7 +20,7 @@ from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
 from remanence.evaluation.registry import Command
 from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
-from remanence.texts import paragraphs_of, read_text
+from remanence.texts import paragraphs_of, read_text, token_ids
 
 _SHORTEST = 20  # words of a novel's paragraph that is told
 
@@ -126,7 +126,7 @@ class _Background:
         """How many paragraphs have as many tokens as each length."""
         left, tokens = list(self.lengths), 0
         for number, paragraph in enumerate(self.paragraphs):
-            tokens += len(model.tokenizer(paragraph, add_special_tokens=False)["input_ids"])
+            tokens += len(token_ids(model.tokenizer, paragraph))
             while left and tokens > left[0]:
                 left.pop(0)
                 yield number

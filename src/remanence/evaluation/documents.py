@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.texts import Question, json_lines, lines_of, read_text, texts_of
+from remanence.texts import Question, json_lines, lines_of, read_text, texts_of, token_ids
 
 LENGTHS = "1k,4k,16k"
 
@@ -58,17 +58,13 @@ def read_documents(path: Path, tokenizer: Any, lengths: Sequence[int], count: in
         FileNotFoundError: no such file.
         InvalidInputError: another format; no questions; facts too long for the lengths.
     """
-
-    def tokens(part: str) -> int:
-        return len(tokenizer(part, add_special_tokens=False)["input_ids"])
-
     if re.match(r"1 \w", text := read_text(path)):
-        documents = _hidden(read_stories(path), tokens, lengths, count, seed)
+        documents = _hidden(read_stories(path), tokenizer, lengths, count, seed)
     else:
         asked = list(_longbench(text, path))
         if not asked:
             raise InvalidInputError(f'{path} has no question: "input" or the answers are empty in all records')
-        documents = _sorted_in(asked, tokens, lengths, count, seed)
+        documents = _sorted_in(asked, tokenizer, lengths, count, seed)
     if not documents:
         raise InvalidInputError(f"{path} has no question that can be asked at the lengths {list(lengths)}")
     return documents
@@ -140,14 +136,14 @@ def _asked(record: Any, ruler_all: bool) -> Iterator[tuple[str, Question]]:
 
 def _sorted_in(
     asked: list[tuple[str, Question]],
-    tokens: Callable[[str], int],
+    tokenizer: Any,
     lengths: Sequence[int],
     count: int,
     seed: int,
 ) -> list[Document]:
     found: dict[int | None, list[Document]] = {length: [] for length in [*lengths, None]}
     for context, question in random.Random(seed).sample(asked, len(asked)):
-        size = tokens(context)
+        size = len(token_ids(tokenizer, context))
         length = next((length for length in lengths if size <= length), None)
         found[length].append(Document(context, question, length))
     return [document for documents in found.values() for document in documents[:count]]
@@ -155,7 +151,7 @@ def _sorted_in(
 
 def _hidden(
     stories: list[Story],
-    tokens: Callable[[str], int],
+    tokenizer: Any,
     lengths: Sequence[int],
     count: int,
     seed: int,
@@ -164,6 +160,10 @@ def _hidden(
 
     A story whose facts fill more than half of the shortest length is not asked about.
     """
+
+    def tokens(part: str) -> int:
+        return len(token_ids(tokenizer, part))
+
     mixed = random.Random(seed).sample(stories, len(stories))
     chosen = list(islice((one for one in mixed if tokens("\n".join(one.facts)) <= lengths[0] // 2), count))
     documents = []

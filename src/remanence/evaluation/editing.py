@@ -27,7 +27,7 @@ A memory is told first what a set says is known; that stands in front of the sta
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from pathlib import Path
 from statistics import fmean
@@ -48,6 +48,7 @@ from remanence.evaluation.scoring import score_tokens
 from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
+from remanence.texts import token_ids
 
 METRICS = (
     Metric("score", "harmonic", compared=True),
@@ -145,6 +146,7 @@ def evaluation(
 class _Measuring:
     def __init__(self, model: MemoryModel, kind: Kind, rate: float, bound: float) -> None:
         self._model, self._kind, self._rate, self._bound = model, kind, rate, bound
+        self._ids = partial(token_ids, model.tokenizer)
         self._told = lru_cache(1)(lambda group: Told(model, group.texts, seed=group.seed))
 
     def __call__(self, column: Column, items: Sequence[Item]) -> list[Record]:
@@ -230,7 +232,3 @@ class _Measuring:
 
     def _prompt(self, shown: str, prompt: str) -> list[int]:
         return [*self._model.texts.front, *self._ids(shown), *self._ids(prompt)]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids

@@ -33,7 +33,7 @@ from remanence.evaluation.told import Told
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
 from remanence.model.read import Answer
-from remanence.texts import read_text
+from remanence.texts import read_text, token_ids
 
 ASKED_WITH = 128  # tokens of a window
 ANSWER_TOKENS = 32
@@ -97,7 +97,7 @@ def evaluation(
     most = room(model, written=learned)
     if (window := window or min(512, most)) > most:
         raise InvalidInputError(f"a window of {window} tokens does not fit; at most {most} do: name --window")
-    ids: list[int] = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = token_ids(model.tokenizer, text)
     windows = [ids[start : start + window] for start in range(0, len(ids) - window + 1, window)]
     if len(windows) < 2:
         raise InvalidInputError(f"the text has {len(ids)} tokens, and two windows {2 * window}; name a longer one")

@@ -16,8 +16,9 @@ from remanence.config import LEARNED_CHUNK
 from remanence.errors import InvalidInputError
 from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.harness import digest_of
+from remanence.evaluation.steady import Sample
 from remanence.model.model import MemoryModel
-from remanence.texts import Question, json_lines, prompt_of, read_text, texts_of
+from remanence.texts import Question, json_lines, prompt_of, read_text, texts_of, token_ids
 
 ANSWER_LIMIT = 4  # tokens
 _FORMS = 'SQuAD v1.1 (JSON with "data"), or one JSON object per line with "question", "answers" and "nq_annotated_gold"'
@@ -85,7 +86,7 @@ def _questions(text: str, answers: str | list[str]) -> Iterator[Question]:
         yield Question(prompt_of(text), given[0], tuple(given[1:]))
 
 
-class Told:
+class _Sample:
     """A passage, its question, which is the same at every distance, and passages of other articles."""
 
     def __init__(self, passage: Passage, question: Question, others: list[Passage], rng: random.Random) -> None:
@@ -113,16 +114,15 @@ class Passages:
     answer_tokens = 10
 
     def __init__(self, path: Path, tokenizer: Any) -> None:
-        def tokens(text: str) -> int:
-            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
         self.name, self._digest = path.name, digest_of(path)
-        self._passages = [passage for passage in read_passages(path) if tokens(passage.text) <= LEARNED_CHUNK]
+        self._passages = [
+            passage for passage in read_passages(path) if len(token_ids(tokenizer, passage.text)) <= LEARNED_CHUNK
+        ]
         self._asked: list[tuple[Passage, Question]] = []
         for passage in self._passages:
             for question in passage.questions:
-                short = [t for t in question.truths if t in passage.text and tokens(t) <= ANSWER_LIMIT]
-                if short:
+                told = [truth for truth in question.truths if truth in passage.text]
+                if short := [truth for truth in told if len(token_ids(tokenizer, truth)) <= ANSWER_LIMIT]:
                     self._asked.append((passage, Question(question.text, short[0], tuple(short[1:]))))
         if not self._asked or len({passage.article for passage in self._passages}) < 2:
             raise InvalidInputError(
@@ -144,7 +144,7 @@ class Passages:
         """None, where the checkpoint ships a written pool."""
         return 0 if model.shipped_pool is not None else 2 * writes_per_pool(model)
 
-    def episode(self, seed: int, index: int) -> Told:
+    def episode(self, seed: int, index: int) -> Sample:
         """
         Raises:
             InvalidInputError: there are fewer questions.
@@ -153,7 +153,7 @@ class Passages:
             raise InvalidInputError(f"{self.name} has {len(self._asked)} questions to ask; name a smaller --count")
         order = random.Random(seed).sample(range(len(self._asked)), len(self._asked))
         passage, question = self._asked[order[index]]
-        return Told(passage, question, self._passages, random.Random(f"{seed}/{index}"))
+        return _Sample(passage, question, self._passages, random.Random(f"{seed}/{index}"))
 
     def right(self, said: str, question: Question) -> bool:
         return any(truth in said for truth in question.truths)

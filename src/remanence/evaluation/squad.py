@@ -33,7 +33,7 @@ from remanence.evaluation.registry import Command
 from remanence.evaluation.scores import normalised
 from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
-from remanence.texts import read_text
+from remanence.texts import read_text, token_ids
 
 MEMORIES = "1,4,+0,all,untold"
 ASKED_ABOUT = 200  # passages
@@ -66,21 +66,17 @@ def read_questions(path: Path, tokenizer: Any, seed: int = 0) -> Questions:
         FileNotFoundError: no such file.
         InvalidInputError: another format, or no question with a short answer.
     """
-
-    def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     held = read_passages(path)
     if _is_natural(path):
         held = held[len(held) // 2 :]
-    held = [passage for passage in held if tokens(passage.text) <= LONGEST]
+    held = [passage for passage in held if len(token_ids(tokenizer, passage.text)) <= LONGEST]
     rng = random.Random(seed)
     rng.shuffle(held)
     asked = []
     for number, passage in enumerate(held[:ASKED_ABOUT]):
         for question in passage.questions:
             truths = tuple(truth for truth in question.truths if normalised(truth))
-            if truths and min(map(tokens, truths)) <= ANSWER_LIMIT:
+            if any(len(token_ids(tokenizer, truth)) <= ANSWER_LIMIT for truth in truths):
                 text = question.text.removeprefix("Question: ").removesuffix(" Answer:")
                 asked.append(Asked(text, truths, number))
     if not asked:
