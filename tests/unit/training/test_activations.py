@@ -13,9 +13,9 @@ from remanence.training.tasks.longterm_task import LongTermBatch
 from remanence.training.tasks.pool_task import PoolBatch
 from remanence.training.trainer import MemoryTrainer
 from tests.support.training import arguments, tiny_model
+from tests.unit.training.test_memory_task import batch_of
 from tests.unit.training.test_trainer import parameters
 from tests.unit.training.test_trainer import trainer as recitation_trainer
-from tests.unit.training.test_memory_task import batch_of
 
 
 def run_of(folder: Path, lora: bool) -> MemoryTrainer:
