@@ -25,11 +25,12 @@ from remanence import MemoryModel
 from remanence.data.prose import paragraphs
 from remanence.recipes import tiny
 from remanence.training.curriculum import Batch, Curriculum
+from remanence.training.model_card import LOG, finish
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
 from remanence.training.recipes import training_arguments
 from remanence.training.tasks.language_modeling import TextTask
 from remanence.training.tasks.recall import Difficulty, RecallTask
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, stopping_after, write_log
 
 SEED = 0
 SLOTS, SLOTS_PER_WRITE = 1024, 32
@@ -180,14 +181,14 @@ def train(
             threshold=THRESHOLDS,
         ),
         optimizers=(make_optimizer(optimizer, model, lr=0.002, rank=128, default=muon), None),
-        callbacks=[] if minutes is None else [StopAfter(minutes)],
+        callbacks=stopping_after(minutes),
     )
-    trainer.run(resume=resume)
-    write_log(trainer, output / "training_log.json", recipe="small", steps=trainer.state.global_step)
-    if trainer.state.global_step < steps:
+    done = trainer.run(resume=resume)
+    write_log(trainer, output / LOG, recipe="small", steps=trainer.state.global_step)
+    if not done:
         return None
     model.hf.set_attn_implementation("sdpa")
     tiny.ship_pool(model.eval(), [tokenizer.decode(piece) for piece in pieces[-200:]])
-    model.save_pretrained(output / "model")
-    write_log(trainer, output / "model/training_log.json", recipe="small", steps=steps)
+    data = ["novels and Wikipedia", "generated biographies"]
+    finish(trainer, output / "model", recipe="small", base="", data=data)
     return output / "model"

@@ -8,6 +8,7 @@ was not told.
 Questions come in the formats of `remanence.training.questions`. Those about passages of `held_out` are left out.
 """
 
+import math
 import os
 import time
 from pathlib import Path
@@ -24,11 +25,10 @@ from remanence.errors import InvalidInputError
 from remanence.model.prefix_store import SlotCache
 from remanence.model.text import TextWriter
 from remanence.training.questions import QuestionSet, load_questions, own_questions, passages_of
-from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare, write_curve
-from remanence.training.recipes import reporters
-from remanence.training.tasks.reader import Group, answer_loss
+from remanence.training.recipes import reporters, training_arguments
+from remanence.training.tasks.reader import Group, ReaderTask, adapter, answer_loss, prepare
 from remanence.training.tasks.reader_data import REFUSAL, Lessons, LessonSettings
-from remanence.training.trainer import StopAfter
+from remanence.training.trainer import TaskTrainer, stopping_after, write_log
 
 NAME = "smollm2"
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,7 +65,8 @@ def train(
         workers: processes that encode the passages of the next steps; 1 pays where another core is free, on a CPU.
     """
     out = Console(soft_wrap=True)
-    folder, report_to = Path(base) if base else find_base(NAME), reporters(log_to)
+    reporters(log_to)  # an unknown one is refused before all work
+    folder = Path(base) if base else find_base(NAME)
     questions, validation = questions_of(data, held_out)
     model = _model(folder, rank, start)
     prepare(model)
@@ -73,20 +74,32 @@ def train(
     lessons, checks = Lessons(model, questions, settings), Lessons(model, validation, settings, seed=1)
     if workers and torch.cuda.is_available():
         raise InvalidInputError("workers= is for training on a CPU; on a GPU passages are encoded there")
-    args = arguments(output, steps=steps, lr=lr, save_steps=save_steps, log_to=report_to, workers=workers)
+    args = training_arguments(
+        output,
+        steps=steps,
+        save_steps=save_steps,
+        warmup=min(50, math.ceil(steps / 10)),
+        log_steps=25,
+        log_to=log_to,
+        bf16=model.backbone.dtype == torch.bfloat16,
+        learning_rate=lr,
+        adam_beta2=0.98,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.02},
+        dataloader_num_workers=workers,
+    )
     _announce(out, model, questions, lessons, steps)
     held = [checks.step(number) for number in range(_VALIDATED)]
     before = _loss(model, held)
-    trainer = ReaderTrainer(
-        model, lessons, base or NAME, args, callbacks=[] if minutes is None else [StopAfter(minutes)]
-    )
-    trainer.run(resume=resume)
-    if trainer.state.global_step < steps:
+    task = ReaderTask(model, lessons.step, base or NAME)
+    trainer = TaskTrainer(task, args=args, callbacks=stopping_after(minutes))
+    if not trainer.run(resume=resume):
         out.print(f"stopped at step {trainer.state.global_step} of {steps}; go on with --resume")
     after = _loss(model, held)
     out.print(f"validation loss: {before:.3f} before, {after:.3f} now")
     model.eval().save_pretrained(output / "final", base=base or NAME)
-    write_curve(trainer, output / "curve.json", validation={"before": before, "after": after}, steps=steps, lr=lr)
+    write_log(trainer, output / "curve.json", validation={"before": before, "after": after}, steps=steps, lr=lr)
     return output / "final"
 
 

@@ -17,15 +17,14 @@ from remanence.config import LoraSettings, MemoryConfig
 from remanence.model.lora import adapter_parameters
 from remanence.recipes.smollm2 import questions_of
 from remanence.training.curriculum import Curriculum
-from remanence.training.model_card import write_card
+from remanence.training.model_card import finish
 from remanence.training.recipes import training_arguments
 from remanence.training.tasks.compression import CompressionSettings, CompressionTask
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, stopping_after
 
 SLOTS_PER_WRITE = 32
 POOL = 32  # writes
 LORA = LoraSettings(r=16, lora_alpha=32.0)
-RECIPE = "smollm2_writer"
 
 
 def train(
@@ -80,14 +79,11 @@ def train(
             lambda step, _: task.batch(step, recite=step < reciting * steps), levels=1, steps=steps, threshold=()
         ),
         optimizers=(optimizer, None),
-        callbacks=[] if minutes is None else [StopAfter(minutes)],
+        callbacks=stopping_after(minutes),
     )
-    trainer.run(resume=resume)
-    if trainer.state.global_step < steps:
+    if not trainer.run(resume=resume):
         return None
     model.hf.set_attn_implementation("sdpa")
-    final = output / "model"
-    model.eval().save_pretrained(final)
-    write_card(trainer, final, recipe=RECIPE, base=base, data=[data], settings={"ratios": list(ratios), "lr": lr})
-    write_log(trainer, final / "training_log.json", recipe=RECIPE, steps=trainer.state.global_step)
-    return final
+    settings = {"ratios": list(ratios), "lr": lr}
+    finish(trainer, output / "model", recipe="smollm2_writer", base=base, data=[data], settings=settings)
+    return output / "model"

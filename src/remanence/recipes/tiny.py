@@ -23,11 +23,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM,
 from remanence import MemoryModel
 from remanence.data.biographies import ATTRIBUTES, biography, question, sample_person, vocabulary
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.model_card import write_card
+from remanence.training.model_card import finish
 from remanence.training.optimizer import MuonAdamW, make_optimizer, split_parameters
 from remanence.training.recipes import training_arguments
 from remanence.training.tasks.recall import Difficulty, Kind, RecallTask
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, stopping_after
 
 SLOTS, SLOTS_PER_WRITE = 512, 32
 VOCABULARY = 5120
@@ -274,13 +274,10 @@ def train(
             threshold=thresholds,
         ),
         optimizers=(make_optimizer(optimizer, model, lr=0.004, rank=32, default=muon), None),
-        callbacks=[] if minutes is None else [StopAfter(minutes)],
+        callbacks=stopping_after(minutes),
     )
     trainer.run(resume=resume)
     model.hf.set_attn_implementation("sdpa")
     ship_pool(model.eval(), paragraphs)
-    model.save_pretrained(final)
-    data = [f"prose in {folder}", "generated biographies"]
-    write_card(trainer, final, recipe="tiny", base=start or "", data=data)
-    write_log(trainer, final / "training_log.json", recipe="tiny", steps=trainer.state.global_step)
+    finish(trainer, final, recipe="tiny", base=start or "", data=[f"prose in {folder}", "generated biographies"])
     return final

@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -24,11 +25,11 @@ from remanence.checkpoints import bundled
 from remanence.config import LongTermConfig, LoraSettings
 from remanence.recipes.tiny import prose, ship_pool
 from remanence.training.curriculum import Batch, Curriculum
-from remanence.training.model_card import write_card
+from remanence.training.model_card import LOG, finish
 from remanence.training.recipes import training_arguments
 from remanence.training.tasks.longterm_task import RetrieverLoss
 from remanence.training.tasks.recall import Difficulty, RecallTask
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, stopping_after
 
 SEED = 0
 RETRIEVAL_SIZE = 64
@@ -173,7 +174,7 @@ def train(
     if torch.get_num_threads() > 2 and not torch.cuda.is_available():
         torch.set_num_threads(2)
     paragraphs = prose(Path(os.environ.get("REMANENCE_PROSE", "data")))
-    stop = [] if minutes is None else [StopAfter(minutes)]
+    stop = stopping_after(minutes)
     model = MemoryModel.from_pretrained(base or bundled("tiny"))
     phases: Sequence[Phase] = PHASES[1:]
     if model.config.longterm is None:
@@ -182,22 +183,23 @@ def train(
     for phase in phases:
         folder = output / phase.name
         done = folder / "model"
-        if not (resume and (done / "training_log.json").is_file()):
+        if not (resume and (done / LOG).is_file()):
             set_retrieval(model, phase.retrieved, cross_layer_prior=0.0)
             count = steps or phase.steps
             trainer = trainer_of(phase, model, paragraphs, folder, count, log_to, stop)
-            trainer.run(resume=resume)
-            if trainer.state.global_step < count:
+            if not trainer.run(resume=resume):
                 return None
             model.hf.set_attn_implementation("sdpa")
             ship_pool(model.eval(), paragraphs)
             if phase is phases[-1]:
                 set_retrieval(model, RETRIEVED, cross_layer_prior=AGREEMENT)
-            model.save_pretrained(done)
-            data = [f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"]
-            named = f"tiny_longterm, phase {phase.name}"
-            write_card(trainer, done, recipe=named, base=base or "the bundled checkpoint tiny", data=data)
-            write_log(trainer, done / "training_log.json", recipe=named, steps=trainer.state.global_step)
+            finish(
+                trainer,
+                done,
+                recipe=f"tiny_longterm, phase {phase.name}",
+                base=base or "the bundled checkpoint tiny",
+                data=[f"prose in {os.environ.get('REMANENCE_PROSE', 'data')}", "generated biographies"],
+            )
         model = MemoryModel.from_pretrained(done)
     return done
 
@@ -215,7 +217,7 @@ def trainer_of(
     folder: Path,
     steps: int,
     log_to: str,
-    stop: list[StopAfter],
+    stop: list[Any],
 ) -> MemoryTrainer:
     reading, others = list[Parameter](), list[Parameter]()
     for name, parameter in model.named_parameters():

@@ -9,9 +9,27 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from remanence.environment import device_name, versions
-from remanence.training.trainer import MemoryTrainer
+from remanence.training.trainer import MemoryTrainer, write_log
 
-CARD = "README.md"
+CARD, LOG = "README.md", "training_log.json"
+
+
+def finish(
+    trainer: MemoryTrainer,
+    folder: Path,
+    *,
+    recipe: str,
+    base: str,
+    data: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model that was trained into a folder, with its card and its curves; the rest as `write_card` has it."""
+    trainer.memory_model.eval()
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        write_card(trainer, folder, recipe=recipe, base=base, data=data, settings=settings)
+        write_log(trainer, folder / LOG, recipe=recipe, steps=trainer.state.global_step)
+    trainer.accelerator.wait_for_everyone()
 
 
 def write_card(

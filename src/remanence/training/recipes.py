@@ -71,31 +71,45 @@ def reporters(name: str) -> str:
 
 
 def training_arguments(
-    output: Path, *, steps: int, warmup: int, decay: int, save_steps: int, log_steps: int = 50, log_to: str = "none"
+    output: Path,
+    *,
+    steps: int,
+    save_steps: int,
+    warmup: int = 0,
+    decay: int | None = None,
+    log_steps: int = 50,
+    log_to: str = "none",
+    **others: Any,
 ) -> "TrainingArguments":
     """What the recipes have in common: one batch per step, as the recipe builds it; bfloat16 where autocast allows; a
-    learning rate that is held and falls over the last `decay` steps."""
+    learning rate that is held and falls over the last `decay` steps, if a number is given.
+
+    `others`: of the Trainer's, in place of these.
+    """
     import torch
     from transformers import TrainingArguments
 
+    common: dict[str, Any] = {
+        "per_device_train_batch_size": 1,
+        "train_sampling_strategy": "sequential",
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "max_grad_norm": 1.0,
+        "save_total_limit": 2,
+        "seed": 0,
+        "remove_unused_columns": False,
+    }
+    if decay is not None:
+        falling = {"num_decay_steps": decay, "min_lr_ratio": 0.02}
+        common |= {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": falling}
     return TrainingArguments(
         output_dir=str(output),
         max_steps=steps,
-        per_device_train_batch_size=1,
-        train_sampling_strategy="sequential",
-        bf16=True,
-        use_cpu=not torch.cuda.is_available(),
-        max_grad_norm=1.0,
-        lr_scheduler_type="warmup_stable_decay",
         warmup_steps=warmup,
-        lr_scheduler_kwargs={"num_decay_steps": decay, "min_lr_ratio": 0.02},
-        logging_steps=log_steps,
         save_steps=save_steps,
-        save_total_limit=2,
+        logging_steps=log_steps,
         report_to=reporters(log_to),
-        seed=0,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
+        **{**common, **others},
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from remanence import MemoryModel
 from remanence.config import LongTermConfig, LoraSettings, MemoryConfig
@@ -17,15 +17,14 @@ from remanence.model.formats.native import SETTINGS, config_in
 from remanence.model.lora import adapter_parameters
 from remanence.training.curriculum import Curriculum
 from remanence.training.distributed import shard_model
-from remanence.training.model_card import write_card
+from remanence.training.model_card import LOG, finish
 from remanence.training.optimizer import make_optimizer
-from remanence.training.recipes import reporters
+from remanence.training.recipes import reporters, training_arguments
 from remanence.training.sources import DocumentStream, mixed, open_documents, parts_of
 from remanence.training.tasks.documents import DocumentTask, Lessons
 from remanence.training.tasks.longterm_task import RetrieverLoss
-from remanence.training.trainer import MemoryTrainer, StopAfter, write_log
+from remanence.training.trainer import MemoryTrainer, stopping_after
 
-LOG = "training_log.json"
 SEED = 0
 CLIP = 1.0  # norm of all gradients together
 PUBLISHED = {"slots": 12_800, "slots_per_write": 256}
@@ -108,23 +107,22 @@ def train_stages(
     """
     if setup.optimizer not in ("adamw", "grass"):
         raise InvalidInputError(f"there is no optimizer {setup.optimizer!r} for this recipe; take adamw or grass")
-    report_to = reporters(setup.log_to)
+    reporters(setup.log_to)
     if not setup.long and any(stage.weights[1] for stage in stages):
         raise InvalidInputError(
             "this recipe has stages on long documents; name them: long=PATH, a folder with one file for each source"
         )
     setup = _with_slots(stages, setup)
     documents = [_documents(stage, setup) for stage in stages]
-    stop = None if minutes is None else StopAfter(minutes)
+    stop = stopping_after(minutes)
     base = setup.base
     for stage, texts in zip(stages, documents, strict=True):
         folder = output / stage.name
         final = folder / "model"
         if not (resume and (final / LOG).is_file()):
             set_seed(SEED)
-            trainer = _trainer(stage, setup, base, texts, folder, report_to, [] if stop is None else [stop])
-            trainer.run(resume=resume)
-            if trainer.state.global_step < stage.steps:
+            trainer = _trainer(stage, setup, base, texts, folder, stop)
+            if not trainer.run(resume=resume):
                 return None
             _save(trainer, stage, replace(setup, base=base), final)
         base = str(final)
@@ -158,25 +156,17 @@ def _trainer(
     base: str,
     documents: DocumentStream,
     folder: Path,
-    report_to: str,
     callbacks: list[Any],
 ) -> MemoryTrainer:
-    args = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=stage.steps,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=setup.accumulate,
-        train_sampling_strategy="sequential",
-        bf16=True,
-        gradient_checkpointing=True,
-        use_cpu=not torch.cuda.is_available(),
-        max_grad_norm=0.0 if setup.optimizer == "grass" else CLIP,
-        logging_steps=max(1, min(50, stage.steps // 2)),
+    args = training_arguments(
+        folder,
+        steps=stage.steps,
         save_steps=setup.save_steps,
-        save_total_limit=2,
-        report_to=report_to,
-        seed=SEED,
-        remove_unused_columns=False,
+        log_steps=max(1, min(50, stage.steps // 2)),
+        log_to=setup.log_to,
+        gradient_accumulation_steps=setup.accumulate,
+        gradient_checkpointing=True,
+        max_grad_norm=0.0 if setup.optimizer == "grass" else CLIP,
     )
     model = _model(stage, setup, base)
     if setup.shard:
@@ -256,17 +246,11 @@ def _documents(stage: Stage, setup: Setup) -> DocumentStream:
 
 
 def _save(trainer: MemoryTrainer, stage: Stage, setup: Setup, final: Path) -> None:
-    trainer.memory_model.eval()
-    trainer.save_model(str(final))
-    if trainer.is_world_process_zero():
-        data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
-        settings = {
-            name: value
-            for name, value in itertools.chain(asdict(stage).items(), asdict(setup).items())
-            if name not in ("recipe", "base", "data", "long", "short", "name")
-        }
-        write_card(
-            trainer, final, recipe=f"{setup.recipe}, stage {stage.name}", base=setup.base, data=data, settings=settings
-        )
-        write_log(trainer, final / LOG, recipe=setup.recipe, stage=stage.name, steps=trainer.state.global_step)
-    trainer.accelerator.wait_for_everyone()
+    data = [setup.data or stage.short, *([setup.long] if stage.weights[1] else [])]
+    settings = {
+        name: value
+        for name, value in itertools.chain(asdict(stage).items(), asdict(setup).items())
+        if name not in ("recipe", "base", "data", "long", "short", "name")
+    }
+    recipe = f"{setup.recipe}, stage {stage.name}"
+    finish(trainer, final, recipe=recipe, base=setup.base, data=data, settings=settings)

@@ -16,9 +16,10 @@ from remanence.config import LoraSettings
 from remanence.data.notes import general_prompt, note
 from remanence.errors import InvalidInputError
 from remanence.training.questions import PAGE, Question, QuestionSet, load_questions, own_questions, passages_of
-from remanence.training.reader import ReaderTrainer, adapter, arguments, prepare
-from remanence.training.tasks.reader import answer_loss
+from remanence.training.recipes import training_arguments
+from remanence.training.tasks.reader import ReaderTask, adapter, answer_loss, prepare
 from remanence.training.tasks.reader_data import REFUSAL, Lessons, LessonSettings
+from remanence.training.trainer import TaskTrainer
 from tests.support import tiny
 from tests.support.tiny import decoder
 from tests.unit.model.test_chat import TEMPLATE
@@ -42,6 +43,11 @@ def questions() -> QuestionSet:
 
 def lessons(model: MemoryModel, seed: int = 0, **settings: Any) -> Lessons:
     return Lessons(model, questions(), LessonSettings(**{"groups": 2, "rows": 2, "slots": 200, **settings}), seed=seed)
+
+
+def trainer(model: MemoryModel, drawn: Lessons, folder: Path, *, steps: int, lr: float, save_steps: int) -> TaskTrainer:
+    args = training_arguments(folder, steps=steps, save_steps=save_steps, bf16=False, learning_rate=lr)
+    return TaskTrainer(ReaderTask(model, drawn.step, "base"), args=args)
 
 
 def said(model: MemoryModel, ids: Any) -> str:
@@ -86,7 +92,7 @@ def test_train_lowers_the_loss_and_leaves_the_decoder_alone(chat: bool, tmp_path
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     held_out = [drawn.step(number) for number in range(100, 104)]
     first = sum(float(answer_loss(model, groups).detach()) for groups in held_out)
-    ReaderTrainer(model, drawn, "base", arguments(tmp_path, steps=40, lr=3e-2, save_steps=40)).train()
+    trainer(model, drawn, tmp_path, steps=40, lr=3e-2, save_steps=40).train()
     assert sum(float(answer_loss(model, groups).detach()) for groups in held_out) < 0.7 * first
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed and changed <= set(adapter(model))
@@ -96,10 +102,9 @@ def test_train_resumes_exactly(tmp_path: Path) -> None:
     def run(folder: str, *, steps: int, resume: bool = False) -> MemoryModel:
         model = reader()
         prepare(model)
-        args = arguments(tmp_path / folder, steps=6, lr=1e-2, save_steps=3)
-        trainer = ReaderTrainer(model, lessons(model), "base", args)
-        trainer.add_callback(_StopAt(steps))
-        trainer.train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-3") if resume else None)
+        run = trainer(model, lessons(model), tmp_path / folder, steps=6, lr=1e-2, save_steps=3)
+        run.add_callback(_StopAt(steps))
+        assert run.run(resume=resume) == (steps == 6)
         return model
 
     whole, cut = run("whole", steps=6), run("cut", steps=3)

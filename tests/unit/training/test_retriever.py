@@ -1,5 +1,6 @@
 """Training a retriever: it learns, a run that was cut goes on as if it had not been, and what comes out reads slots."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from remanence.memory.late import Fusion
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import load_retriever
-from remanence.training.tasks.retriever import RetrieverSettings, _Run, train_retriever
+from remanence.training.tasks.retriever import RetrieverSettings, RetrieverTask, train_retriever
 from remanence.training.tasks.retriever_data import Asked, RetrieverData
 from remanence.training.tasks.retriever_heads import Batch, Heads, Scale, Segments, _best, standardised
 from tests.support.tiny import decoder, tokenizer, with_memory, with_text
@@ -97,19 +98,18 @@ def test_scale_loses_little_within_four_spreads() -> None:
 
 def test_train_retriever_that_was_cut_goes_on_bit_for_bit(tmp_path: Path) -> None:
     whole = train_retriever(model(), data(), tmp_path / "whole", SETTINGS)
-    assert train_retriever(model(), data(), tmp_path / "cut", SETTINGS, minutes=0) is None
-    at_first = _Run(model(), data(), tmp_path / "cut", SETTINGS, None)
-    for _ in range(3):
-        at_first.train_step()
-    at_first.save()
+    for step in (1, 2, 3):
+        assert train_retriever(model(), data(), tmp_path / "cut", SETTINGS, minutes=0) is None
+        assert (tmp_path / f"cut/checkpoint-{step}").is_dir()
     told: list[tuple[str, int, int]] = []
     end = train_retriever(model(), data(), tmp_path / "cut", SETTINGS, told=lambda *step: told.append(step))
     assert whole is not None
     assert end is not None
     assert end.name == whole.name
-    assert at_first.retriever().name != whole.name
-    assert told[-1] == ("steps", 6, 6)
+    assert told == [("questions", 24, 24), ("texts", 24, 24)]
     assert load_retriever(tmp_path / "cut" / file_of("retriever")).name == whole.name
+    (entry,) = (one for one in json.loads((tmp_path / "cut/curve.json").read_text())["log"] if "train_loss" in one)
+    assert entry["step"] == 6 and entry["found"] == 0.0
 
 
 def test_train_retriever_makes_one_that_the_model_takes(tmp_path: Path) -> None:
@@ -140,17 +140,17 @@ def test_train_retriever_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
 
 def test_what_is_held_out_is_never_in_a_batch_and_the_best_is_kept(tmp_path: Path) -> None:
     held = frozenset({3, 4, 5, 20})
-    run = _Run(model(), replace(data(), held_out=held), tmp_path, SETTINGS, None)
-    assert len(run._checked) == len(held)
+    task = RetrieverTask(model(), replace(data(), held_out=held), tmp_path, SETTINGS, None)
+    assert len(task._checked) == len(held)
     for seed in range(20):
-        for numbers, texts in (run._passages(random.Random(seed)), run._conversation(random.Random(seed))):
-            assert not held & set(texts) and not held & {run.data.questions[number].texts[0] for number in numbers}
-    first = run.found()
+        for numbers, texts in (task._passages(random.Random(seed)), task._conversation(random.Random(seed))):
+            assert not held & set(texts) and not held & {task.data.questions[number].texts[0] for number in numbers}
+    first = task.found()
     assert 0 < first <= 1
-    run.check()
+    task.check()
+    assert task.place() == {"best": first} and task.figures() == {"found": round(first, 4)}
     kept = load_retriever(tmp_path / file_of("retriever")).name
-    run.best = 2.0  # nothing is better
-    run.train_step()
-    run.check()
-    assert load_retriever(tmp_path / file_of("retriever")).name == kept
-    assert [step for step, _ in run.curve] == [0, 1]
+    task.best = 2.0  # nothing is better
+    task.trained.fusion.data += 1
+    task.check()
+    assert load_retriever(tmp_path / file_of("retriever")).name == kept != task.retriever().name

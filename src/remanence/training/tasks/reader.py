@@ -1,19 +1,26 @@
-"""Questions that read the same slots, packed behind them in one row, so that the slots stand there once.
+"""A reader is trained: an adapter that answers from text slots. A batch are groups of questions.
+
+Those that read the same slots stand behind them in one row, so that the slots stand there once:
 
 prefix    head and chunks, keys and values of the stock model       seen by all questions of the row
 text      question and answer, question and answer, ...             each sees the prefix and itself
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from remanence.errors import InvalidInputError
+from remanence.kernels.grouped import GROUPED
 from remanence.model.hooks import expecting
+from remanence.model.lora import adapter_parameters
 from remanence.model.model import MemoryModel
 from remanence.model.text import TextPrefixCache, text_prefix
+from remanence.training.tasks.task import Batch, Output, Task
 
 
 @dataclass(frozen=True)
@@ -120,3 +127,54 @@ def answer_loss(model: MemoryModel, groups: Sequence[Group]) -> Tensor:
     counts = owners.bincount()[owners].to(logits.dtype)
     losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     return (losses / counts.sqrt()).sum() / (1 / counts.sqrt()).sum()
+
+
+class ReaderTask(Task):
+    """Batches are lists of `Group`."""
+
+    def __init__(self, model: MemoryModel, groups: Callable[[int], list[Group]], base: str) -> None:
+        """
+        Args:
+            groups: of a step, by its number.
+            base: the name of the decoder, which checkpoints leave out.
+        """
+        require_reader(model)
+        super().__init__(model)
+        self.groups, self.base = groups, base
+
+    @property
+    def model(self) -> MemoryModel:
+        model: Any = self.trained
+        return model
+
+    def batch(self, number: int) -> Batch:
+        return {"batch": self.groups(number), "task": "reader"}
+
+    def forward(self, batch: Any, name: str, seed: int) -> tuple[Tensor, Output]:
+        return answer_loss(self.model, batch), Output()
+
+    def save(self, folder: Path, weights: dict[str, Tensor] | None) -> None:
+        self.model.save_pretrained(folder, state_dict=weights, base=self.base)
+
+
+def adapter(model: MemoryModel) -> dict[str, nn.Parameter]:
+    """The parameters of the reading adapter, by name."""
+    return dict(adapter_parameters(model))
+
+
+def require_reader(model: MemoryModel) -> None:
+    """Raise where a model has no reader to train, or its memory is a learned one."""
+    if model.config.writer != "text" or model.adapters is None:
+        raise InvalidInputError("a reader is an adapter of text slots: attach the model with lora=LoraSettings(...)")
+
+
+def prepare(model: MemoryModel) -> None:
+    """Train the reader alone, in float32, by attention whose backward pass is fast on a CPU."""
+    require_reader(model)
+    model.requires_grad_(False)
+    for parameter in adapter(model).values():
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    if model.device.type == "cpu":
+        model.hf.set_attn_implementation(GROUPED)
+    model.train()

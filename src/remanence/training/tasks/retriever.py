@@ -1,35 +1,40 @@
-"""Training the retriever of a text memory on questions and the texts that answer them, against frozen slots.
+"""A retriever is trained for a text memory, on questions and the texts that answer them, against frozen slots.
 
-Slots are encoded once. What is drawn at a step depends on the seed and the step alone, so a run that was cut goes on as
-if it had not been.
+Slots are encoded once. What is drawn at a step depends on the seed and the step alone.
 """
 
 import json
 import math
 import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from remanence.errors import InvalidInputError
 from remanence.model.formats.adapters import file_of
 from remanence.model.model import MemoryModel
 from remanence.model.retriever import TokenRetriever, load_retriever, save_retriever
-from remanence.training.tasks.retriever_data import Features, RetrieverData, Told, lexical_scores, save_whole
+from remanence.training.recipes import training_arguments
+from remanence.training.tasks.retriever_data import Features, RetrieverData, Told, lexical_scores
 from remanence.training.tasks.retriever_heads import Batch, Heads, Segments
+from remanence.training.tasks.task import Batch as Numbered
+from remanence.training.tasks.task import Output, Task
+from remanence.training.trainer import TaskTrainer, stopping_after, write_log
 
 _WARM_UP = 40  # steps
 _COMMON = 150  # tokens of questions that say nothing of what is asked
 _EVERY = 100  # steps between two saves
 _CHECKED = 400  # questions about what was held out
+_FORMAT = 2  # of the state of a run
 
 
 @dataclass(frozen=True)
@@ -73,25 +78,31 @@ def train_retriever(
     Args:
         folder: features, the state of the run, and what comes out.
         minutes: stop after so many, with everything kept to go on later.
+        told: of features and scores that are made.
 
     Raises:
         InvalidInputError: nothing to train on, or the folder belongs to another run.
     """
-    run = _Run(model, data, folder, settings, told)
-    end = None if minutes is None else time.monotonic() + 60 * minutes
-    while run.step < settings.steps and (end is None or time.monotonic() < end):
-        run.train_step()
-        if run.step % _EVERY == 0 or run.step == settings.steps:
-            run.check()
-            run.save()
-            if told is not None:
-                told("steps", run.step, settings.steps)
-    run.save()
-    return load_retriever(folder / file_of("retriever")) if run.step == settings.steps else None
+    task = RetrieverTask(model, data, folder, settings, told)
+    args = training_arguments(
+        folder, steps=settings.steps, save_steps=_EVERY, log_steps=_EVERY, bf16=False, use_cpu=True, max_grad_norm=5.0
+    )
+    trainer = TaskTrainer(
+        task, args=args, optimizers=task.optimizer(), callbacks=[_Checking(task), *stopping_after(minutes)]
+    )
+    done = trainer.run(resume=True)
+    write_log(trainer, folder / "curve.json", steps=trainer.state.global_step)
+    return load_retriever(folder / file_of("retriever")) if done else None
 
 
-class _Run:
-    """One run: features, weights, and how far it is."""
+class RetrieverTask(Task):
+    """Batches are a `Batch` of questions against texts, and a seed.
+
+    Attributes:
+        best: how well the retriever in the folder finds what was held out.
+    """
+
+    trained: Heads
 
     def __init__(
         self, model: MemoryModel, data: RetrieverData, folder: Path, settings: RetrieverSettings, told: Told | None
@@ -99,12 +110,12 @@ class _Run:
         if not data.questions or len(data.texts) != len(data.conversations):
             raise InvalidInputError("a retriever is trained on questions, and on texts with a conversation number each")
         folder.mkdir(parents=True, exist_ok=True)
-        self.data, self.settings, self.folder, self.step = data, settings, folder, 0
         _require_same(folder / "run.json", _identity(model, data, settings))
-        self.questions = Features(
-            model, [q.question for q in data.questions], folder / "questions", settings.layers, told
-        )
-        self.texts = Features(model, data.texts, folder / "texts", settings.layers, told)
+        questions = Features(model, [q.question for q in data.questions], folder / "questions", settings.layers, told)
+        texts = Features(model, data.texts, folder / "texts", settings.layers, told)
+        torch.manual_seed(settings.seed)
+        super().__init__(Heads(texts.rows.shape[1], settings.size, settings.drop))
+        self.data, self.settings, self.folder, self.questions, self.texts = data, settings, folder, questions, texts
         held = data.held_out
         self.lexical, self.near = lexical_scores(data, folder, told)
         self._held, self._checked = sorted(held), list[int]()
@@ -124,45 +135,56 @@ class _Run:
         self._others = [text for text in range(len(data.texts)) if text not in held]
         asked_of = sorted({number for numbers in self._asked_of.values() for number in numbers})
         self._plain = [n for n in asked_of if data.conversations[data.questions[n].texts[0]] < 0]
-        self.best, self.curve = -1.0, list[tuple[int, float]]()
         counts = Counter(token for ids in self.questions.ids for token in ids)
         self._common = {token for token, _ in counts.most_common(_COMMON)}
-        torch.manual_seed(settings.seed)
-        self.heads = Heads(self.texts.rows.shape[1], settings.size, settings.drop)
-        matrices = [p for p in self.heads.parameters() if p.ndim == 2]
-        vectors = [p for p in self.heads.parameters() if p.ndim < 2 and p is not self.heads.fusion]
-        self.optimizer = AdamW(
+        self.best = self._found = -1.0
+
+    def optimizer(self) -> tuple[AdamW, LambdaLR]:
+        """And its schedule: a short warm-up, and a cosine that ends at 2 %."""
+        heads, settings = self.trained, self.settings
+        vectors = [p for p in heads.parameters() if p.ndim < 2 and p is not heads.fusion]
+        optimizer = AdamW(
             [
-                {"params": matrices, "weight_decay": settings.weight_decay, "scale": 1.0},
-                {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-                {"params": [self.heads.fusion], "weight_decay": 0.0, "scale": 5.0},
+                {
+                    "params": [p for p in heads.parameters() if p.ndim == 2],
+                    "weight_decay": settings.weight_decay,
+                },
+                {"params": vectors},
+                {"params": [heads.fusion], "lr": 5 * settings.learning_rate},
             ],
             lr=settings.learning_rate,
             betas=(0.9, 0.98),
+            weight_decay=0.0,
         )
-        self._load()
 
-    def train_step(self) -> None:
-        settings = self.settings
-        rng = random.Random(f"{settings.seed} {self.step}")
-        torch.manual_seed(rng.randrange(2**63))
-        done = self.step / settings.steps
-        rate = min(1.0, (self.step + 1) / _WARM_UP) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate * group["scale"]
-        loss = self.heads.loss(self._batch(rng))
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.heads.parameters(), 5.0)
-        self.optimizer.step()
-        self.step += 1
+        def rate(step: int) -> float:
+            return min(1.0, (step + 1) / _WARM_UP) * (0.51 + 0.49 * math.cos(math.pi * step / settings.steps))
+
+        return optimizer, LambdaLR(optimizer, rate)
+
+    def batch(self, number: int) -> Numbered:
+        rng = random.Random(f"{self.settings.seed} {number}")
+        seed = rng.randrange(2**63)
+        return {"batch": (seed, self._batch(rng, number)), "task": "retriever"}
+
+    def forward(self, batch: tuple[int, Batch], name: str, seed: int) -> tuple[Tensor, Output]:
+        torch.manual_seed(batch[0])  # of dropout
+        return self.trained.loss(batch[1]), Output()
+
+    def figures(self) -> dict[str, Any]:
+        return {"found": round(self._found, 4)}
+
+    def place(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def go_to(self, place: dict[str, Any]) -> None:
+        self.best = place["best"]
 
     def check(self) -> None:
         """Keep the retriever if it finds what was held out better than before."""
-        found = self.found()
-        self.curve.append((self.step, round(found, 4)))
-        if found > self.best or not self._checked:
-            self.best = found
+        self._found = self.found()
+        if self._found > self.best or not self._checked:
+            self.best = self._found
             save_retriever(self.retriever(), self.folder / file_of("retriever"))
 
     @torch.no_grad()
@@ -170,21 +192,21 @@ class _Run:
         """Mean reciprocal rank of the right text among all that were held out; 0 where nothing was."""
         if not self._checked:
             return 0.0
-        self.heads.eval()
+        heads = self.trained.eval()
         ranks: list[Tensor] = []
         held = self.texts.segments(self._held)
-        keys = self.heads.keys(held)
+        keys = heads.keys(held)
         for start in range(0, min(len(self._checked), _CHECKED), 64):
             numbers = self._checked[start : min(start + 64, _CHECKED)]
             batch = self._against(numbers, self._held, held)
-            scores = self.heads.scores(batch, keys)
+            scores = heads.scores(batch, keys)
             best = scores.masked_fill(~batch.right, -torch.inf).amax(1, keepdim=True)
             ranks.append((scores > best).sum(1) + 1)
-        self.heads.train()
+        heads.train()
         return float((1 / torch.cat(ranks)).mean())
 
-    def _batch(self, rng: random.Random) -> Batch:
-        talk = self._talks and (self.step % self.settings.conversations == self.settings.conversations - 1)
+    def _batch(self, rng: random.Random, number: int) -> Batch:
+        talk = self._talks and (number % self.settings.conversations == self.settings.conversations - 1)
         numbers, texts = self._conversation(rng) if talk or not self._plain else self._passages(rng)
         batch = self._against(numbers, texts)
         silent = torch.tensor([rng.random() < self.settings.silent for _ in numbers])
@@ -237,38 +259,30 @@ class _Run:
         return kept if int(kept.sum()) >= 3 else torch.ones_like(kept)
 
     def retriever(self) -> TokenRetriever:
-        return self.heads.retriever(self.settings.layers, self.questions.scale, self.texts.scale)
+        return self.trained.retriever(self.settings.layers, self.questions.scale, self.texts.scale)
 
-    def save(self) -> None:
-        state = {f"heads.{name}": part for name, part in self.heads.state_dict().items()}
-        for number, held in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": torch.as_tensor(part) for name, part in held.items()}
-        state |= {"step": torch.tensor(self.step), "best": torch.tensor(self.best)}
-        save_whole({name: part.clone() for name, part in state.items()}, self.folder / "state.safetensors")
-        (self.folder / "curve.json").write_text(json.dumps(self.curve) + "\n")
 
-    def _load(self) -> None:
-        file = self.folder / "state.safetensors"
-        if not file.is_file():
-            return
-        state = load_file(file)
-        self.step, self.best = int(state.pop("step")), float(state.pop("best"))
-        curve = self.folder / "curve.json"
-        self.curve = [(step, found) for step, found in json.loads(curve.read_text())] if curve.is_file() else []
-        self.heads.load_state_dict({n.removeprefix("heads."): p for n, p in state.items() if n.startswith("heads.")})
-        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, part in state.items():
-            if name.startswith("optimizer."):
-                _, number, kind = name.split(".")
-                moments[int(number)][kind] = part
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(moments)})
+class _Checking(TrainerCallback):
+    """Checks a task now and then, before its state is saved."""
+
+    def __init__(self, task: RetrieverTask) -> None:
+        self._task = task
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % _EVERY == 0 or state.global_step == state.max_steps:
+            self._task.check()
 
 
 def _identity(model: MemoryModel, data: RetrieverData, settings: RetrieverSettings) -> str:
     digest = blake2b(digest_size=16)
     for part in (*data.texts, *map(str, (data.conversations, sorted(data.held_out))), *map(str, data.questions)):
         digest.update(part.encode() + b"\0")
-    made_of = {"model": model.fingerprint(), "data": digest.hexdigest(), "settings": asdict(settings)}
+    made_of = {
+        "format": _FORMAT,
+        "model": model.fingerprint(),
+        "data": digest.hexdigest(),
+        "settings": asdict(settings),
+    }
     return json.dumps(made_of, indent=2)
 
 
@@ -276,4 +290,6 @@ def _require_same(file: Path, identity: str) -> None:
     if not file.is_file():
         file.write_text(identity)
     elif file.read_text() != identity:
-        raise InvalidInputError(f"{file.parent} holds a run on other data, or with other settings; name another folder")
+        raise InvalidInputError(
+            f"{file.parent} holds a run on other data, with other settings or of an earlier version; name another folder"
+        )
