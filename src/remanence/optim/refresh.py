@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn.functional import one_hot
 
 from remanence.optim import moments
 from remanence.optim.projection import Projection
@@ -32,8 +33,10 @@ def due(number: int, group: Group) -> bool:
 
 
 def begin(projection: Projection, number: int, group: Group) -> None:
-    """Before the first step: rows that are drawn evenly, whatever is selected later."""
+    """Before the first step: rows that are drawn evenly, whatever is selected later; directions are those of them."""
     _select(projection, Rule("uniform", group["replacement"]), torch.ones(projection.candidates), number, group)
+    if by_directions(projection, group):
+        projection.follow(one_hot(projection.rows, projection.candidates).float())
 
 
 def prepare(projection: Projection, state: State | None, number: int, group: Group) -> None:
@@ -75,8 +78,7 @@ def renew(
     elif projection.basis is None:
         _carry(held, projection, before)
     else:
-        along = projection.basis @ before.t() if before.is_floating_point() else projection.basis[:, before]
-        moments.turn(held, along, 0 if projection.by_row else 1)
+        moments.turn(held, projection.basis @ before.t(), 0 if projection.by_row else 1)
     note(held, projection)
 
 
@@ -87,7 +89,6 @@ def by_directions(projection: Projection, group: Mapping[str, Any]) -> bool:
 
 def note(state: State, projection: Projection) -> None:
     """Put what is selected into a state, to be saved with it."""
-    state.pop("rows", None), state.pop("basis", None)
     if projection.basis is not None:
         state["basis"] = projection.basis
         return

@@ -42,7 +42,7 @@ def test_the_lines_of_the_readme_train(tmp_path: Path, capsys: pytest.CaptureFix
     arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", save_strategy="no")
     exec(code.partition("```")[0], {"model": model, "arguments": arguments, "data": Counting(), "Trainer": Trainer})
     assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, before)
-    assert "mlp.up_proj.weight [160 x 128]: 128 of 128 columns" in capsys.readouterr().out
+    assert "mlp.up_proj.weight [160 x 128]: 128 of 128 directions" in capsys.readouterr().out
 
 
 def test_accumulating_four_batches_is_one_batch(tmp_path: Path) -> None:
