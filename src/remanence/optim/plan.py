@@ -28,6 +28,8 @@ from transformers.pytorch_utils import Conv1D
 from remanence.optim.groups import grass_param_groups, layers_of
 from remanence.optim.layers import PROXY
 from remanence.optim.projection import Projection
+from remanence.optim.refresh import SPREAD
+from remanence.optim.subspace import EXTRA
 
 Method = Literal["adamw", "galore", "lora", "grass"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -101,7 +103,6 @@ def plan(
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
-    sketch_size: int = 64,
 ) -> Plan:
     """Memory of one step of training a model of this configuration.
 
@@ -116,8 +117,8 @@ def plan(
     """
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
-    if min(rank, tokens, batch, sketch_size) < 1:
-        raise ValueError("rank, tokens, batch and sketch_size are at least 1")
+    if min(rank, tokens, batch) < 1:
+        raise ValueError("rank, tokens and batch are at least 1")
     with FakeTensorMode():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
         shapes = _matrices(model)
@@ -138,11 +139,11 @@ def plan(
             activations = live.now - live.before
             loss.backward()
         gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
-        state = _state(method, model, trained, shapes, rank)
+        state = _state(method, model, trained, shapes, rank) + sum(_basis(one) for one in projections)
         scratch = max(p.numel() for p in trained) * 4 * (2 if method == "grass" else 1)
     passes = live.peak + state - (live.before - weights)
     peak = max(passes, weights + gradients + state + scratch)
-    refresh = _refresh(method, shapes, projections, sketch_size)
+    refresh = _refresh(method, shapes, projections)
     return Plan(weights, gradients, state, activations, peak - weights - gradients - state - activations, refresh)
 
 
@@ -162,6 +163,11 @@ def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes
     return sum(2 * p.nbytes for p in trained)
 
 
+def _basis(projection: Projection) -> int:
+    """Bytes of directions; of experts there are none."""
+    return 4 * projection.rank * projection.candidates if projection.weight.ndim == 2 else 0
+
+
 def _matrices(model: Any) -> list[torch.Size]:
     """Shapes of what low-rank methods work on: linear layers but the head, each expert by itself."""
     found = []
@@ -172,9 +178,10 @@ def _matrices(model: Any) -> list[torch.Size]:
     return found
 
 
-def _refresh(method: Method, shapes: list[torch.Size], projections: Sequence[Projection], sketch: int) -> int:
-    if method == "grass":  # noise, the sketch, and its gradient
-        return sum(4 * sketch * (one.contracted + 2 * one.candidates) for one in projections)
+def _refresh(method: Method, shapes: list[torch.Size], projections: Sequence[Projection]) -> int:
+    if method == "grass":  # probes, the sketch, and its gradient, of the layers whose turn it is
+        each = [4 * (one.rank + EXTRA) * (one.contracted + 2 * one.candidates) for one in projections]
+        return max(sum(each[phase::SPREAD]) for phase in range(SPREAD))
     if method == "galore":  # one layer's gradient in float32, and its singular vectors
         return max(8 * (shape.numel() + min(shape) ** 2) for shape in shapes)
     return 0
