@@ -154,7 +154,7 @@ def main(words: list[str]) -> None:
     module, on, common = parsed(words)
     made = {
         "benchmark": words[0],
-        "options": json.loads(json.dumps(asdict(on), default=str)),
+        "options": json.loads(json.dumps(asdict(on), default=lambda path: path.name)),
         "note": getattr(module, "NOTE", "").format(**asdict(on)),
         **figures_of(module, on, common, words),
         **run_stamp(command(words, on), torch.device(getattr(on, "device", "cpu"))),

@@ -146,6 +146,6 @@ def name_of(method: str) -> str:
     known = {"galore": "GaLore", "apollo": "APOLLO", "lora": "LoRA", "adamw": "AdamW", "grass": "Grass"}
     if kind != "grass":
         return known[kind] + "".join(f", {part.removeprefix('scale')} of the rate for linear layers" for part in more)
-    rule = [f"`{part}`" for part in more[:2]]
-    changed = [part.replace("scale", "scale ").replace("twice", "twice the rank") for part in more[2:]]
-    return ", ".join([known[kind], *rule, *changed])
+    said = {"twice": "twice the rank"}
+    parts = [said.get(part, part.replace("scale", "scale ") if "scale" in part else f"`{part}`") for part in more]
+    return ", ".join([known[kind], *parts])
