@@ -35,8 +35,11 @@ def build(built: list[tuple[int, int]]) -> Any:
             return {"batch": pack(rows, pad=0, contexts=texts), "task": "context"}
         ids, lengths = left_pad(texts, 0)
         order = torch.cat([torch.arange(len(texts))[:, None] + shift for shift in (3, 0)], dim=1) % (len(texts) + 2)
-        asked = torch.tensor([[False, True]]).expand(len(texts), 2) & (order < len(texts))
-        return {"batch": PoolBatch(ids, lengths, order, asked, pack(rows, pad=0), num_bank_chunks=2), "task": "memory"}
+        targets = order[:, 1:] == torch.arange(len(texts))
+        return {
+            "batch": PoolBatch(ids, lengths, order, targets, pack(rows, pad=0), num_bank_chunks=2),
+            "task": "memory",
+        }
 
     return batch
 

@@ -41,8 +41,8 @@ def test_steps_cut_passages_around_what_is_asked() -> None:
         assert isinstance(made, PoolBatch)
         longest.add(max(made.lengths))
         assert made.prompts.examples == 3 and len(made.chunks) == 3
-        assert torch.equal(made.target_mask.sum(1), torch.ones(3, dtype=torch.long))
-        assert torch.equal(made.order[made.target_mask], torch.arange(3))  # each row is about the passage of its number
+        assert torch.equal(made.targets, torch.eye(3).bool())  # each row is about the passage of its number
+        assert all(row in written for row, written in enumerate(made.order.tolist()))
         rows = made.prompts.ids.unflatten(1, (3, -1)), made.prompts.labels.unflatten(1, (3, -1))
         for ids, labels, chunk in zip(*rows, made.chunks, strict=True):
             said = [reading.tokenizer.decode(one[one >= 0]) for one in labels]

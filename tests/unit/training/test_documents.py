@@ -54,7 +54,7 @@ def test_its_chunks_are_the_newest_of_a_full_pool_and_the_last_of_them_is_asked_
     assert order[-own:] == list(range(own))
     assert len(order) == len(set(order)) == 9  # one and a half pools of six writes
     assert sorted(order[:-own]) == list(range(own, own + episodes.num_bank_chunks))
-    assert episodes.target_mask.nonzero().tolist() == [[0, 8]]
+    assert episodes.targets.nonzero().tolist() == [[0, own - 1]]
 
 
 def test_into_an_empty_pool_nothing_else_is_put() -> None:
@@ -73,7 +73,7 @@ def test_what_is_revisited_has_others_behind_it_no_more_than_the_schedule_lets()
 
 
 def _later(episodes: PoolBatch) -> int:
-    return episodes.order.shape[1] - 1 - int(episodes.target_mask[0].nonzero())
+    return episodes.order.shape[1] - 1 - episodes.order[0].tolist().index(int(episodes.targets[0].nonzero()))
 
 
 def test_repeating_predicts_the_chunk_that_was_written_last() -> None:
@@ -87,7 +87,7 @@ def test_repeating_predicts_the_chunk_that_was_written_last() -> None:
 
 def test_rows_have_documents_of_their_own_and_pools_of_one_size() -> None:
     episodes = task(rows=3).batch(2, 0)["batch"]
-    starts = [int(episodes.order[row][episodes.target_mask[row]]) for row in range(3)]
+    starts = [int(episodes.targets[row].nonzero()) for row in range(3)]
     assert len(set(starts)) == 3 and starts[-1] == len(episodes.lengths) - 1
     texts = [tiny.tokenizer().decode(episodes.chunks[chunk]) for chunk in starts]
     assert ["6" in texts[0], "7" in texts[1], "8" in texts[2]] == [True] * 3
@@ -97,7 +97,7 @@ def test_beyond_the_pool_what_lies_too_far_back_is_in_no_pool() -> None:
     asked = task(lessons(revisit=1.0, distance=1000, contexts=((0, 10_000),)), longterm=True)
     batches = [asked.batch(number, 0)["batch"] for number in range(20)]
     assert all(isinstance(batch, LongTermBatch) and batch.order.shape == (1, 9) for batch in batches)
-    outside = [not bool((batch.order == batch.target[:, None]).any()) for batch in batches]
+    outside = [not bool((batch.order == batch.targets.nonzero()[0, 1]).any()) for batch in batches]
     assert sum(outside) >= 18
     spared = batches[0].ignore_mask[0].tolist()
     assert spared == [True] * (len(spared) - 1) + [False]
@@ -107,7 +107,7 @@ def test_beyond_the_pool_what_lies_too_far_back_is_in_no_pool() -> None:
 def test_the_same_number_gives_the_same_batch() -> None:
     whole, again = task(), task()
     whole.batch(3, 0)
-    for field in ("chunks", "order", "target_mask"):
+    for field in ("chunks", "order", "targets"):
         assert torch.equal(getattr(whole.batch(4, 0)["batch"], field), getattr(again.batch(4, 0)["batch"], field))
 
 

@@ -36,14 +36,15 @@ def test_a_related_memory_ends_with_what_stands_in_front_of_the_text() -> None:
     assert fronts(episodes) == [list(range(written - FRONT, written))] * len(episodes.order)
     last = episodes.chunks[episodes.order[:, -1], -1]
     assert episodes.prompts.ids[:, 0].equal(last + 1)
-    assert episodes.target_mask[:, -FRONT:].all() and not episodes.target_mask[:, :-FRONT].any()
+    newest = [sorted(row[-FRONT:]) for row in episodes.order.tolist()]
+    assert [row.nonzero().flatten().tolist() for row in episodes.targets] == newest
     assert episodes.prompts.labels.equal(episodes.prompts.ids + 1)
 
 
 def test_an_unrelated_memory_holds_nothing_of_the_text() -> None:
     episodes = task().behind_memory(random.Random(1), related=False)
     assert not any(fronts(episodes))
-    assert not episodes.target_mask.any()
+    assert not episodes.targets.any()
 
 
 @pytest.mark.parametrize("related", [True, False])

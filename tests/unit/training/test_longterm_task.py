@@ -55,7 +55,9 @@ def batch_of(step: int = 0) -> LongTermBatch:
     ids, lengths = left_pad(texts, 0)
     counted = question_mask(prompts, [[2]] * ROWS)
     spared = torch.zeros(ROWS, CHUNKS, dtype=torch.bool)
-    return LongTermBatch(ids, lengths, BANK, torch.tensor(order), torch.tensor(asked), spared, prompts, counted)
+    targets = torch.tensor(asked)[:, None] == torch.arange(CHUNKS)
+    parts = ids, lengths, torch.tensor(order), targets, prompts, BANK
+    return LongTermBatch(*parts, ignore_mask=spared, query_mask=counted)
 
 
 def chunks_of(model: MemoryModel, batch: LongTermBatch, banked: int = BANK) -> tuple[Tensor, SlotBank]:  # [M, L, K, d]
@@ -96,7 +98,7 @@ def test_slots_asked_about_are_those_of_the_chunk() -> None:
     model, batch = model_of(), batch_of()
     made, _ = chunks_of(model, batch)
     cache, _ = read(model, batch=batch)
-    for row, chunk in enumerate(batch.target.tolist()):
+    for row, chunk in enumerate(batch.targets.int().argmax(1).tolist()):
         assert torch.equal(cache.slots[cache.target_mask[row]], made[chunk].transpose(0, 1))
 
 
@@ -124,7 +126,7 @@ def test_what_is_asked_about_may_be_old_or_new() -> None:
 
 def test_a_steps_own_chunks_keep_their_order_in_time() -> None:
     model = model_of()
-    batch = replace(batch_of(), target=torch.arange(CHUNKS), order=torch.full((CHUNKS, 2), CHUNKS))
+    batch = replace(batch_of(), targets=torch.eye(CHUNKS).bool(), order=torch.full((CHUNKS, 2), CHUNKS))
     chunks = chunks_of(model, batch)
     batch = replace(batch, ignore_mask=torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool))
     for seed in range(4):
@@ -189,7 +191,7 @@ def test_where_all_slots_score_alike_the_wrong_ones_are_pushed_alike() -> None:
 @pytest.mark.parametrize("temperature", [None, 0.1])
 def test_another_chunk_about_the_same_is_neither_right_nor_wrong(temperature: float | None) -> None:
     batch = batch_of()
-    batch.target[0] = 1
+    batch.targets[0] = torch.arange(CHUNKS) == 1
     batch.ignore_mask[0, 4] = True
     model = model_of()
     cache, _ = read(model, replace(PLAIN, temperature=temperature), batch)
@@ -289,7 +291,7 @@ def test_retrieval_cache_with_a_prior_reads_the_best_of_the_pool_twice(
 
     monkeypatch.setattr(TrainingRetrievalCache, "_scores", pool_first)
     batch = replace(batch_of(), num_bank_chunks=2)
-    batch = replace(batch, order=torch.cat([batch.target[:, None], batch.order[:, :2]], dim=1))
+    batch = replace(batch, order=torch.cat([batch.targets.int().argmax(1)[:, None], batch.order[:, :2]], dim=1))
     cache, _ = read(model_of(prior=prior), batch=batch)
     for layer, held in enumerate(cache.layers):
         values = held.values[:, :, : cache.prefix].transpose(1, 2).flatten(2)  # [R, P, d]
@@ -358,7 +360,7 @@ def test_a_run_logs_what_is_within_reach_and_goes_on_where_it_was_cut(tmp_path: 
 
 def test_a_batch_that_asks_about_nothing_retrieves_and_teaches_the_retriever_nothing() -> None:
     model = model_of()
-    batch = replace(batch_of(), target=torch.full((ROWS,), -1))
+    batch = replace(batch_of(), targets=torch.zeros(ROWS, CHUNKS).bool())
     cache, hidden = read(model, batch=batch)
     assert cache.wanted == K0
     assert not cache.losses

@@ -33,10 +33,12 @@ def batch_of(kind: type[Any], step: int) -> Any:
     ids, lengths = left_pad(texts, 0)
     own = torch.arange(CHUNKS)
     if kind is PoolBatch:
-        return PoolBatch(ids, lengths, own[:, None], torch.ones(CHUNKS, 1).bool(), prompts)
+        return PoolBatch(ids, lengths, own[:, None], torch.eye(CHUNKS).bool(), prompts)
     others = torch.stack([(own + 1) % CHUNKS, (own + 2) % CHUNKS], dim=1)
     spared = torch.zeros(CHUNKS, CHUNKS, dtype=torch.bool)
-    return LongTermBatch(ids, lengths, 2, others, own, spared, prompts, question_mask(prompts, [[2]] * CHUNKS))
+    asking = question_mask(prompts, [[2]] * CHUNKS)
+    targets = torch.eye(CHUNKS).bool()
+    return LongTermBatch(ids, lengths, others, targets, prompts, 2, ignore_mask=spared, query_mask=asking)
 
 
 def loss_of(run: MemoryTrainer, kind: type[Any], step: int = 0) -> Tensor:

@@ -23,12 +23,12 @@ from tests.support.training import tiny_model
 K, SLOTS = 4, 12
 
 
-def episodes_of(model: MemoryModel, order: list[list[int]], asked: list[list[bool]], chunks: int) -> PoolBatch:
+def episodes_of(model: MemoryModel, order: list[list[int]], targets: list[list[bool]], chunks: int) -> PoolBatch:
     rng = random.Random(0)
     texts = [[rng.randrange(64) for _ in range(8)] for _ in range(chunks)]
     ids, lengths = left_pad(texts, 0)
     prompts = pack([[Example([1, 2, 3], [4])] for _ in order], pad=0)
-    return PoolBatch(ids, lengths, torch.tensor(order), torch.tensor(asked), prompts)
+    return PoolBatch(ids, lengths, torch.tensor(order), torch.tensor(targets), prompts)
 
 
 def gradient_reaches(made: Tensor, pools: Tensor) -> list[bool]:  # per chunk
@@ -60,7 +60,7 @@ def test_survivors_stay_in_order_and_none_appears_twice() -> None:
 
 def test_two_chunks_let_gradient_through_the_write() -> None:
     model = tiny_model(slots=SLOTS, slots_per_write=K)
-    episodes = episodes_of(model, [[0]], [[True]], chunks=2)
+    episodes = episodes_of(model, [[0]], [[True, False]], chunks=2)
     made = write_chunks(model, episodes.chunks, episodes.lengths, None)
     pools = pools_of(model, made, episodes, "last", torch.Generator())
     loss, _ = label_loss(model, read_prompts(model, pools, episodes.prompts), episodes.prompts.labels)
@@ -108,7 +108,7 @@ def test_training_writes_what_inference_writes() -> None:
     assert memory.newest is not None
     texts = [[5, 6, 7, 8, 9, 10], [11, 12], [1, 2, 3, 4, 5, 6, 7, 8]]
     ids, lengths = left_pad(texts, 0, K)
-    episodes = PoolBatch(ids, lengths, torch.zeros(1, 1), torch.ones(1, 1), pack([[Example([1], [2])]], pad=0))
+    episodes = PoolBatch(ids, lengths, torch.zeros(1, 1), torch.ones(1, 3), pack([[Example([1], [2])]], pad=0))
     made = write_chunks(model, episodes.chunks, episodes.lengths, memory.newest[None].expand(3, -1, -1, -1))
     for text, slots in zip(texts, made, strict=True):
         torch.testing.assert_close(slots, encode(model, memory, torch.tensor(text)), atol=1e-5, rtol=0)

@@ -55,7 +55,7 @@ def test_every_answer_stands_in_a_chunk_that_is_asked_about(
     episodes = task.through_memory(random.Random(0), Difficulty(chunks_per_row, (2, 3), kind=kind))
     texts = [tokenizer.text(ids) for ids in episodes.chunks.tolist()]
     for row, given in enumerate(answers(tokenizer, episodes.prompts)):
-        asked = [texts[chunk] for chunk in episodes.order[row][episodes.target_mask[row]].tolist()]
+        asked = [texts[chunk] for chunk in episodes.targets[row].nonzero().flatten().tolist()]
         assert all(any(answer in text for text in asked) for answer in given)
 
 
@@ -70,7 +70,8 @@ def test_only_the_newest_writes_of_a_full_pool_are_asked_about(task: RecallTask)
     episodes = task.through_memory(random.Random(2), Difficulty(0, (2, 3)))
     written = episodes.order.shape[1]
     assert written == 8
-    assert not episodes.target_mask[:, : written - 32 // 8 - 1].any()
+    old = episodes.order[:, : written - 32 // 8 - 1]
+    assert episodes.targets.any() and not episodes.targets.gather(1, old).any()
 
 
 @pytest.mark.parametrize("chunks_per_row", [0, 1, 4, 100])
@@ -119,10 +120,10 @@ def test_language_behind_a_full_memory_is_about_none_of_what_it_holds(
 ) -> None:
     difficulty = Difficulty(0, (2, 3))
     episodes = task.language_behind_memory(random.Random(0), difficulty)
-    assert not episodes.target_mask.any()
+    assert not episodes.targets.any()
     assert episodes.order.shape[1] * 8 > 32  # more than the pool holds
     beyond = task.language_beyond_pool(random.Random(0), difficulty, num_bank_chunks=4)
-    assert (beyond.target == -1).all()
+    assert not beyond.targets.any()
     for prompts in (episodes.prompts, beyond.prompts):
         texts = [tokenizer.text(row.tolist()) for row in prompts.ids]
         assert any("prose1" in text for text in texts)
@@ -160,7 +161,7 @@ def test_of_two_chunks_that_answer_a_question_beyond_the_pool_the_later_is_asked
         texts = [tokenizer.text(ids) for ids in batch.chunks.tolist()]
         about = names_in(texts)
         given = [row[0] for row in answers(tokenizer, batch.prompts)]
-        for row, target in enumerate(batch.target.tolist()):
+        for row, target in enumerate(batch.targets.int().argmax(1).tolist()):
             assert given[row] in texts[target]
             others = {c for c, name in enumerate(about) if name == about[target] and c != target}
             assert set(batch.ignore_mask[row].nonzero().flatten().tolist()) == others
@@ -179,7 +180,7 @@ def test_a_chunk_that_was_true_once_never_stands_in_the_pool(crowded: RecallTask
             random.Random(seed), Difficulty(0, (8, 8)), num_bank_chunks=16, shared=6, allow_same_name=True
         )
         about = names_in([tokenizer.text(ids) for ids in batch.chunks.tolist()])
-        for row, target in enumerate(batch.target.tolist()):
+        for row, target in enumerate(batch.targets.int().argmax(1).tolist()):
             same = {c for c, name in enumerate(about) if name == about[target]}
             assert target == max(same)
             assert not (same - {target}) & set(batch.order[row].tolist())

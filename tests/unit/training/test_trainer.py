@@ -28,7 +28,7 @@ def recitation(step: int, level: int) -> Batch:
         return {"batch": pack(rows, pad=0, contexts=texts), "task": "context"}
     ids, lengths = left_pad(texts, 0)
     order = torch.arange(8)[:, None]
-    episodes = PoolBatch(ids, lengths, order, torch.ones_like(order).bool(), pack(rows, pad=0))
+    episodes = PoolBatch(ids, lengths, order, torch.eye(8).bool(), pack(rows, pad=0))
     return {"batch": episodes, "task": "memory"}
 
 

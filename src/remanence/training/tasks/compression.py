@@ -73,10 +73,9 @@ class CompressionTask:
             hint = min(_HINT, len(part) - 1)  # which of the passages, and from where
             recited = Example([*self._cue(RECITE), *part[:hint]], part[hint:])
             rows.append([*([] if recite else self._asked(rng, questions)), recited])
-        places = torch.tensor(order)
-        asked = places == torch.arange(len(drawn))[:, None]
+        own_passage = torch.eye(len(drawn), dtype=torch.bool)
         return {
-            "batch": PoolBatch(ids, lengths, places, asked, pack(rows, self._pad)),
+            "batch": PoolBatch(ids, lengths, torch.tensor(order), own_passage, pack(rows, self._pad)),
             "task": "recite" if recite else "memory",
         }
 

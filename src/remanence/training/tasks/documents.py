@@ -111,16 +111,14 @@ class DocumentTask:
             others = [total + place for place in rng.sample(range(near), near)]
             line = [*others[later:], *range(start, start + mine), *others[:later]]
             order.append(line[-count:])
-        asked = torch.tensor([start + mine - 1 for start, mine in zip(starts, own, strict=True)])
-        places = torch.tensor(order)
-        if not self.longterm:
-            episodes = PoolBatch(ids, lengths, places, places == asked[:, None], prompts, near)
-            return {"batch": episodes, "task": kind}
-        spared = torch.zeros(len(own), total, dtype=torch.bool)
+        targets, earlier = torch.zeros(2, len(own), total, dtype=torch.bool)
         for row, (start, mine) in enumerate(zip(starts, own, strict=True)):
-            spared[row, start : start + mine - 1] = True
-        counted = prompts.labels != -100
-        beyond = LongTermBatch(ids, lengths, near, places, asked, spared, prompts, counted)
+            targets[row, start + mine - 1] = True
+            earlier[row, start : start + mine - 1] = True
+        parts = ids, lengths, torch.tensor(order), targets, prompts, near
+        if not self.longterm:
+            return {"batch": PoolBatch(*parts), "task": kind}
+        beyond = LongTermBatch(*parts, ignore_mask=earlier, query_mask=prompts.labels != -100)
         return {"batch": beyond, "task": f"{kind}_longterm"}
 
     def _example(self, text: Sequence[list[int]], kind: str) -> Example:

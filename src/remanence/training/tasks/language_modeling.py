@@ -45,11 +45,10 @@ class TextTask:
             own = range(row * FRONT, (row + 1) * FRONT)
             others = rng.sample([chunk for chunk in range(len(chunks)) if chunk not in own], written)
             order.append([*others[FRONT:], *own] if related else others)
-        asked = torch.zeros(rows, written, dtype=torch.bool)
-        asked[:, -FRONT:] = related
+        targets = related * torch.eye(rows).repeat_interleave(FRONT, dim=1).bool()
         ids, lengths = left_pad(chunks, self.pad)
         prompts = continued([text[front:] for text in texts], self.pad)
-        return PoolBatch(ids, lengths, torch.tensor(order), asked, prompts)
+        return PoolBatch(ids, lengths, torch.tensor(order), targets, prompts)
 
     def _rows(self, length: int) -> int:
         return max(2, self.tokens // length)

@@ -16,34 +16,24 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from remanence.memory.scoring import CrossLayerPrior, mean_sigmoid
 from remanence.model.model import MemoryModel
-from remanence.training.tasks.pool_task import TrainingCache, surviving_slots
+from remanence.training.tasks.pool_task import PoolBatch, TrainingCache, surviving_slots
 from remanence.training.tasks.prompts import Prompts
 
 _EPS = 1e-5  # inside logarithms, as in the published code
 _SATURATED = 6.0  # |q·k| past which a sigmoid has hardly a gradient, and many slots score exactly alike
 
 
-@dataclass(frozen=True)
-class LongTermBatch:
-    """One step: M chunks to write, and R rows that ask about one chunk each.
+@dataclass(frozen=True, kw_only=True)
+class LongTermBatch(PoolBatch):
+    """Rows ask about one chunk each, or all about none; they retrieve what their pools do not hold.
 
     Attributes:
-        chunks: `[M, n]`, left-padded; lengths: tokens of each.
-        num_bank_chunks: chunks of the bank that pools are filled with too.
-        order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them those of the bank.
-        target: `[R]`, the chunk that a row asks about; -1 in all rows: they ask about none.
         ignore_mask: `[R, M]` bool, others about the same, left out of the retriever's loss: no key says which of two
             facts is the newer.
         query_mask: `[R, T]` bool, the tokens that ask.
     """
 
-    chunks: Tensor
-    lengths: list[int]
-    num_bank_chunks: int
-    order: Tensor
-    target: Tensor
     ignore_mask: Tensor
-    prompts: Prompts
     query_mask: Tensor
 
 
@@ -280,11 +270,8 @@ def build_retrieval_cache(
     slots = chunks.transpose(1, 2).reshape(count * k, layers, size)
     place = torch.randperm(count, generator=generator)  # of each chunk in time
     place[: len(made)] = place[: len(made)].sort().values
-    pool = surviving_slots(batch.order.cpu() % count, layers, model.slots, k, generator)
-    marked = torch.zeros(2, len(batch.target), count, dtype=torch.bool)  # asked about, spared
-    if bool((batch.target >= 0).all()):
-        marked[0].scatter_(1, batch.target.cpu()[:, None], True)
-    marked[1, :, : len(made)] = batch.ignore_mask.cpu()
+    pool = surviving_slots(batch.order % count, layers, model.slots, k, generator)
+    marked = nn.functional.pad(torch.stack([batch.targets, batch.ignore_mask]), (0, count - len(made)))
     asked, spared = marked.repeat_interleave(k, dim=2).to(made.device)
 
     def others(layer: int, queries: Tensor) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,7 @@ class MemoryTask(Task):
     def _through_memory(
         self, batch: PoolBatch, name: str, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float], Tensor]:
-        made = slots = self._written(batch, batch.order[batch.target_mask], generator)
+        made = slots = self._written(batch, generator)
         if batch.num_bank_chunks and len(self.carried):
             near = self.carried.draw(batch.num_bank_chunks, generator)
             slots = torch.cat([made, self.carried.chunks(near).to(made.dtype)])
@@ -164,7 +164,7 @@ class MemoryTask(Task):
     def _beyond_pool(
         self, batch: LongTermBatch, name: str, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float], Tensor]:
-        made = self._written(batch, batch.target[batch.target >= 0], generator)
+        made = self._written(batch, generator)
         cache = build_retrieval_cache(self.model, made, self.carried, batch, self.retriever_loss, generator)
         loss, metrics = self._answers(recall_prompts(self.model, cache, batch.prompts), batch.prompts, name)
         for layer, (retriever, share) in enumerate(zip(cache.losses, cache.share, strict=True)):
@@ -172,9 +172,9 @@ class MemoryTask(Task):
             loss = loss + self.retriever_loss.weight * retriever
         return loss, metrics, made
 
-    def _written(self, batch: PoolBatch | LongTermBatch, asked: Tensor, generator: torch.Generator) -> Tensor:
+    def _written(self, batch: PoolBatch, generator: torch.Generator) -> Tensor:
         previous = self._previous(len(batch.chunks), generator)
-        through: Sequence[int] = range(len(batch.chunks)) if self.through == "all" else asked.unique().tolist()
+        through = None if self.through == "all" else batch.targets.any(0).nonzero()[:, 0].tolist()
         return write_chunks(self.model, batch.chunks, batch.lengths, previous, through)
 
     def _previous(self, count: int, generator: torch.Generator) -> Tensor:  # [M, L, K, d]
@@ -215,6 +215,6 @@ def _on(batch: Any, device: torch.device) -> Any:
         value = getattr(batch, field.name)
         if isinstance(value, Prompts):
             moved[field.name] = _on(value, device)
-        elif isinstance(value, Tensor) and field.name not in ("order", "target_mask", "target", "ignore_mask"):
+        elif isinstance(value, Tensor) and field.name not in ("order", "targets", "ignore_mask"):
             moved[field.name] = value.to(device)
     return replace(batch, **moved)

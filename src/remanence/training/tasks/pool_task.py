@@ -35,15 +35,15 @@ class PoolBatch:
 
     Attributes:
         chunks: `[M, n]`, left-padded; lengths: tokens of each.
-        order: `[R, C]`, the chunks that each row has written, oldest first.
-        target_mask: `[R, C]` bool, the chunks that its questions are about.
-        num_bank_chunks: chunks of earlier steps that pools are filled with too; `order` numbers them from M.
+        order: `[R, C]`, what each row has written into its pool, oldest first: chunks, or past them those of the bank.
+        targets: `[R, M]` bool, the chunks that a row's questions are about.
+        num_bank_chunks: chunks of earlier steps that pools are filled with too.
     """
 
     chunks: Tensor
     lengths: list[int]
     order: Tensor
-    target_mask: Tensor
+    targets: Tensor
     prompts: Prompts
     num_bank_chunks: int = 0
 
@@ -128,8 +128,8 @@ def pools_of(
     picked = [by_layer[layer].index_select(0, index[:, layer].reshape(-1)) for layer in range(layers)]
     pools = torch.stack(picked).view(layers, len(index), -1, size).transpose(0, 1)
     if through == "last":
-        asked = torch.zeros(len(index), count).scatter_add_(1, order, batch.target_mask.float()) > 0
-        kept = asked.to(index.device)[:, None].expand(-1, layers, -1).gather(2, index // k)
+        targets = F.pad(batch.targets, (0, count - batch.targets.shape[1])).to(index.device)
+        kept = targets[:, None].expand(-1, layers, -1).gather(2, index // k)
         pools = torch.where(kept[..., None], pools, pools.detach())
     return pools
 

@@ -144,18 +144,16 @@ class RecallTask:
         written = count if steady else min(count, difficulty.chunks_per_row)
         each = max(4, int(self.questions * scale) // rows)
         order = np.stack([self._order(rng, count, telling, written) for _ in range(rows)])
-        asked = np.zeros_like(order, dtype=bool)
+        targets = torch.zeros(rows, count, dtype=torch.bool)
         pairs: list[tuple[str, str]] = []
         for row in range(rows):
             first = max(0, written - self.capacity - 1)
             candidates = [place for place in range(first, written) if order[row, place] < telling]
             for _ in range(each):
-                place = rng.choice(candidates)
-                asked[row, place] = True
-                pairs.append(made[order[row, place]].ask(rng))
-        return PoolBatch(
-            ids, lengths, torch.from_numpy(order), torch.from_numpy(asked), pack(self._rows(pairs, each), self.pad)
-        )
+                chunk = order[row, rng.choice(candidates)]
+                targets[row, chunk] = True
+                pairs.append(made[chunk].ask(rng))
+        return PoolBatch(ids, lengths, torch.from_numpy(order), targets, pack(self._rows(pairs, each), self.pad))
 
     def beyond_pool(
         self,
@@ -202,19 +200,19 @@ class RecallTask:
             order.append(others)
             pairs.append(made[target].asks[key](rng))
         about = [chunk.about for chunk in made] + [""] * (self.chunks - len(made))
-        spared = [[c != target and name == about[target] for c, name in enumerate(about)] for target in asked]
+        same = torch.tensor([[name == about[target] for name in about] for target in asked])
+        targets = torch.tensor(asked)[:, None] == torch.arange(self.chunks)
         examples = self._rows(pairs, 1)
         prompts = pack(examples, self.pad)
-        counted = question_mask(prompts, [[len(example.cue) for example in row] for row in examples])
         return LongTermBatch(
             ids,
             lengths,
-            num_bank_chunks,
             torch.tensor(order),
-            torch.tensor(asked),
-            torch.tensor(spared),
+            targets,
             prompts,
-            counted,
+            num_bank_chunks,
+            ignore_mask=same & ~targets,
+            query_mask=question_mask(prompts, [[len(example.cue) for example in row] for row in examples]),
         )
 
     def in_context(self, rng: random.Random, difficulty: Difficulty, scale: float = 1.0) -> Prompts:
@@ -242,30 +240,22 @@ class RecallTask:
 
     def language_behind_memory(self, rng: random.Random, difficulty: Difficulty) -> PoolBatch:
         """Texts that have nothing to do with what a full pool holds: what is of no use must do no harm."""
-        ids, lengths, _ = self._biographies(rng, difficulty)
-        written = min(self.chunks, self.past_full)
-        order = torch.tensor([rng.sample(range(self.chunks), written) for _ in range(LANGUAGE_ROWS)])
-        return PoolBatch(ids, lengths, order, torch.zeros_like(order, dtype=torch.bool), self._long_texts(rng))
+        return PoolBatch(*self._unrelated(rng, difficulty, min(self.chunks, self.past_full), 0))
 
     def language_beyond_pool(
         self, rng: random.Random, difficulty: Difficulty, *, num_bank_chunks: int
     ) -> LongTermBatch:
         """The same where slots are retrieved too. The retriever learns nothing of it: none of them is the right one."""
-        ids, lengths, _ = self._biographies(rng, difficulty)
-        order = torch.tensor(
-            [rng.sample(range(self.chunks + num_bank_chunks), self.past_full) for _ in range(LANGUAGE_ROWS)]
-        )
-        prompts = self._long_texts(rng)
-        return LongTermBatch(
-            ids,
-            lengths,
-            num_bank_chunks,
-            order,
-            target=torch.full((LANGUAGE_ROWS,), -1),
-            ignore_mask=torch.zeros(LANGUAGE_ROWS, self.chunks, dtype=torch.bool),
-            prompts=prompts,
-            query_mask=prompts.labels != -100,
-        )
+        parts = self._unrelated(rng, difficulty, self.past_full, num_bank_chunks)
+        *_, targets, prompts, _ = parts
+        return LongTermBatch(*parts, ignore_mask=torch.zeros_like(targets), query_mask=prompts.labels != -100)
+
+    def _unrelated(self, rng: random.Random, difficulty: Difficulty, written: int, banked: int) -> Any:
+        """What makes a `PoolBatch` of biographies and other texts."""
+        ids, lengths, _ = self._writes(rng, difficulty, self.chunks, lambda: biography_chunk(rng, difficulty))
+        order = [rng.sample(range(self.chunks + banked), written) for _ in range(LANGUAGE_ROWS)]
+        targets = torch.zeros(LANGUAGE_ROWS, self.chunks, dtype=torch.bool)
+        return ids, lengths, torch.tensor(order), targets, self._long_texts(rng), banked
 
     def _long_texts(self, rng: random.Random) -> Prompts:
         told = self._told(rng, LANGUAGE_ROWS // 4)
@@ -294,9 +284,6 @@ class RecallTask:
     def past_full(self) -> int:
         """Writes after which a pool has evicted for some time."""
         return self.capacity + self.capacity // 2
-
-    def _biographies(self, rng: random.Random, difficulty: Difficulty) -> tuple[Tensor, list[int], list[Chunk]]:
-        return self._writes(rng, difficulty, self.chunks, lambda: biography_chunk(rng, difficulty))
 
     def _writes(
         self, rng: random.Random, difficulty: Difficulty, count: int, make: Callable[[], Chunk]

@@ -143,19 +143,13 @@ class RetrieverTask(Task):
         """And its schedule: a short warm-up, and a cosine that ends at 2 %."""
         heads, settings = self.trained, self.settings
         vectors = [p for p in heads.parameters() if p.ndim < 2 and p is not heads.fusion]
-        optimizer = AdamW(
-            [
-                {
-                    "params": [p for p in heads.parameters() if p.ndim == 2],
-                    "weight_decay": settings.weight_decay,
-                },
-                {"params": vectors},
-                {"params": [heads.fusion], "lr": 5 * settings.learning_rate},
-            ],
-            lr=settings.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=0.0,
-        )
+        matrices = [p for p in heads.parameters() if p.ndim == 2]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors},
+            {"params": [heads.fusion], "lr": 5 * settings.learning_rate},
+        ]
+        optimizer = AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
 
         def rate(step: int) -> float:
             return min(1.0, (step + 1) / _WARM_UP) * (0.51 + 0.49 * math.cos(math.pi * step / settings.steps))
@@ -291,5 +285,6 @@ def _require_same(file: Path, identity: str) -> None:
         file.write_text(identity)
     elif file.read_text() != identity:
         raise InvalidInputError(
-            f"{file.parent} holds a run on other data, with other settings or of an earlier version; name another folder"
+            f"{file.parent} holds a run of an earlier version, on other data or with other settings; name another "
+            "folder"
         )
