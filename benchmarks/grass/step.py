@@ -3,9 +3,9 @@
     pip install galore-torch bitsandbytes
 
 Four blocks of a random Llama, d 1024, intermediate size 2752, 4 x 256 tokens, float32, rank 128, two threads. A step
-is forward, backward, optimizer and zero_grad. What a refresh costs more than another step is measured apart, and spread
-over 200 steps. Grass and "AdamW, linear layers by oneDNN" multiply by oneDNN, the others by what torch takes for
-float32 on a CPU.
+is forward, backward, optimizer and zero_grad. What a refresh of all layers costs more than another step is measured
+apart, and spread over the steps between two. Grass and "AdamW, linear layers by oneDNN" multiply by oneDNN, the others
+by what torch takes for float32 on a CPU.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from functools import partial
 import torch
 from transformers import LlamaConfig, LlamaModel
 
-from grass.methods import METHODS, Maker, Projecting, adamw_onednn, gradient_bytes, state_bytes
+from grass.methods import METHODS, Maker, Projecting, adamw_onednn, gradient_bytes, grass, state_bytes
+from remanence.optim.refresh import SPREAD
 from tables import Figures
 from timing import Part, Parts, Rows, agree, now, ratio, times
 
@@ -22,19 +23,22 @@ COMPARED: dict[str, Maker] = {
     "adamw": METHODS["adamw"],
     "adamw-onednn": adamw_onednn,
     "grass": METHODS["grass-top-reset"],
+    "grass-subspace": partial(grass, selection="subspace"),
     "galore": METHODS["galore"],
 }
 NAMES = {
     "adamw": "AdamW (torch)",
     "adamw-onednn": "AdamW (torch), linear layers by oneDNN",
-    "grass": "Grass",
+    "grass": "Grass, rows (as published)",
+    "grass-subspace": "Grass, directions",
     "galore": "GaLore (galore-torch)",
 }
+GAPS = {"Grass, directions": 10}  # steps between two refreshes, where they are not those of the settings
 NEVER = 10_000  # steps between two refreshes
 STEP, REFRESHING, COUNTED = "step", "step with a refresh", "a step, refreshes counted"  # columns
 NOTE = (
-    "{layers} Llama blocks, d {size:,}, {batch} x {length} tokens, float32, rank {rank}, a refresh every {gap} steps. "
-    "The cost of a refresh is spread over these."
+    "{layers} Llama blocks, d {size:,}, {batch} x {length} tokens, float32, rank {rank}, a refresh every {gap} steps, "
+    "of directions every 10. The cost of a refresh is spread over these."
 )
 
 
@@ -66,12 +70,13 @@ def finish(on: Settings, rows: Rows) -> None:
         known = times(cells)
         if STEP in known:
             adds = max(0.0, known.get(REFRESHING, 0.0) - known[STEP])
-            counted[name] = round(known[STEP] + adds / on.gap, 3)
+            counted[name] = round(known[STEP] + adds / GAPS.get(name, on.gap), 3)
             cells["refresh adds"] = {"value": round(adds, 2), "unit": "ms"} if adds else None
             cells[COUNTED] = {"value": counted[name], "unit": "ms"}
-    if grass := counted.pop(NAMES["grass"], 0.0):
-        for name, taken in counted.items():
-            rows[name]["Grass takes"] = ratio(grass, taken)
+    ours = {"rows take": NAMES["grass"], "directions take": NAMES["grass-subspace"]}
+    for title, own in ours.items():
+        for name in counted.keys() - ours.values() if own in counted else ():
+            rows[name][title] = ratio(counted[own], counted[name])
 
 
 class Training:
@@ -119,7 +124,8 @@ def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int)
         for name, training in trainings.items():
             training.step()
             losses.append(training.loss)
-            training.step()  # rows are selected in the first
+            for _ in range(SPREAD):  # in which rows and directions are selected
+                training.step()
             rows[name] = {title: {"value": count, "unit": "bytes"} for title, count in training.bytes.items()}
         first = torch.tensor(losses)
         return agree("losses of the same weights and tokens", first, first[:1].expand_as(first))

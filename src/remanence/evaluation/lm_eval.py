@@ -6,6 +6,7 @@ Releases after 0.4.13 find the models of installed packages by themselves. Up to
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +92,18 @@ class RemanenceLM(HFLM):
             logits: Tensor = super()._model_call(inps, **options)
         return logits
 
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to a task's stop strings. Options that are None or empty count as not given."""
+        plain = [replace(one, arguments=(one.args[0], _given(one.args[1]))) for one in requests]
+        return list(super().generate_until(plain, disable_tqdm=disable_tqdm))
+
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        if not options.get("temperature"):  # nothing can be drawn at zero
+            options |= {"do_sample": False, "temperature": 0.0 if self.memory is None else None}
         if self.memory is None:
             with self.reader.stock():
                 out: Tensor = super()._model_generate(context, max_length, stop, **options)
             return out
-        if not options.get("temperature"):
-            options |= {"do_sample": False, "temperature": None}
         stopping = stop_sequences_criteria(self.tokenizer, stop, context.shape[1], len(context))
         new, memories = max_length - context.shape[1], [self.memory] * len(context)
         return self.reader.generate(memories, context, max_new_tokens=new, stopping_criteria=stopping, **options)
@@ -119,6 +125,13 @@ class RemanenceLM(HFLM):
                 if asked is not None:
                     self.cache_hook.add_partial("loglikelihood", asked, found[-1])
         return list(order.get_original(found))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(stops := given.get("until"), list):
+        given["until"] = [stop for stop in stops if stop]
+    return given
 
 
 if __name__ == "__main__":

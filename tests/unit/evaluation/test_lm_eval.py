@@ -108,6 +108,21 @@ def test_without_a_memory_it_is_lm_evals_own_model(ours: Any, text: str) -> None
     assert lm.generate_until(generating) == own.generate_until(generating)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_new_tokens": 9},
+        {"max_gen_toks": 9, "temperature": None},
+        {"max_gen_toks": 9, "temperature": 0.0, "do_sample": True},
+        {"max_gen_toks": 9, "until": ["", "\n"]},
+    ],
+)
+def test_options_that_tasks_give_otherwise_mean_the_same(options: dict[str, Any], ours: Any, text: str) -> None:
+    lm, plain = ours.RemanenceLM(text), {"until": ["\n"], "max_gen_toks": 9}
+    said = [lm.generate_until(requests(("Alice", one))) for one in (plain, {"until": ["\n"], **options})]
+    assert said[0] == said[1]
+
+
 @pytest.mark.parametrize("kind", ["text", "learned"])
 def test_generation_goes_on_behind_the_memory(
     kind: str, ours: Any, memories: dict[str, str], request: pytest.FixtureRequest
