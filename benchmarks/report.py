@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from published.run import table as beside_published
 from remanence.evaluation import plots
 from remanence.evaluation.harness import Report
 from tables import Figures, made_by, markdown
@@ -82,6 +83,8 @@ def kind_of(figures: Figures) -> str:
 
 
 def table_of(figures: Figures) -> str | None:
+    if "sides" in figures:
+        return beside_published(figures)
     return markdown(figures) if "rows" in figures else None
 
 
