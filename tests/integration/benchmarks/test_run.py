@@ -221,7 +221,7 @@ def test_steps_of_training_are_measured_in_processes_of_their_own(
     shape = ("--layers", "1", "--size", "32", "--intermediate", "48", "--batch", "2", "--length", "8", "--rank", "4")
     made = figures(capsys, tmp_path, "grass_step", *shape, "--methods", "adamw", "grass", "--repeats", "2")
     adamw, grass = cells(made).values()
-    assert adamw["Grass takes"]["value"] > 0 and adamw["refresh adds"] is None and "Grass takes" not in grass
+    assert adamw["rows take"]["value"] > 0 and adamw["refresh adds"] is None and "rows take" not in grass
     assert grass["gradients"]["value"] < adamw["gradients"]["value"]
     assert grass["step with a refresh"]["samples"] == 3
 
