@@ -46,9 +46,9 @@ def evaluation(
 
     A memory is told the document in one write; bm25 and fits give paragraphs of it, long ones cut behind sentences.
     """
-    corpora, numbers = [], dict[str, int]()
+    corpora, numbers, longest = [], dict[str, int](), parse_lengths(lengths)[-1]
     for document in read_documents(data, model.tokenizer, parse_lengths(lengths), count, seed):
-        kind = "longer" if document.length is None else f"{document.length:,} tokens"
+        kind = f"> {longest:,} tokens" if document.length is None else f"{document.length:,} tokens"
         number = numbers[kind] = numbers.get(kind, -1) + 1
         asked = Asked("0", document.question.text, kind, document.question.truths)
         parts = tuple(Part(part) for paragraph in paragraphs_of(document.text) for part in pieces(paragraph))

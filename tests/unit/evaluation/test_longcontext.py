@@ -57,12 +57,12 @@ def test_each_column_is_scored_at_each_length(tmp_path: Path, monkeypatch: pytes
     short = (pytest.approx((1 + 2 / 3) / 2, abs=1e-4), 0.5)
     assert found == {
         **{("40 tokens", column): short for column in ("pool", "fits", "bm25_4")},
-        **{("longer", column): (1, 1) for column in ("pool", "bm25_4")},
+        **{("> 40 tokens", column): (1, 1) for column in ("pool", "bm25_4")},
         ("40 tokens", "nothing"): (0, 0),
-        **{("longer", column): (0, 0) for column in ("nothing", "fits")},  # its beginning is too long ago
+        **{("> 40 tokens", column): (0, 0) for column in ("nothing", "fits")},  # its beginning is too long ago
         **{key: value for key, value in found.items() if key[0] == "answerable"},
     }
-    assert rows["40 tokens", "pool"]["samples"] == 2 and rows["longer", "pool"]["samples"] == 1
+    assert rows["40 tokens", "pool"]["samples"] == 2 and rows["> 40 tokens", "pool"]["samples"] == 1
     assert sorted(told.values()) == sorted(record["context"] for record in RECORDS)
 
 
