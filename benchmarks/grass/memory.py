@@ -8,6 +8,7 @@ import ctypes
 import gc
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +17,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from grass.step import NAMES
+from remanence import MemoryModel
+from remanence.config import LoraSettings
+from remanence.model.lora import adapter_parameters
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import Method, configuration, plan
+from remanence.training.plan import Writes, WritingStep, plan_memory
 from timing import Part, Parts
 
 RANK = 128
-NOTE = f"The peak of a process over one step, once measured; rank {RANK}, float32."
+WRITES = Writes(chunks=8, chunk=256, slots=1024, slots_per_write=64)
+NAMES = {"adamw": "AdamW", "grass": "Grass", "lora": "twin LoRA"}
+NOTE = (
+    f"The peak of a process over one step, once measured; rank {RANK}, float32. Memory training: {WRITES.chunks} "
+    f"writes of {WRITES.chunk} tokens, pools of {WRITES.slots:,} slots."
+)
 
 
 class Case(NamedTuple):
@@ -34,11 +43,12 @@ class Case(NamedTuple):
     tokens: int
     batch: int
     checkpointing: bool = False
+    memory: bool = False
 
     @property
     def name(self) -> str:
         shape = f"{self.batch} x {self.tokens} tokens{', checkpointing' if self.checkpointing else ''}"
-        return f"{self.model}, {NAMES[self.method]}, {shape}"
+        return f"{self.model}, {NAMES[self.method]}, {'memory, ' if self.memory else ''}{shape}"
 
 
 CASES = (
@@ -48,6 +58,10 @@ CASES = (
     Case("llama-350m", "grass", 256, 1),
     Case("llama-350m", "grass", 256, 4),
     Case("llama-350m", "grass", 256, 4, checkpointing=True),
+    Case("llama-60m", "adamw", 128, 4, memory=True),
+    Case("llama-60m", "grass", 128, 4, memory=True),
+    Case("llama-60m", "lora", 128, 4, memory=True),
+    Case("llama-60m", "lora", 128, 4, checkpointing=True, memory=True),
 )
 
 
@@ -65,7 +79,9 @@ def compared(case: Case, threads: int) -> Part:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
         peak = own.submit(taken, case, threads).result()
     shape = case._asdict() | {"rank": RANK, "dtype": torch.float32}
-    planned = plan(configuration(shape.pop("model")), shape.pop("method"), **shape).total
+    config, method = configuration(shape.pop("model")), shape.pop("method")
+    make = partial(plan_memory, writes=WRITES) if shape.pop("memory") else plan
+    planned = make(config, method, **shape).total
     cells: dict[str, Any] = {"predicted": planned, "measured": peak}
     cells = {title: {"value": count, "unit": "bytes"} for title, count in cells.items()}
     return Part(rows={case.name: {**cells, "predicted / measured": {"value": planned / peak, "unit": "share"}}})
@@ -82,21 +98,41 @@ def taken(case: Case, threads: int) -> int:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = resident("VmRSS")
-    model: Any = AutoModelForCausalLM.from_config(configuration(case.model), dtype=torch.float32)
-    if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    model, loss_of = prepared(case)
+    optimizer: torch.optim.Optimizer
     if case.method == "grass":
         optimizer = GrassAdamW(grass_param_groups(model, rank=RANK), lr=1e-4)
-    ids = torch.zeros(case.batch, case.tokens, dtype=torch.long)
+    else:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     for step in range(4):
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        loss_of().backward()
         optimizer.step()
         optimizer.zero_grad()
         if step == 0:
             Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     return resident("VmHWM") - before
+
+
+def prepared(case: Case) -> tuple[Any, Callable[[], Tensor]]:
+    """A model that trains what the method trains, and its forward pass."""
+    model: Any = AutoModelForCausalLM.from_config(configuration(case.model), dtype=torch.float32)
+    ids = torch.zeros(case.batch, case.tokens, dtype=torch.long)
+    loss_of: Callable[[], Tensor] = partial(text_loss, model, ids)
+    if case.memory:
+        lora = LoraSettings(r=RANK) if case.method == "lora" else None
+        model = MemoryModel.attach(model, None, WRITES.config(lora))
+        if lora is not None:
+            added = {id(parameter) for _, parameter in adapter_parameters(model)}
+            for parameter in model.hf.parameters():
+                parameter.requires_grad_(id(parameter) in added)
+        loss_of = WritingStep(model, WRITES, case.tokens, case.batch).loss
+    if case.checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    return model, loss_of
+
+
+def text_loss(model: Any, ids: Tensor) -> Any:
+    return model(input_ids=ids, labels=ids, use_cache=False).loss
 
 
 def resident(kind: str) -> int:

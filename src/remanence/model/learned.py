@@ -93,6 +93,7 @@ def encode(
     queries = torch.arange(tokens, device=device) >= tokens - count  # [B, T]
     in_text = torch.zeros(rows, tokens, dtype=torch.bool, device=device)  # slots that stand among the queries
     stand_in = None
+    whole = newest is None or (all(written) and min(lengths) >= k)  # every row has the same slots in front
     layers: list[CacheLayerMixin]
     if newest is None:
         front = torch.zeros(rows, 0, dtype=torch.bool, device=device)
@@ -101,7 +102,7 @@ def encode(
         short = (count < k) & torch.tensor(written, device=device)[:, None]  # [B, 1]
         slots = newest if bos is None else torch.cat([bos[None].expand(rows, -1, -1, -1), newest], dim=2)
         front = torch.ones(rows, slots.shape[2], dtype=torch.bool, device=device)
-        if bool(short.any()):
+        if any(w and n < k for w, n in zip(written, lengths, strict=True)):
             front[:, -k:] = (torch.arange(k, device=device) < count) | ~short
             in_text = short & (torch.arange(tokens, device=device) >= tokens - k) & ~queries
             padded = torch.cat([newest.new_zeros(rows, newest.shape[1], tokens - k, newest.shape[3]), newest], dim=2)
@@ -109,9 +110,9 @@ def encode(
             queries = queries | in_text
         if unwritten is not None:
             front = front & ~unwritten[:, None]
-        layers = hidden_prefix(backbone, slots, None if bool(front.all()) else front)
+        layers = hidden_prefix(backbone, slots, None if whole else front)
     kept = torch.cat([front, queries], dim=1)
-    positions = None if bool(kept.all()) else (kept.long().cumsum(1) - 1).masked_fill(~kept, -1)
+    positions = None if whole and min(lengths) == tokens else (kept.long().cumsum(1) - 1).masked_fill(~kept, -1)
     exempt = torch.cat([torch.ones_like(front), in_text], dim=1)
     cache = WriteCache(backbone, layers, front.shape[1], positions, exempt, k, positional, stand_in, unwritten)
     backbone.decoder(input_ids=ids, past_key_values=cache, use_cache=True)

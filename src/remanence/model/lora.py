@@ -129,7 +129,7 @@ def adapter_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 WRITE, READ = "writer", "reader"
-_NOT_ADAPTED = {"o_proj", "dense"}
+NOT_ADAPTED = {"o_proj", "dense"}
 
 
 def new_lora(model: nn.Module, settings: LoraSettings, *, writes: bool) -> TwinLora:
@@ -152,7 +152,7 @@ def new_lora(model: nn.Module, settings: LoraSettings, *, writes: bool) -> TwinL
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and ".layers." in f".{name}"
     }
-    targets = set(settings.target_modules or linears - _NOT_ADAPTED)
+    targets = set(settings.target_modules or linears - NOT_ADAPTED)
     if not targets <= linears:
         wrong = ", ".join(sorted(targets - linears))
         raise InvalidInputError(f"no linear layer is named {wrong}; there are {', '.join(sorted(linears))}")

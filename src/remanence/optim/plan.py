@@ -1,12 +1,11 @@
 """What one training step will take of memory, told before any of it is allocated.
 
-Forward and backward pass run on fake tensors, which have shapes and no data, while every storage that comes and goes is
-counted: so activations and what passes through are those of the model at hand, not of a formula. State and gradients
-follow from the method.
+A step runs on fake tensors, which have shapes and no data, while every storage that comes and goes is counted: so
+activations and what passes through are those of the model at hand, not of a formula. State and gradients follow from
+the method.
 """
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -25,6 +22,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from remanence.optim.counting import LiveBytes
 from remanence.optim.groups import grass_param_groups, layers_of
 from remanence.optim.layers import PROXY
 from remanence.optim.projection import Projection
@@ -55,7 +53,8 @@ class Plan:
     """Bytes at the moment of a step when most are in use.
 
     Attributes:
-        weights: of the model. gradients: when all are there. state: of the optimizer.
+        weights: of the model. gradients: when all are there. state: of the optimizer, and what else stays from
+            step to step.
         activations: kept for the backward pass when the forward pass ends.
         transient: what the peak is above all of these. It may lie in a pass, when gradients are not all there yet, or
             in the optimizer, when activations are gone, so that it can be less than nothing.
@@ -104,7 +103,7 @@ def plan(
     dtype: torch.dtype = torch.bfloat16,
     checkpointing: bool = False,
 ) -> Plan:
-    """Memory of one step of training a model of this configuration.
+    """Memory of one step of training a model of this configuration on text.
 
     Args:
         rank: of the projection, or of LoRA on all linear layers.
@@ -115,44 +114,56 @@ def plan(
     Raises:
         ValueError: an unknown method, numbers below one, or a rank above the sides of all layers.
     """
-    if method not in METHODS:
-        raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
     if min(rank, tokens, batch) < 1:
         raise ValueError("rank, tokens and batch are at least 1")
     with FakeTensorMode():
         model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        shapes = _matrices(model)
-        projections: list[Projection] = []
-        if method == "grass":
-            projections = grass_param_groups(model, rank=rank)[0]["projections"]
-        elif method == "lora":
-            _add_lora(model, rank)
+        add_adapters(model, method, rank)
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()
         ids = torch.zeros(batch, tokens, dtype=torch.long)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        weights = _weights(model)
-        live = _Live(model)
-        with live:
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            activations = live.now - live.before
-            loss.backward()
-        gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
-        state = _state(method, model, trained, shapes, rank) + sum(_basis(one) for one in projections)
-        scratch = max(p.numel() for p in trained) * 4 * (2 if method == "grass" else 1)
+        return plan_step(model, method, rank, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
+
+
+def add_adapters(model: Any, method: Method, rank: int, twins: int = 1, but: Container[str] = ()) -> "Adapters | None":
+    """LoRA's adapters, on fake tensors, where the method has some: `twins` at each linear layer but those of a name."""
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}, not {method!r}")
+    return Adapters(model, rank, twins, but) if method == "lora" else None
+
+
+def plan_step(
+    model: Any, method: Method, rank: int, loss_of: Callable[[], Tensor], decoder: Any = None, kept: int = 0
+) -> Plan:
+    """Memory of a step of a model that has its adapters, on fake tensors.
+
+    Args:
+        loss_of: the forward pass.
+        decoder: the part that low-rank methods work on; None: the whole model, but its output layer.
+        kept: bytes of what else stays between steps.
+    """
+    decoder = model if decoder is None else decoder
+    shapes = _matrices(decoder)
+    projections: list[Projection] = []
+    if method == "grass":
+        projections = grass_param_groups(decoder, rank=rank)[0]["projections"]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = sum(p.nbytes for name, p in model.named_parameters() if PROXY not in name)  # proxies are first moments
+    with LiveBytes(model) as live:
+        loss = loss_of()
+        activations = live.now - live.before
+        loss.backward()
+    gradients = sum(p.grad.nbytes for p in trained if p.grad is not None)
+    state = kept + _state(method, trained, shapes, rank) + sum(_basis(one) for one in projections)
+    scratch = max(p.numel() for p in trained) * 4 * (2 if method == "grass" else 1)
     passes = live.peak + state - (live.before - weights)
     peak = max(passes, weights + gradients + state + scratch)
     refresh = _refresh(method, shapes, projections)
     return Plan(weights, gradients, state, activations, peak - weights - gradients - state - activations, refresh)
 
 
-def _weights(model: nn.Module) -> int:
-    """Bytes of parameters; proxies hold first moments, and are counted there."""
-    return sum(p.nbytes for name, p in model.named_parameters() if PROXY not in name)
-
-
-def _state(method: Method, model: nn.Module, trained: list[nn.Parameter], shapes: list[torch.Size], rank: int) -> int:
+def _state(method: Method, trained: list[nn.Parameter], shapes: list[torch.Size], rank: int) -> int:
     if method == "grass":
         return sum(8 * p.numel() for p in trained)
     if method == "galore":
@@ -178,7 +189,7 @@ def _matrices(model: Any) -> list[torch.Size]:
     return found
 
 
-def _refresh(method: Method, shapes: list[torch.Size], projections: Sequence[Projection]) -> int:
+def _refresh(method: Method, shapes: list[torch.Size], projections: list[Projection]) -> int:
     if method == "grass":  # probes, the sketch, and its gradient, of the layers whose turn it is
         each = [4 * (one.rank + EXTRA) * (one.contracted + 2 * one.candidates) for one in projections]
         return max(sum(each[phase::SPREAD]) for phase in range(SPREAD))
@@ -187,51 +198,28 @@ def _refresh(method: Method, shapes: list[torch.Size], projections: Sequence[Pro
     return 0
 
 
-def _add_lora(model: Any, rank: int) -> None:
-    """Adapters in float32 beside all linear layers but the head, as peft keeps them."""
-    model.requires_grad_(False)
-    for module in list(model.modules()):
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not model.get_output_embeddings():
-            out, into = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
-            module.register_parameter("lora_a", nn.Parameter(torch.zeros(rank, into)))
-            module.register_parameter("lora_b", nn.Parameter(torch.zeros(out, rank)))
-            module.register_forward_hook(_adapted)
-        elif isinstance(module, nn.Embedding):  # checkpointing needs an input with a gradient
-            module.register_forward_hook(lambda _module, _args, out: out.requires_grad_())
-
-
-def _adapted(module: Any, args: tuple[Tensor], out: Tensor) -> Tensor:
-    return out + linear(linear(args[0].float(), module.lora_a), module.lora_b).to(out.dtype)
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive.
+class Adapters:
+    """LoRA in float32 beside all linear layers but the head, as peft keeps it; all else is frozen.
 
     Attributes:
-        before: of the model; now, peak: of everything.
+        acting: which of the twins acts.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._see(tensor)
-        self.before = self.now
+    def __init__(self, model: Any, rank: int, twins: int, but: Container[str]) -> None:
+        self.acting = 0
+        model.requires_grad_(False)
+        for name, module in list(model.named_modules()):
+            if module is model.get_output_embeddings() or name.rpartition(".")[2] in but:
+                continue
+            if isinstance(module, (nn.Linear, Conv1D)):
+                out, into = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+                for twin in range(twins):
+                    module.register_parameter(f"lora_a{twin}", nn.Parameter(torch.zeros(rank, into)))
+                    module.register_parameter(f"lora_b{twin}", nn.Parameter(torch.zeros(out, rank)))
+                module.register_forward_hook(self._adapted)
+            elif isinstance(module, nn.Embedding):  # checkpointing needs an input with a gradient
+                module.register_forward_hook(lambda _module, _args, out: out.requires_grad_())
 
-    def _see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._known.pop(key)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._see, out)
-        return out
+    def _adapted(self, module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+        down, up = (module.get_parameter(f"lora_{side}{self.acting}") for side in "ab")
+        return out + linear(linear(args[0].float(), down), up).to(out.dtype)
