@@ -6,7 +6,6 @@ import re
 import sys
 from math import exp
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,7 +71,10 @@ def memories(text: str, learned: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
-    return [SimpleNamespace(args=one, task_name="") for one in arguments]
+    from lm_eval.api.instance import Instance
+
+    kind = "generate_until"  # lm-eval reads nothing from it
+    return [Instance(kind, {}, arguments=one, idx=0, metadata=("", number, 1)) for number, one in enumerate(arguments)]
 
 
 @pytest.mark.parametrize("kind", ["text", "learned"])
