@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from remanence.config import MemoryConfig as MemoryConfig
     from remanence.memory.memory import Memory as Memory
     from remanence.model.model import MemoryModel as MemoryModel
+    from remanence.store import Store as Store
 
-__all__ = ["Memory", "MemoryConfig", "MemoryModel", "__version__"]
+__all__ = ["Memory", "MemoryConfig", "MemoryModel", "Store", "__version__"]
 __version__ = "0.1.0"
 
 hush_torchao()
@@ -36,4 +37,8 @@ def __getattr__(name: str) -> Any:
         from remanence.config import MemoryConfig
 
         return MemoryConfig
+    if name == "Store":
+        from remanence.store import Store
+
+        return Store
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

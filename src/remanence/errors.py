@@ -35,3 +35,19 @@ class CheckpointError(RemanenceError, ValueError):
 
 class SetupError(RemanenceError):
     """A base model could not be fetched or put into its place; what was there before still is."""
+
+
+class StoreError(RemanenceError):
+    """The store cannot do it: its database or its files are not there, full, read-only or of a newer version."""
+
+
+class NotFoundError(StoreError, LookupError):
+    """There is no such memory, write or owner; of another owner's, nothing more is said."""
+
+
+class ConflictError(StoreError):
+    """The memory has another version than the caller named, or the name is taken; nothing was changed."""
+
+
+class QuotaError(StoreError):
+    """The owner's quota does not allow it; nothing was changed."""

@@ -254,16 +254,7 @@ class Backbone:
     @property
     def positions(self) -> int | None:
         """Positions that the decoder can read, stretched rotations counted; None: it does not say."""
-        most: int | None = getattr(self.config, "max_position_embeddings", None)
-        if most is None:
-            return None
-        parameters = getattr(self.config, "rope_parameters", None) or {}
-        for each in (parameters, *parameters.values()):
-            if isinstance(each, dict) and each.get("factor"):
-                stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
-                first = most if stretched else each.get("original_max_position_embeddings") or 0
-                most = max(most, int(first * float(each["factor"])))
-        return most
+        return positions_of(self.config)
 
     def rotary(self, positions: Tensor, like: Tensor, longest: int | None = None) -> Callable[[int], Angles]:
         """Cosines and sines for a layer, as the decoder's own `rotary_emb` makes them; once for each kind of layer.
@@ -321,3 +312,17 @@ def _apart(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     twin._buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
     return twin
+
+
+def positions_of(config: Any) -> int | None:
+    """Positions that a decoder can read, stretched rotations counted; None: its config does not say."""
+    most: int | None = getattr(config, "max_position_embeddings", None)
+    if most is None:
+        return None
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for each in (parameters, *parameters.values()):
+        if isinstance(each, dict) and each.get("factor"):
+            stretched = each.get("rope_type") in ("linear", "dynamic", "longrope")
+            first = most if stretched else each.get("original_max_position_embeddings") or 0
+            most = max(most, int(first * float(each["factor"])))
+    return most

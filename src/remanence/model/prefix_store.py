@@ -32,6 +32,11 @@ class PrefixStore:
     def __reduce__(self) -> tuple[type["PrefixStore"], tuple[int]]:
         return PrefixStore, (self.limit,)
 
+    def clear(self) -> None:
+        """Let go of everything, as after an erasure."""
+        with self._lock:
+            self._held.clear()
+
     def acquire(self, owner: Any, key: Any) -> tuple[list[Buffers], bool]:
         """Buffers, or [] if there are none to spare, and whether the prefix of `owner` under this key is in them."""
         with self._lock:
@@ -77,6 +82,12 @@ class SlotCache:
 
     def __reduce__(self) -> tuple[type["SlotCache"], tuple[int]]:
         return SlotCache, (self.limit,)
+
+    def clear(self) -> None:
+        """Let go of everything, as after an erasure."""
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
 
     def get(self, key: Any) -> Tensor | None:
         with self._lock:

@@ -73,7 +73,7 @@ def load(
     config_file = path / "config.json"
     if not config_file.is_file():
         raise CheckpointError(f"{path} holds neither {SETTINGS} nor config.json, so it is no checkpoint")
-    architectures = _json(config_file).get("architectures") or []
+    architectures = settings_in(config_file).get("architectures") or []
     if len(architectures) == 1 and architectures[0] in memoryllm.ARCHITECTURES:
         return memoryllm.load(path, load_tokenizer(path), keep_hidden, **options)
     raise CheckpointError(
@@ -150,7 +150,7 @@ def _load_own(
     base: str | os.PathLike[str] | None,
     parts: Collection[str] | None,
 ) -> Checkpoint:
-    settings = _json(path / SETTINGS)
+    settings = settings_in(path / SETTINGS)
     config = _config_of(settings, path / SETTINGS)
     folder, held = path, settings.get("base")
     if held is None and (base is not None or parts is not None):
@@ -199,7 +199,7 @@ def _token_retriever(path: Path, parts: Collection[str] | None) -> TokenRetrieve
 def config_in(folder: Path) -> MemoryConfig | None:
     """What the model with memory in a folder was made with; None: it holds none."""
     file = folder / SETTINGS
-    return _config_of(_json(file), file) if file.is_file() else None
+    return _config_of(settings_in(file), file) if file.is_file() else None
 
 
 def _config_of(settings: Mapping[str, Any], path: Path) -> MemoryConfig:
@@ -265,7 +265,7 @@ def adopt(model: nn.Module, loaded: Checkpoint) -> None:
             parameter.copy_(tensors[name])
 
 
-def _json(path: Path) -> dict[str, Any]:
+def settings_in(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
