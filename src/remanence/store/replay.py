@@ -72,4 +72,5 @@ def _without(model: MemoryModel, held: Held, target: list[int]) -> Held:
     there = {record.id for record in left.memory.writes}
     if not all(seq in there and model.forget(left.memory, seq).exact for seq in gone):
         return held  # what was dropped for good since then would be there
+    left.memory.write_count = 1 + max(rest, default=-1)  # an undo may bring the others back
     return left

@@ -83,6 +83,12 @@ class Residents:
         if len(set(target) ^ set(one.saved)) >= self._every:
             self._save(one)
 
+    @property
+    def open_ids(self) -> list[str]:
+        """Memories in RAM, the last used at the end."""
+        with self._lock:
+            return [id for id, one in self._open.items() if one.held is not None]
+
     def committed(self, found: Found, seq: int) -> None:
         """A write went into the memory that `at_head` gave alone, and into its ledger."""
         one = self._open[found.id]
