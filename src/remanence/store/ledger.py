@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, and_, insert, or_, select, update
 
-from remanence.errors import ConflictError, InvalidInputError, NotFoundError
+from remanence.errors import ConflictError, NotFoundError
 from remanence.store import fulltext, queries
 from remanence.store.database import reading, writing
 from remanence.store.history import holding, undoable
@@ -46,26 +46,9 @@ class Ledger:
         actor: str | None = None,
     ) -> Found:
         """Raises ConflictError: the owner has one of this name."""
-        for what, text in (("owner", owner), ("name", name)):
-            if not isinstance(text, str) or not text.strip() or len(text) > 200:
-                raise InvalidInputError(f"{what} is a text of 1 to 200 characters, not {text!r:.80}")
+        more: dict[str, Any] = {"metadata": dict(metadata or {}), "expires_at": expires_at}
         with writing(self.engine) as connection:
-            queries.enter_owner(connection, owner)
-            if queries.look_up(connection, owner, name) is not None:
-                raise ConflictError(f"{owner} has a memory {name!r} already")
-            made: dict[str, Any] = {
-                "id": secrets.token_hex(16),
-                "owner": owner,
-                "name": name,
-                "settings": dict(settings),
-                "head": 0,
-                "metadata": dict(metadata or {}),
-                "created": queries.now(),
-                "expires_at": expires_at,
-            }
-            connection.execute(insert(memories).values(made))
-            queries.note(connection, owner, made["id"], "create", actor)
-            return queries.require(connection, owner, name)
+            return queries.enter_memory(connection, owner, name, settings, "create", actor, **more)
 
     def find(self, owner: str, name: str) -> Found:
         """Raises NotFoundError: the owner has none of this name."""
@@ -238,18 +221,20 @@ class Ledger:
             return current, holding(queries.entries(connection, current))
 
     def told(self, memory: Found, seqs: Sequence[int]) -> list[Told]:
-        """These writes, for a replay."""
+        """These writes, for a replay. Raises ConflictError: one was erased meanwhile."""
         columns = [writes.c[name] for name in ("seq", "text", "ids", "cuts", "source", "metadata", "created")]
         found = dict[int, Told]()
         with reading(self.engine) as connection:
+            own = queries.rows_of(connection, queries.current(connection, memory))
             for part in (seqs[at : at + 500] for at in range(0, len(seqs), 500)):
-                for row in connection.execute(
-                    select(*columns).where(queries.rows_of(connection, memory), writes.c.seq.in_(part))
-                ):
+                asked = select(*columns).where(own, writes.c.seq.in_(part), writes.c.redacted_at.is_(None))
+                for row in connection.execute(asked):
                     cuts = tuple((tokens, characters) for tokens, characters in row.cuts)
                     content, time = Content(row.text, row.ids, cuts), queries.aware(row.created)
                     assert time is not None
                     found[row.seq] = Told(row.seq, content, row.source, row.metadata, time)
+        if missing := set(seqs) - found.keys():
+            raise ConflictError(f"writes {sorted(missing)} of {memory.name!r} were erased meanwhile; do it again")
         return [found[seq] for seq in seqs]
 
     def rows(
