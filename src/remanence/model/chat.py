@@ -68,11 +68,12 @@ class Texts:
 
     Attributes:
         front: the token ids that stand in front of every text, such as BOS.
+        vocabulary: how many token ids the model knows.
     """
 
     def __init__(self, tokenizer: Any, bos: int | None, vocabulary: int) -> None:
         """`bos`: the model's own, for a model without a tokenizer."""
-        self.tokenizer, self._vocabulary = tokenizer, vocabulary
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
         self.front = (() if bos is None else (bos,)) if tokenizer is None else self._front_of(tokenizer)
         self._plain: Any = None
         self._added: tuple[int, re.Pattern[str]] | None = None
@@ -118,7 +119,7 @@ class Texts:
             users = [message["content"] for message in content if message["role"] == "user"]
             asked = users[-1] if users and users[-1].strip() else content[-1]["content"]
         else:
-            ids = bare = rest = to_ids(content, vocabulary=self._vocabulary, device=device)
+            ids = bare = rest = to_ids(content, vocabulary=self.vocabulary, device=device)
             heads = (head for head in (self.head(date), self.front) if head)
             front = next((head for head in heads if tuple(ids[: len(head)].tolist()) == head), ())
             rest = ids[len(front) :]
@@ -152,7 +153,7 @@ class Texts:
             return list(self._pieces(check_text(content), longest, allow_special, device))
         if is_messages(content):
             return list(self._turns(content, longest, date, allow_special, device))
-        ids = to_ids(content, vocabulary=self._vocabulary, device=device)
+        ids = to_ids(content, vocabulary=self.vocabulary, device=device)
         pieces = chunked(ids, longest, shortest=0)
         return [(ids, None if self.tokenizer is None else self.tokenizer.decode(ids)) for ids in pieces]
 

@@ -27,11 +27,12 @@ class Cutter:
     """Cuts texts as a model does.
 
     Attributes:
-        name: of the model.
+        name: of the model; writer: how it writes; vocabulary: how many token ids it knows.
     """
 
     def __init__(self, name: str, texts: Texts, config: MemoryConfig, positions: int | None) -> None:
         self.name, self._texts, self._config, self._positions = name, texts, config, positions
+        self.writer, self.vocabulary = config.writer, texts.vocabulary
 
     @classmethod
     def of(cls, model: MemoryModel | str) -> "Cutter | None":

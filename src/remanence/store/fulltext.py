@@ -24,10 +24,32 @@ def add(connection: Connection, row: int, memory: str, content: str) -> None:
         connection.execute(into, {"row": row, "memory": memory, "text": content})
 
 
+def add_all(connection: Connection, memory: str) -> None:
+    """Index all texts of a memory that was entered at once."""
+    if connection.dialect.name == "sqlite":
+        into = "INSERT INTO writes_fts(rowid, memory, text) SELECT id, memory, text FROM writes "
+        connection.execute(text(f"{into} WHERE memory = :memory AND text IS NOT NULL"), {"memory": memory})
+
+
 def rebuild(connection: Connection) -> None:
     """Make the index anew from the texts that are there, so that nothing of others is left in it."""
     if connection.dialect.name == "sqlite":
         connection.execute(text("INSERT INTO writes_fts(writes_fts) VALUES ('rebuild')"))
+
+
+def problems(connection: Connection) -> list[str]:
+    """What is wrong with the index: texts that it lacks, and words in it of texts that are gone."""
+    if connection.dialect.name != "sqlite":
+        return []
+    # `sz` holds how many words of each column are in the index: of the memory's id, which is one, and of the text.
+    asked = {
+        "lacks the texts of {} writes": "SELECT count(*) FROM writes w LEFT JOIN writes_fts_docsize d ON d.id = w.id "
+        "WHERE w.text IS NOT NULL AND d.id IS NULL",
+        "holds words of {} writes whose texts are gone": "SELECT count(*) FROM writes_fts_docsize d "
+        "LEFT JOIN writes w ON w.id = d.id WHERE w.id IS NULL OR (w.text IS NULL AND substr(d.sz, 2) != x'00')",
+    }
+    counts = {what: connection.execute(text(query)).scalar_one() for what, query in asked.items()}
+    return [what.format(count) for what, count in counts.items() if count]
 
 
 def search(connection: Connection, segments: Sequence[tuple[str, int]], query: str) -> Iterator[int]:

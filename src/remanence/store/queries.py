@@ -1,12 +1,14 @@
 """What the ledger's transactions are made of: each takes a connection on which one is open."""
 
+import secrets
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, func, insert, or_, select, update
 
-from remanence.errors import ConflictError, NotFoundError, QuotaError
+from remanence.errors import ConflictError, InvalidInputError, NotFoundError, QuotaError
 from remanence.store import fulltext
 from remanence.store.history import holding, state_of
 from remanence.store.rows import Found, Row
@@ -34,6 +36,33 @@ def aware(time: datetime | None) -> datetime | None:
 def enter_owner(connection: Connection, owner: str) -> None:
     if connection.execute(select(owners.c.id).where(owners.c.id == owner)).first() is None:
         connection.execute(insert(owners).values(id=owner, created=now()))
+
+
+def enter_memory(
+    connection: Connection,
+    owner: str,
+    name: str,
+    settings: Mapping[str, Any],
+    action: str,
+    actor: str | None,
+    **more: Any,
+) -> Found:
+    """A new memory.
+
+    Raises:
+        InvalidInputError: a name is none. ConflictError: the owner has a memory of this name.
+    """
+    for what, text in (("owner", owner), ("name", name)):
+        if not isinstance(text, str) or not text.strip() or len(text) > 200:
+            raise InvalidInputError(f"{what} is a text of 1 to 200 characters, not {text!r:.80}")
+    enter_owner(connection, owner)
+    if look_up(connection, owner, name) is not None:
+        raise ConflictError(f"{owner} has a memory {name!r} already")
+    values: dict[str, Any] = {"id": secrets.token_hex(16), "owner": owner, "name": name, "settings": dict(settings)}
+    values |= {"head": 0, "metadata": {}, "created": now()} | more
+    connection.execute(insert(memories).values(values))
+    note(connection, owner, values["id"], action, actor)
+    return require(connection, owner, name)
 
 
 def found_of(row: RowMapping) -> Found:
@@ -160,12 +189,13 @@ def used_by(connection: Connection, owner: str) -> dict[str, int]:
     return {"writes": int(count), "bytes": int(size)}
 
 
-def check_quota(connection: Connection, owner: str, coming: int) -> None:
+def check_quota(connection: Connection, owner: str, coming: int, count: int = 1) -> None:
+    """Raise QuotaError where so many bytes in so many writes are more than an owner has room for."""
     quota = connection.execute(select(owners).where(owners.c.id == owner)).mappings().one()
     if quota["max_bytes"] is None and quota["max_writes"] is None:
         return
     used = used_by(connection, owner)
-    for name, more in (("bytes", coming), ("writes", 1)):
+    for name, more in (("bytes", coming), ("writes", count)):
         most = quota[f"max_{name}"]
         if most is not None and used[name] + more > most:
             raise QuotaError(

@@ -1,5 +1,6 @@
 """What the ledger's rows are outside the database."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -78,6 +79,10 @@ class Content:
     @property
     def nbytes(self) -> int:
         return len(self.ids) + (0 if self.text is None else len(self.text.encode()))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.ids).hexdigest()
 
 
 @dataclass(frozen=True)

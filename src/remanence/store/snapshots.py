@@ -78,6 +78,28 @@ class Snapshots:
             count += len(rows)
         return count
 
+    def discard(self, id: str, seq: int) -> None:
+        """Delete the snapshot of a memory that was taken at row `seq`."""
+        at = (snapshots.c.memory == id, snapshots.c.seq == seq)
+        with writing(self._ledger.engine) as connection:
+            names = list(connection.execute(select(snapshots.c.uri).where(*at)).scalars())
+            connection.execute(delete(snapshots).where(*at))
+        self._unlink(id, names)
+
+    def thin(self, id: str) -> int:
+        """Keep only the newest of a memory; returns how many went."""
+        with reading(self._ledger.engine) as connection:
+            asked = select(snapshots.c.seq).where(snapshots.c.memory == id).order_by(snapshots.c.seq.desc())
+            older = list(connection.execute(asked).scalars())[1:]
+        for seq in older:
+            self.discard(id, seq)
+        return len(older)
+
+    def remove(self, paths: Sequence[Path]) -> None:
+        """Delete files that no row names."""
+        for path in paths:
+            self._unlink(path.parent.name, [path.name.removesuffix(".longterm")])
+
     def _unlink(self, id: str, names: Sequence[str]) -> None:
         for name in names:
             path = self.folder / id / name

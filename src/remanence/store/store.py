@@ -96,7 +96,7 @@ class Store:
         except NotFoundError:
             if not create:
                 raise
-        settings = self._cutter(self._given or "smollm2").settings(seed)
+        settings = self.cutter_of(self.model_name).settings(seed)
         try:
             return StoredMemory(self, self.ledger.create(owner, name, settings, metadata=metadata, actor=actor))
         except ConflictError:  # another was faster
@@ -153,14 +153,23 @@ class Store:
                 self._models[name] = MemoryModel.from_pretrained(name)
             return self._models[name]
 
-    def cutter(self, found: Found) -> Cutter:
-        return self._cutter(found.settings["model"])
+    @property
+    def model_name(self) -> str:
+        """The model of new memories."""
+        return self._given.name if isinstance(self._given, MemoryModel) else self._given or "smollm2"
 
-    def _cutter(self, model: MemoryModel | str) -> Cutter:
-        name = model.name if isinstance(model, MemoryModel) else model
+    def known(self, name: str) -> MemoryModel | None:
+        """The model of this name, if it is loaded."""
+        return self._models.get(name)
+
+    def cutter(self, found: Found) -> Cutter:
+        return self.cutter_of(found.settings["model"])
+
+    def cutter_of(self, name: str) -> Cutter:
+        """What cuts texts as the model of this name does."""
         with self._lock:
             if name not in self._cutters:
-                made = Cutter.of(self._models.get(name, model))
+                made = Cutter.of(self._models.get(name, name))
                 if made is None:
                     raise InvalidInputError(
                         f"{name} is no model with memory; give the store one: Store.open(model=...)"
