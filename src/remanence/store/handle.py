@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 from remanence.environment import versions
 from remanence.errors import ConflictError, StoreError
 from remanence.memory import Memory
-from remanence.memory.transaction import write
 from remanence.model.read import Answer
-from remanence.store.cutting import pieces_of
 from remanence.store.database import waits
 from remanence.store.ledger import PAGE
 from remanence.store.queries import now
-from remanence.store.rows import Content, Found, Row
+from remanence.store.replay import encode
+from remanence.store.rows import Content, Found, Row, Told
 
 if TYPE_CHECKING:
     from remanence.store.store import Store
@@ -98,10 +97,9 @@ class StoredMemory:
                 if row.deduplicated:
                     raise _ThereAlready
 
-            pieces = [(ids.to(model.device), text) for ids, text in pieces_of(content)]
-            said = {"source": about["source"], "metadata": dict(about["metadata"] or {}), "time": time}
+            coming = Told(current.version + 1, content, about["source"], dict(about["metadata"] or {}), time)
             try:
-                write(model.writer, [held.memory], [pieces], said, id_=current.version + 1, commit=commit)
+                encode(model, held.memory, coming, commit)
             except _ThereAlready:
                 return made[0]
             store.residents.committed(current, made[0].seq)

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from remanence.errors import MemoryMismatchError
 from remanence.memory import Memory
 from remanence.memory.transaction import write
@@ -40,10 +42,17 @@ def new(model: MemoryModel, found: Found) -> Held:
 def replay(model: MemoryModel, held: Held, told: Sequence[Told]) -> None:
     """Write these into it, each alone, so that it is the same bit for bit whenever it is done."""
     for one in told:
-        about = {"source": one.source, "metadata": one.metadata, "time": one.created}
-        pieces = [(ids.to(model.device), text) for ids, text in pieces_of(one.content)]
-        write(model.writer, [held.memory], [pieces], about, id_=one.seq)
+        encode(model, held.memory, one)
         held.holds.append(one.seq)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def encode(model: MemoryModel, memory: Memory, one: Told, commit: Callable[[Any], object] | None = None) -> None:
+    """Write one into a memory, as `MemoryModel.write` does, but from the ids on record and with the time of then."""
+    about = {"source": one.source, "metadata": one.metadata, "time": one.created}
+    pieces = [(ids.to(model.device), text) for ids, text in pieces_of(one.content)]
+    write(model.writer, [memory], [pieces], about, id_=one.seq, commit=commit)
 
 
 def reach(

@@ -1,12 +1,14 @@
 """Memories that are open: the last used ones stay in RAM, and each catches up with its ledger before it is used."""
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 
+from remanence.errors import RemanenceError, StoreError
 from remanence.model.model import MemoryModel
 from remanence.store.ledger import Ledger
 from remanence.store.replay import Held, new, reach
@@ -70,7 +72,8 @@ class Residents:
         if one.held is None:
             begun = new(model, current)
             if current.fingerprint is None:
-                self._ledger.bind(current, model.fingerprint())
+                with suppress(StoreError):  # where it can only be read
+                    self._ledger.bind(current, model.fingerprint())
             one.held = self._snapshots.nearest(current, target, begun)
             one.saved = list(one.held.holds)
         if one.held.holds != target:
@@ -114,9 +117,13 @@ class Residents:
                 self._save(one)
 
     def _save(self, one: _Open) -> None:
-        if one.held is not None and one.found is not None and one.held.holds != one.saved:
+        if one.held is None or one.found is None or one.held.holds == one.saved:
+            return
+        try:
             self._snapshots.save(one.found, one.held)
-            one.saved = list(one.held.holds)
+        except (RemanenceError, OSError) as error:  # a snapshot spares time only
+            warnings.warn(f"no snapshot of {one.found.name!r} was kept, so it will be replayed: {error}", stacklevel=2)
+        one.saved = list(one.held.holds)
 
     def _make_room(self) -> None:
         while True:
