@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from remanence.cli import asking, demonstration, evaluations, memories, planning, setup, training
+from remanence.cli import asking, demonstration, evaluations, memories, planning, setup, store, training
 from remanence.cli.shared import OneLineErrors, examples
 
 app = typer.Typer(
@@ -49,3 +49,4 @@ app.add_typer(asking.app)
 app.add_typer(training.app)
 app.add_typer(planning.app)
 app.add_typer(evaluations.app, name="eval")
+app.add_typer(store.app, name="store")

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from remanence.environment import versions
 from remanence.errors import ConflictError, StoreError
-from remanence.memory import Memory
-from remanence.model.read import Answer
 from remanence.store.database import waits
 from remanence.store.ledger import PAGE
 from remanence.store.queries import now
-from remanence.store.replay import encode
 from remanence.store.rows import Content, Found, Row, Told
 
 if TYPE_CHECKING:
+    from remanence.memory import Memory
+    from remanence.model.read import Answer
     from remanence.store.store import Store
 
 
@@ -86,6 +85,8 @@ class StoredMemory:
 
     def _encoded(self, content: Content, version: int | None, about: dict[str, Any]) -> Row:
         """A learned write starts from the newest slots, so it is computed at the head, and committed if it still is."""
+        from remanence.store.replay import encode
+
         store, time, made = self._store, now(), list[Row]()
         model = store.model_of(self.found)
         with store.residents.at_head(self.found, model, alone=True) as (current, held):
@@ -106,13 +107,13 @@ class StoredMemory:
             return made[0]
 
     @contextmanager
-    def opened(self) -> Iterator[Memory]:
+    def opened(self) -> "Iterator[Memory]":
         """The memory as it is now, for `MemoryModel`. Do not write to it: `tell` does."""
         model = self._store.model_of(self.found)
         with self._store.residents.at_head(self.found, model) as (_, held):
             yield held.memory
 
-    def ask(self, question: Any, *, max_new_tokens: int = 64, **kwargs: Any) -> Answer:
+    def ask(self, question: Any, *, max_new_tokens: int = 64, **kwargs: Any) -> "Answer":
         """As `MemoryModel.ask`; sources are numbers of writes."""
         with self.opened() as memory:
             return self._store.model_of(self.found).ask(memory, question, max_new_tokens=max_new_tokens, **kwargs)
@@ -157,7 +158,7 @@ class StoredMemory:
         Args:
             dry_run: only say which.
         """
-        held = [row for row in self._all() if row.state == "held"]
+        held = [row for row in self.all() if row.state == "held"]
         wanted = [
             row for row in held if (source is None or row.source == source) and (before is None or row.created < before)
         ]
@@ -166,7 +167,8 @@ class StoredMemory:
                 self.forget(row.seq, actor=actor)
         return wanted
 
-    def _all(self) -> Iterator[Row]:
+    def all(self) -> Iterator[Row]:
+        """All that `writes` lists, page by page."""
         after = 0
         while page := self.writes(after=after):
             yield from page

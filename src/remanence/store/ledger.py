@@ -35,6 +35,12 @@ class Ledger:
             quota = {"max_bytes": max_bytes, "max_writes": max_writes}
             connection.execute(update(owners).where(owners.c.id == owner).values(**quota))
 
+    def quota(self, owner: str) -> dict[str, int | None]:
+        """What `set_quota` set."""
+        with reading(self.engine) as connection:
+            row = connection.execute(select(owners).where(owners.c.id == owner)).mappings().first()
+            return {name: None if row is None else row[name] for name in ("max_bytes", "max_writes")}
+
     def create(
         self,
         owner: str,

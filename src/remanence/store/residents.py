@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from remanence.errors import RemanenceError, StoreError
-from remanence.model.model import MemoryModel
 from remanence.store.ledger import Ledger
-from remanence.store.replay import Held, new, reach
 from remanence.store.rows import Found
 from remanence.store.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from remanence.model.model import MemoryModel
+    from remanence.store.replay import Held
 
 
 class _Open:
@@ -43,7 +46,7 @@ class Residents:
         self._lock = threading.Lock()  # of `_open` and of pins; never held while a memory is loaded
 
     @contextmanager
-    def at_head(self, found: Found, model: MemoryModel, *, alone: bool = False) -> Iterator[tuple[Found, Held]]:
+    def at_head(self, found: Found, model: "MemoryModel", *, alone: bool = False) -> "Iterator[tuple[Found, Held]]":
         """A memory as its ledger says it is now; it stays in RAM as long as the body runs.
 
         Args:
@@ -67,7 +70,9 @@ class Residents:
                 one.pins -= 1
             self._make_room()
 
-    def _catch_up(self, one: _Open, found: Found, model: MemoryModel) -> None:
+    def _catch_up(self, one: _Open, found: Found, model: "MemoryModel") -> None:
+        from remanence.store.replay import new, reach  # torch takes seconds to import
+
         current, target = self._ledger.holding(found)
         if one.held is None:
             begun = new(model, current)
@@ -78,7 +83,7 @@ class Residents:
             one.saved = list(one.held.holds)
         if one.held.holds != target:
 
-            def earlier() -> Held:
+            def earlier() -> "Held":
                 return self._snapshots.nearest(current, target, new(model, current))
 
             one.held = reach(model, one.held, target, partial(self._ledger.told, current), earlier)

@@ -4,19 +4,22 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from remanence.errors import RemanenceError
-from remanence.memory import Memory
 from remanence.store.database import reading, writing
 from remanence.store.history import numbers, ranges
 from remanence.store.ledger import Ledger
 from remanence.store.queries import now
-from remanence.store.replay import Held
 from remanence.store.rows import Found
 from remanence.store.schema import snapshots
+
+if TYPE_CHECKING:
+    from remanence.store.replay import Held
 
 
 class Snapshots:
@@ -25,7 +28,7 @@ class Snapshots:
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self._ledger, self.folder = ledger, folder
 
-    def save(self, found: Found, held: Held) -> None:
+    def save(self, found: Found, held: "Held") -> None:
         """Keep a memory as it is at `found.version`; older ones are thinned out."""
         with reading(self._ledger.engine) as connection:
             there = select(snapshots.c.seq).where(snapshots.c.memory == found.id, snapshots.c.seq == found.version)
@@ -45,8 +48,10 @@ class Snapshots:
                 gone = _thin(connection, found.id)
         self._unlink(found.id, gone)
 
-    def nearest(self, found: Found, target: Sequence[int], fresh: Held) -> Held:
+    def nearest(self, found: Found, target: Sequence[int], fresh: "Held") -> "Held":
         """The memory of the snapshot whose writes begin `target`, and are the most of it; else `fresh`."""
+        from remanence.memory import Memory
+
         segments = self._ledger.segments(found)
         with reading(self._ledger.engine) as connection:
             rows = [
@@ -62,7 +67,7 @@ class Snapshots:
                 fresh.memory.spec.require(memory.spec)
             except (RemanenceError, OSError):
                 continue  # damaged, gone, or of another model: an earlier one, or none, will do
-            return Held(memory, holds)
+            return replace(fresh, memory=memory, holds=holds)
         return fresh
 
     def drop(self, ids: Sequence[str], seq: int | None = None) -> int:
@@ -86,13 +91,15 @@ class Snapshots:
             connection.execute(delete(snapshots).where(*at))
         self._unlink(id, names)
 
-    def thin(self, id: str) -> int:
-        """Keep only the newest of a memory; returns how many went."""
+    def thin_all(self) -> int:
+        """Keep only the newest of each memory; returns how many went."""
+        newest = select(snapshots.c.memory, func.max(snapshots.c.seq)).group_by(snapshots.c.memory)
         with reading(self._ledger.engine) as connection:
-            asked = select(snapshots.c.seq).where(snapshots.c.memory == id).order_by(snapshots.c.seq.desc())
-            older = list(connection.execute(asked).scalars())[1:]
-        for seq in older:
-            self.discard(id, seq)
+            kept = {(memory, seq) for memory, seq in connection.execute(newest)}
+            every = connection.execute(select(snapshots.c.memory, snapshots.c.seq)).all()
+        older = [(memory, seq) for memory, seq in every if (memory, seq) not in kept]
+        for memory, seq in older:
+            self.discard(memory, seq)
         return len(older)
 
     def remove(self, paths: Sequence[Path]) -> None:

@@ -2,18 +2,22 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from remanence.environment import cache_folder
 from remanence.errors import ConflictError, InvalidInputError, NotFoundError
-from remanence.model.model import MemoryModel
 from remanence.store import database, erasure
-from remanence.store.cutting import Cutter
 from remanence.store.handle import StoredMemory
 from remanence.store.ledger import PAGE, Ledger
 from remanence.store.residents import Residents
 from remanence.store.rows import Found
 from remanence.store.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from remanence.model.model import MemoryModel
+    from remanence.store.cutting import Cutter
 
 LOCAL = "local"  # who owns memories where nobody else is named
 
@@ -26,15 +30,21 @@ class Store:
     """
 
     def __init__(
-        self, ledger: Ledger, folder: Path, model: MemoryModel | str | None, budget: int, snapshot_every: int
+        self,
+        ledger: Ledger,
+        folder: Path,
+        model: "MemoryModel | str | None",
+        budget: int,
+        snapshot_every: int,
+        load: "Callable[[str], MemoryModel] | None" = None,
     ) -> None:
         self.ledger, self.snapshots = ledger, Snapshots(ledger, folder)
         self.residents = Residents(ledger, self.snapshots, budget, snapshot_every)
-        self._given = model
+        self._given, self._load = model, load
         self._models: dict[str, MemoryModel] = {}
         self._cutters: dict[str, Cutter] = {}
         self._lock = threading.RLock()
-        if isinstance(model, MemoryModel):
+        if model is not None and not isinstance(model, str):
             self._models[model.name] = model
 
     @classmethod
@@ -42,10 +52,11 @@ class Store:
         cls,
         place: str | os.PathLike[str],
         *,
-        model: MemoryModel | str | None = None,
+        model: "MemoryModel | str | None" = None,
         snapshots: str | os.PathLike[str] | None = None,
         budget: int = 2**30,
         snapshot_every: int = 32,
+        load: "Callable[[str], MemoryModel] | None" = None,
     ) -> Self:
         """Open a store, or make it.
 
@@ -56,6 +67,7 @@ class Store:
             snapshots: folder of snapshots; None: beside the database, or in the user's cache for PostgreSQL.
             budget: bytes of memories that stay in RAM while nobody uses them.
             snapshot_every: writes after which a memory that is open is kept as a file, so that they are not replayed.
+            load: how a model is loaded by its name; None: `MemoryModel.from_pretrained`.
 
         Raises:
             StoreError: the database cannot be opened, or is of a newer version.
@@ -64,14 +76,15 @@ class Store:
         if snapshots is not None:
             folder = Path(snapshots)
         elif url.get_backend_name() == "sqlite" and url.database:
-            folder = Path(url.database).absolute().parent / "snapshots"
+            file = Path(url.database).absolute()  # others may lie beside it
+            folder = file.with_name("snapshots" if file.name == database.LEDGER else f"{file.stem}.snapshots")
         else:
-            folder = Path.home() / ".cache" / "remanence" / "snapshots" / str(url.database)
+            folder = cache_folder() / "snapshots" / f"{url.host}-{url.port}-{url.database}"
         if url.get_backend_name() == "sqlite" and url.database:
             database.folder_for(Path(url.database))
         engine = database.connect(url)
         database.migrate(engine)
-        return cls(Ledger(engine), folder, model, budget, snapshot_every)
+        return cls(Ledger(engine), folder, model, budget, snapshot_every, load)
 
     def memory(
         self,
@@ -145,28 +158,43 @@ class Store:
                 model.forget_caches()
         return receipt
 
-    def model_of(self, found: Found) -> MemoryModel:
+    def compact(self) -> dict[str, int]:
+        """Write the database anew, without what was deleted, and keep only the newest snapshot of each memory.
+
+        Returns:
+            How many `snapshots` went.
+        """
+        dropped = self.snapshots.thin_all()
+        database.vacuum(self.ledger.engine)
+        return {"snapshots": dropped}
+
+    def model_of(self, found: Found) -> "MemoryModel":
         """The model of a memory, loaded the first time."""
+        from remanence.model.model import MemoryModel
+
         name = found.settings["model"]
         with self._lock:
             if name not in self._models:
-                self._models[name] = MemoryModel.from_pretrained(name)
+                self._models[name] = (self._load or MemoryModel.from_pretrained)(name)
             return self._models[name]
 
     @property
     def model_name(self) -> str:
         """The model of new memories."""
-        return self._given.name if isinstance(self._given, MemoryModel) else self._given or "smollm2"
+        given = self._given or "smollm2"
+        return given if isinstance(given, str) else given.name
 
-    def known(self, name: str) -> MemoryModel | None:
+    def known(self, name: str) -> "MemoryModel | None":
         """The model of this name, if it is loaded."""
         return self._models.get(name)
 
-    def cutter(self, found: Found) -> Cutter:
+    def cutter(self, found: Found) -> "Cutter":
         return self.cutter_of(found.settings["model"])
 
-    def cutter_of(self, name: str) -> Cutter:
+    def cutter_of(self, name: str) -> "Cutter":
         """What cuts texts as the model of this name does."""
+        from remanence.store.cutting import Cutter
+
         with self._lock:
             if name not in self._cutters:
                 made = Cutter.of(self._models.get(name, name))
