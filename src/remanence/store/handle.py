@@ -3,19 +3,40 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from remanence.environment import versions
 from remanence.errors import ConflictError, StoreError
 from remanence.store.database import waits
-from remanence.store.ledger import PAGE
+from remanence.store.ledger import PAGE, Ledger
 from remanence.store.queries import now
 from remanence.store.rows import Content, Found, Row, Told
 
 if TYPE_CHECKING:
     from remanence.memory import Memory
+    from remanence.model.model import MemoryModel
     from remanence.model.read import Answer
-    from remanence.store.store import Store
+    from remanence.store.cutting import Cutter
+    from remanence.store.residents import Residents
+
+
+class Home(Protocol):
+    """What a memory needs of its store."""
+
+    ledger: Ledger
+    residents: "Residents"
+
+    def cutter(self, found: Found) -> "Cutter": ...
+    def model_of(self, found: Found) -> "MemoryModel": ...
+    def erase(
+        self,
+        memory: "StoredMemory",
+        seqs: list[int] | None = None,
+        *,
+        cascade: bool = False,
+        dry_run: bool = False,
+        actor: str | None = None,
+    ) -> dict[str, Any]: ...
 
 
 class StoredMemory:
@@ -25,7 +46,7 @@ class StoredMemory:
         found: the memory as it was when this was made.
     """
 
-    def __init__(self, store: "Store", found: Found) -> None:
+    def __init__(self, store: Home, found: Found) -> None:
         self._store, self.found = store, found
 
     @property
