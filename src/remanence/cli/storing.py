@@ -116,7 +116,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> No
 
 def show_table(columns: Mapping[str, Sequence[str]], title: str | None = None) -> None:
     filled = {name: cells for name, cells in columns.items() if any(cells)}
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_header=any(name.strip() for name in filled))
     for name in filled:
         table.add_column(name, justify="right" if name in ("row", "score", "rows", "about") else "left")
     for row in zip(*filled.values(), strict=True):

@@ -1,6 +1,7 @@
 """The store: many named memories, a ledger that never loses a write, and a model that is loaded when it is asked."""
 
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,8 @@ class Store:
             file = Path(url.database).absolute()  # others may lie beside it
             folder = file.with_name("snapshots" if file.name == database.LEDGER else f"{file.stem}.snapshots")
         else:
-            folder = cache_folder() / "snapshots" / f"{url.host}-{url.port}-{url.database}"
+            server = f"{url.host or url.query.get('host', '')}-{url.port or ''}-{url.database}"
+            folder = cache_folder() / "snapshots" / re.sub(r"[^\w.-]", "_", server)
         if url.get_backend_name() == "sqlite" and url.database:
             database.folder_for(Path(url.database))
         engine = database.connect(url)

@@ -22,9 +22,11 @@ from remanence.errors import (
     QuotaError,
     StoreError,
 )
+from remanence.store.checking import check
 from remanence.store.copying import backup
 from remanence.store.exchange import export_memory, import_file, import_memory, reencode
 from remanence.store.handle import StoredMemory
+from tests.support.databases import postgres
 from tests.support.stores import WRITERS, content, model_of, store_in
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)
@@ -344,6 +346,29 @@ def test_times_are_kept_to_the_microsecond(store: Store, tmp_path: Path) -> None
     export_memory(store, memory, tmp_path / "notes.zip")
     again = import_memory(store, tmp_path / "notes.zip", "local", "again").write(1)
     assert (again.created, again.expires_at) == (row.created, row.expires_at)
+
+
+@pytest.mark.slow
+def test_memories_move_between_databases_and_are_checked_there(tmp_path: Path) -> None:
+    with (
+        postgres(tmp_path) as cluster,
+        store_in(tmp_path / "one", snapshot_every=1) as one,
+        Store.open(cluster.url("two"), model=model_of("text"), snapshots=tmp_path / "two", snapshot_every=1) as two,
+    ):
+        memory = told(one)
+        before = state(memory)
+        export_memory(one, memory, tmp_path / "there.zip")
+        there = import_memory(two, tmp_path / "there.zip", "local", "notes")
+        memory = one.memory("notes")
+        assert facts(there) == facts(memory) and state(there) == before
+        assert [row.seq for row in there.search("alice")] == [row.seq for row in memory.search("alice")]
+        reencode(two, there, "other").fork("fork").tell("Carol sings.")
+        export_memory(two, there, tmp_path / "back.zip")
+        again = import_memory(one, tmp_path / "back.zip", "local", "again")
+        assert facts(again) == facts(memory) and state(again) == before
+        assert check(one) == check(two) == []
+        with pytest.raises(StoreError, match="pg_dump"):
+            backup(two, tmp_path / "copy")
 
 
 def test_what_is_not_installed_is_named() -> None:
