@@ -339,8 +339,7 @@ def forget(
             rows = handle.forget_all(source=source, before=moment, dry_run=True)
             if rows and not dry_run:
                 confirm(f"Forget {len(rows)} of the writes of {memory}?", yes)
-                for row in rows:
-                    handle.forget(row.seq)
+                held.ledger.forget_many(handle.found, [row.seq for row in rows])
         version = handle.version
     if as_json:
         done = {"memory": memory, "forgotten": [row.seq for row in rows], "dry_run": dry_run, "version": version}

@@ -60,11 +60,12 @@ def check(store: "Store", *, repair: bool = False) -> list[Finding]:
         repair: drop snapshots that are not what the ledger says, and make the index anew. What people said cannot be
             made again, and is only reported.
     """
-    found = _of_database(store)
+    found, damaged = _of_database(store), set[str]()
     for memory in _all(store):
-        found += _of_ledger(store, memory)
-    if not any(one.what in ("database", "ledger", "content") for one in found):  # else nothing to compare with
-        for memory in _all(store):
+        there = _of_ledger(store, memory)
+        found, damaged = [*found, *there], damaged | ({memory.id} if there else set())
+    for memory in _all(store):
+        if not damaged & {id for id, _ in store.ledger.segments(memory)}:  # else there is nothing to compare with
             found += _of_snapshots(store, memory, repair)
     return [*found, *_of_files(store, repair), *_of_index(store, repair)]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import select
@@ -27,7 +27,7 @@ from remanence.store.cutting import content_of
 from remanence.store.database import reading, writing
 from remanence.store.handle import StoredMemory
 from remanence.store.history import holding, numbers
-from remanence.store.rows import Content, Found, Row
+from remanence.store.rows import Content, Found
 from remanence.store.schema import snapshots
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ if TYPE_CHECKING:
     from remanence.store.store import Store
 
 MOST_BYTES = 2**33  # of a file that is imported, unpacked
+
+
+class _Entry(NamedTuple):
+    """A row, without what it says: there may be millions."""
+
+    seq: int
+    kind: str
+    target: int | None
 
 
 def export_memory(
@@ -69,7 +77,7 @@ def export_memory(
             kept = None
         manifest |= {"rows": rows, "snapshot": None if kept is None else {"seq": kept[1], "holds": kept[2]}}
         file.writestr(MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1))
-    with writing(store.ledger.engine) as connection:
+    with suppress(StoreError), writing(store.ledger.engine) as connection:  # of a store that can only be read, too
         queries.note(connection, found.owner, found.id, "export", actor, rows=rows)
     return {"rows": rows, "snapshot": None if kept is None else kept[1], "bytes": target.stat().st_size}
 
@@ -206,9 +214,9 @@ def _check_lines(
     """
     vocabulary = store.cutter_of(settings["model"]).vocabulary
     said = dict[int, bytes]() if snapshot is None else _ids_in(snapshot)
-    text, highest, rows, size = settings["writer"] == "text", max(settings.get("head") or [0]), list[Row](), 0
+    text, highest, rows, size = settings["writer"] == "text", max(settings.get("head") or [0]), list[_Entry](), 0
     for line, content in archive.lines():
-        rows.append(Row(line.seq, line.kind if line.redacted_at is None else "redacted", line.created, line.target))
+        rows.append(_Entry(line.seq, line.kind if line.redacted_at is None else "redacted", line.target))
         if content is not None:
             # As unsigned numbers, negative ones are high.
             highest, size = max(highest, int(np.frombuffer(content.ids, "<u4").max())), size + content.nbytes

@@ -184,14 +184,13 @@ class StoredMemory:
             row for row in held if (source is None or row.source == source) and (before is None or row.created < before)
         ]
         if not dry_run:
-            for row in wanted:
-                self.forget(row.seq, actor=actor)
+            self._store.ledger.forget_many(self.found, [row.seq for row in wanted], actor=actor)
         return wanted
 
     def all(self) -> Iterator[Row]:
         """All that `writes` lists, page by page."""
         after = 0
-        while page := self.writes(after=after):
+        while page := self.writes(limit=1000, after=after):
             yield from page
             after = page[-1].seq
 

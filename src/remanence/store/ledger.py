@@ -177,6 +177,16 @@ class Ledger:
             queries.require_held(connection, current, seq)
             return queries.append(connection, current, kind, seq, actor=actor)
 
+    def forget_many(self, memory: Found, seqs: Iterable[int], *, actor: str | None = None) -> list[Row]:
+        """Take writes out, all in one transaction; those that the memory does not hold any more are passed over."""
+        with writing(self.engine) as connection:
+            current, made = queries.locked(connection, memory), list[Row]()
+            held = set(holding(queries.entries(connection, current)))
+            for seq in (seq for seq in dict.fromkeys(seqs) if seq in held):
+                made.append(queries.append(connection, current, "forget", seq, actor=actor))
+                current = replace(current, version=made[-1].seq)
+            return made
+
     def undo(
         self, memory: Found, seq: int | None = None, *, actor: str | None = None, version: int | None = None
     ) -> Row:
