@@ -213,12 +213,6 @@ class MemoryModel(MemoryDecoder):
             gone, exact = memory.drop(write_id, undo), memory.chunks.dropped < write_id
             return Receipt(write_id, record.tokens, len(gone), exact=exact)
 
-    def forget_caches(self) -> None:
-        """Let go of encoded chunks and prefixes that are kept to be quick; they are made again when they are needed."""
-        self.prefixes.clear()
-        if isinstance(self.writer, TextWriter):
-            self.writer.cache.clear()
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def read(

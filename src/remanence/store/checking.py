@@ -139,18 +139,18 @@ def _of_snapshots(store: "Store", memory: Found, repair: bool) -> list[Finding]:
     found = list[Finding]()
     for row in rows:
         path = store.snapshots.folder / memory.id / row.uri
-        if problem := _wrong(store, memory, row.seq, numbers(row.holds), path):
+        if problem := _wrong(store, memory, row.seq, numbers(row.holds), path, queries.aware(row.created)):
             found.append(Finding("snapshot", problem, memory.owner, memory.name, row.seq, repaired=repair))
             if repair:
                 store.snapshots.discard(memory.id, row.seq)
     return found
 
 
-def _wrong(store: "Store", memory: Found, seq: int, holds: list[int], path: Path) -> str | None:
-    """What is wrong with the snapshot of a memory at row `seq`."""
+def _wrong(store: "Store", memory: Found, seq: int, holds: list[int], path: Path, at: Any) -> str | None:
+    """What is wrong with the snapshot that was made of a memory at row `seq`, and at a time."""
     with reading(store.ledger.engine) as connection:
         now = queries.current(connection, memory)
-        then = holding(queries.entries(connection, replace(now, version=min(seq, now.version))))
+        then = holding(queries.entries(connection, replace(now, version=min(seq, now.version)), at))
         stamped = select(writes.c.stamp).where(queries.rows_of(connection, now), writes.c.seq.in_(holds))
         stamps = [row.stamp for row in connection.execute(stamped)]
     if seq > now.version or holds != then:

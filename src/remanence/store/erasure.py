@@ -50,13 +50,14 @@ def erase(
     with writing(engine) as connection:
         blank = dict.fromkeys(_CONTENT) | {"metadata": {}, "tokens": 0, "bytes": 0, "redacted_at": now()}
         connection.execute(update(writes).where(own, writes.c.kind == "write").values(blank))
+        fulltext.rebuild(connection)
         note(connection, memory.owner, memory.id, "erase", actor, writes=there, whole=seqs is None)
     dropped = snapshots.drop(ids) if seqs is None else sum(snapshots.drop(ids, seq) for seq in seqs)
-    with writing(engine) as connection:
-        if seqs is None:
+    if seqs is None:
+        with writing(engine) as connection:
             for id in reversed(ids):
                 connection.execute(delete(writes).where(writes.c.memory == id))
                 connection.execute(delete(memories).where(memories.c.id == id))
-        fulltext.rebuild(connection)
+            fulltext.rebuild(connection)
     vacuum(engine)
     return {**receipt, "snapshots": dropped, "dry_run": False}

@@ -1,10 +1,11 @@
 """Full-text search in the texts of writes: FTS5 in SQLite, tsvector in PostgreSQL."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
+_MOST = 1000  # texts that a search looks at
 _SQLITE = (  # memory ids stand in it too, so that a search looks at one memory's texts only
     "CREATE VIRTUAL TABLE writes_fts USING fts5(memory, text, content='writes', content_rowid='id')",
 )
@@ -52,29 +53,38 @@ def problems(connection: Connection) -> list[str]:
     return [what.format(count) for what, count in counts.items() if count]
 
 
-def search(connection: Connection, segments: Sequence[tuple[str, int]], query: str) -> Iterator[int]:
-    """Numbers of the rows of a memory that have all words of a query, best first.
+def search(connection: Connection, segments: Sequence[tuple[str, int]], query: str) -> list[int]:
+    """Numbers of the rows of a memory that have all words of a query, best first; of very many, the newest ones.
+
+    The databases do not rank: SQLite would look at all texts that have the words, whoever's they are.
 
     Args:
         segments: ids of memories, and up to which of their rows.
     """
-    words = re.findall(r"\w+", query)
+    words = re.findall(r"\w+", query.casefold())
     if not words:
-        return
+        return []
     bounds = " OR ".join(f"(w.memory = :m{n} AND w.seq <= :s{n})" for n in range(len(segments)))
     values = {key: value for n, (id, end) in enumerate(segments) for key, value in ((f"m{n}", id), (f"s{n}", end))}
     if connection.dialect.name == "sqlite":
         among = " OR ".join(f'memory : "{id}"' for id, _ in segments)
         values["query"] = f"({among}) AND text : (" + " AND ".join(f'"{word}"' for word in words) + ")"
         found = (
-            "SELECT w.seq FROM writes_fts f JOIN writes w ON w.id = f.rowid "
-            f"WHERE writes_fts MATCH :query AND ({bounds}) ORDER BY bm25(writes_fts, 0.0, 1.0), w.seq DESC"
+            "SELECT w.seq, w.text FROM writes_fts f JOIN writes w ON w.id = f.rowid "
+            f"WHERE writes_fts MATCH :query AND ({bounds}) ORDER BY f.rowid DESC LIMIT {_MOST}"
         )
     else:
         values["query"] = " ".join(words)
-        vector, asked = _VECTOR.format("w."), "plainto_tsquery('simple', :query)"
         found = (
-            f"SELECT w.seq FROM writes w WHERE {vector} @@ {asked} AND ({bounds}) "
-            f"ORDER BY ts_rank({vector}, {asked}) DESC, w.seq DESC"
+            f"SELECT w.seq, w.text FROM writes w WHERE {_VECTOR.format('w.')} @@ plainto_tsquery('simple', :query) "
+            f"AND ({bounds}) ORDER BY w.id DESC LIMIT {_MOST}"
         )
-    yield from connection.execute(text(found), values).scalars()
+    rows = connection.execute(text(found), values).all()
+    usual = sum(len(row.text) for row in rows) / max(1, len(rows))
+    return [row.seq for row in sorted(rows, key=lambda row: -_score(row.text.casefold(), words, usual))]
+
+
+def _score(content: str, words: Sequence[str], usual: float) -> float:
+    """BM25 of a text of which others have all these words too, so that no word is rarer than another."""
+    slack = 1.2 * (0.25 + 0.75 * len(content) / usual)
+    return sum(count / (count + slack) for count in map(content.count, words))

@@ -19,7 +19,8 @@ def holding(rows: Sequence[Entry]) -> list[int]:
     """The numbers of the writes that a memory holds after these rows, oldest first.
 
     A `write` adds itself and takes out its target, if it has one; `forget` and `expire` take out their target. An
-    `undo` takes back what its target did, unless it was taken back itself. A write that was `redacted` is never held.
+    `undo` takes back what its target did, unless it was taken back itself. Rows of the kinds `redacted` and `expired`
+    were writes, and are not held.
     """
     undone = set[int]()
     for row in reversed(rows):
@@ -42,8 +43,10 @@ def state_of(seq: int, rows: Iterable[Entry], held: Iterable[int]) -> str:
     if seq in held:
         return "held"
     said = {"forget": "forgotten", "expire": "expired", "write": "superseded", "undo": "undone", "redact": "redacted"}
-    about = [said[row.kind] for row in rows if row.target == seq and row.kind in said]
-    return about[-1] if about else "redacted"
+    own = next((row.kind for row in rows if row.seq == seq), "")
+    if own in ("redacted", "expired"):
+        return own
+    return [said[row.kind] for row in rows if row.target == seq and row.kind in said][-1]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -174,7 +174,7 @@ class Ledger:
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
             queries.expect(current, version)
-            queries.require_held(connection, current, seq)
+            queries.require_held(connection, current, seq, queries.NEVER if kind == "expire" else None)
             return queries.append(connection, current, kind, seq, actor=actor)
 
     def forget_many(self, memory: Found, seqs: Iterable[int], *, actor: str | None = None) -> list[Row]:
@@ -198,7 +198,7 @@ class Ledger:
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
             queries.expect(current, version)
-            rows = queries.entries(connection, current)
+            rows = queries.entries(connection, current, queries.NEVER)
             target = undoable(rows) if seq is None else seq
             row = next((one for one in rows if one.seq == target), None)
             if row is None or row.kind in ("redact", "expire"):
@@ -214,7 +214,7 @@ class Ledger:
             for memory, seq in connection.execute(past.where(writes.c.redacted_at.is_(None))):
                 own = connection.execute(select(memories).where(memories.c.id == memory)).mappings().one()
                 for one in [queries.found_of(own), *queries.forks_of(connection, memory)]:
-                    if seq <= one.version and seq in holding(queries.entries(connection, one)):
+                    if seq <= one.version and seq in holding(queries.entries(connection, one, queries.NEVER)):
                         made.append((one, seq))
             return made
 

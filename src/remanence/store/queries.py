@@ -14,6 +14,7 @@ from remanence.store.history import holding, state_of
 from remanence.store.rows import Found, Row
 from remanence.store.schema import audit, memories, owners, writes
 
+NEVER = datetime(1, 1, 1, tzinfo=UTC)  # before which nothing is past its time
 DUPLICATE = timedelta(minutes=10)  # within which the same text told again is the same write, where a key is given
 SHOWN = [
     writes.c[name]
@@ -137,14 +138,16 @@ def rows_of(connection: Connection, memory: Found) -> Any:
     return or_(*(and_(writes.c.memory == id, writes.c.seq <= end) for id, end in segments_of(connection, memory)))
 
 
-def entries(connection: Connection, memory: Found) -> list[Row]:
-    """All rows, oldest first, without what they say."""
-    columns = [writes.c[name] for name in ("seq", "kind", "target", "created", "redacted_at")]
+def entries(connection: Connection, memory: Found, at: datetime | None = None) -> list[Row]:
+    """All rows, oldest first, without what they say; writes past their time `at` (None: now) are "expired" ones."""
+    columns = [writes.c[name] for name in ("seq", "kind", "target", "created", "redacted_at", "expires_at")]
     asked = select(*columns).where(rows_of(connection, memory)).order_by(writes.c.seq)
-    return [
-        Row(row.seq, row.kind if row.redacted_at is None else "redacted", row.created, row.target)
-        for row in connection.execute(asked)
-    ]
+    made, at = list[Row](), at or now()
+    for row in connection.execute(asked):
+        ends = aware(row.expires_at)
+        past = "expired" if ends is not None and ends <= at else row.kind
+        made.append(Row(row.seq, past if row.redacted_at is None else "redacted", row.created, row.target))
+    return made
 
 
 def row_of(row: Any) -> Row:
@@ -161,8 +164,8 @@ def with_states(connection: Connection, memory: Found, rows: list[Row]) -> list[
     return [replace(one, state=state_of(one.seq, known, held)) if one.kind == "write" else one for one in rows]
 
 
-def require_held(connection: Connection, memory: Found, seq: int) -> None:
-    if seq not in holding(entries(connection, memory)):
+def require_held(connection: Connection, memory: Found, seq: int, at: datetime | None = None) -> None:
+    if seq not in holding(entries(connection, memory, at)):
         raise NotFoundError(f"{memory.name} holds no write {seq}; list its writes to see those it holds")
 
 

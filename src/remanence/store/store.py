@@ -45,6 +45,7 @@ class Store:
         self._models: dict[str, MemoryModel] = {}
         self._cutters: dict[str, Cutter] = {}
         self._lock = threading.RLock()
+        self._loading: dict[str, threading.Lock] = {}
         if model is not None and not isinstance(model, str):
             self._models[model.name] = model
 
@@ -153,11 +154,15 @@ class Store:
         Raises:
             NotFoundError: there is no such write. ConflictError: forks have it; they are named.
         """
+        from remanence.model.text import TextWriter
+
         receipt = erasure.erase(self.ledger, self.snapshots, memory.found, seqs, cascade, dry_run, actor)
         if not dry_run:
             self.residents.drop(receipt["memories"])
             for model in self._models.values():
-                model.forget_caches()
+                model.prefixes.clear()
+                if isinstance(model.writer, TextWriter):
+                    model.writer.cache.clear()
         return receipt
 
     def compact(self) -> dict[str, int]:
@@ -176,6 +181,8 @@ class Store:
 
         name = found.settings["model"]
         with self._lock:
+            loading = self._loading.setdefault(name, threading.Lock())
+        with loading:  # of this model only: who tells meanwhile does not wait
             if name not in self._models:
                 self._models[name] = (self._load or MemoryModel.from_pretrained)(name)
             return self._models[name]

@@ -160,6 +160,22 @@ def test_what_expires_is_listed_when_its_time_has_come(ledger: Ledger, memory: F
     assert ledger.row(fork, 1).state == "expired"
 
 
+def test_what_is_past_its_time_is_not_held_before_it_is_swept_either(
+    ledger: Ledger, memory: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.tell(memory, said("a red note"), expires_at=now() + timedelta(hours=1))
+    ledger.tell(memory, said("another red note"))
+    assert ledger.holding(memory)[1] == [1, 2]
+    later = now() + timedelta(hours=2)
+    monkeypatch.setattr(queries, "now", lambda: later)
+    assert ledger.holding(memory)[1] == [2]
+    assert [row.state for row in ledger.rows(memory)] == ["expired", "held"]
+    assert [row.seq for row in ledger.search(memory, "red")] == [2]
+    with pytest.raises(NotFoundError):
+        ledger.forget(memory, 1)
+    assert ledger.forget(memory, 1, kind="expire").kind == "expire"
+
+
 def test_a_fork_has_the_rows_of_before_and_its_own(ledger: Ledger, memory: Found) -> None:
     ledger.tell(memory, said("one red"))
     fork = ledger.fork(memory, "fork")
