@@ -16,6 +16,7 @@ from rich.table import Table
 from remanence.evaluation.harness import Report
 
 Figures = dict[str, Any]
+Rows = dict[str, Figures]  # cells by row and column
 UNITS = {  # how a number is shown, and what stands behind it
     "ms": (",.{digits}f", " ms"),
     "x": (",.2f", "x"),
@@ -62,6 +63,15 @@ def lines(figures: Figures) -> list[list[str]]:
     return [["", *columns], *rows]
 
 
+def cell(value: float | None, unit: str) -> Figures | None:
+    return None if value is None else {"value": value, "unit": unit}
+
+
+def listed(rows: Rows) -> list[Figures]:
+    """As they stand in a file."""
+    return [{"name": row, "cells": cells} for row, cells in rows.items() if cells]
+
+
 def text(cell: Any) -> str:
     if not isinstance(cell, dict):
         return "" if cell is None else f"{cell:,}" if isinstance(cell, int) else str(cell)
@@ -84,10 +94,6 @@ def note(figures: Figures) -> str:
     many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
     medians = f"Medians and quartiles of {many} samples each." if counts else ""
     return f"{figures.get('note', '')} {medians}".strip()
-
-
-def interval(value: float, stderr: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
 def made_by(figures: Figures, now: str = "") -> str:

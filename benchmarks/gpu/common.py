@@ -76,11 +76,6 @@ def peak(device: str) -> int | None:
     return most
 
 
-def bytes_of(count: int | None) -> Figures | None:
-    """A cell."""
-    return None if count is None else {"value": count, "unit": "bytes"}
-
-
 def write_down(figures: Figures, device: str, to: Path | None) -> None:
     """With what they were made by."""
     publish({**figures, **run_stamp(shlex.join(["python", *sys.argv]), torch.device(device))}, to)

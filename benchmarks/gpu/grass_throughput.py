@@ -20,11 +20,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import TINY, bytes_of, device_of, llama, parser, peak, step_seconds, write_down
+from gpu.common import TINY, device_of, llama, parser, peak, step_seconds, write_down
 from grass.methods import METHODS, Projecting
 from grass.step import NAMES
 from remanence.optim.plan import configuration
-from tables import Figures
+from tables import Figures, cell
 from timing import now, timed
 
 GAP, NEVER = 200, 1_000_000
@@ -108,9 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
             faster = 100 * (made["grass"]["tokens_per_second"] / one["tokens_per_second"] - 1)
             cells = {
                 "tokens per second": f"{one['tokens_per_second']:,.0f}",
-                "Grass is faster by": None if method == "grass" else {"value": faster, "unit": "%"},
+                "Grass is faster by": None if method == "grass" else cell(faster, "%"),
                 "a step without refresh": one["step"],
-                "peak": bytes_of(one["peak_bytes"]),
+                "peak": cell(one["peak_bytes"], "bytes"),
             }
             rows.append({"name": f"{name}, {NAMES[method]}", "cells": cells})
     note = f"{options.batch} x {length} tokens a step, bfloat16, the cost of a refresh shared out over {GAP} steps."

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from grass.methods import METHODS, Maker, Projecting, adamw_onednn, gradient_bytes, grass, state_bytes
 from remanence.optim.refresh import SPREAD
-from tables import Figures
-from timing import Part, Parts, Rows, agree, now, ratio, times
+from shapes import llama
+from tables import Figures, Rows, cell
+from timing import Part, Parts, agree, now, ratio, times
 
 COMPARED: dict[str, Maker] = {
     "adamw": METHODS["adamw"],
@@ -71,8 +72,8 @@ def finish(on: Settings, rows: Rows) -> None:
         if STEP in known:
             adds = max(0.0, known.get(REFRESHING, 0.0) - known[STEP])
             counted[name] = round(known[STEP] + adds / GAPS.get(name, on.gap), 3)
-            cells["refresh adds"] = {"value": round(adds, 2), "unit": "ms"} if adds else None
-            cells[COUNTED] = {"value": counted[name], "unit": "ms"}
+            cells["refresh adds"] = cell(round(adds, 2) if adds else None, "ms")
+            cells[COUNTED] = cell(counted[name], "ms")
     ours = {"rows take": NAMES["grass"], "directions take": NAMES["grass-subspace"]}
     for title, own in ours.items():
         for name in counted.keys() - ours.values() if own in counted else ():
@@ -91,15 +92,7 @@ class Training:
 
     def __init__(self, on: Settings, gap: int, method: str) -> None:
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=8,
-            hidden_size=on.size,
-            intermediate_size=on.intermediate,
-            num_hidden_layers=on.layers,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-        )
-        self._model = LlamaModel(config)
+        self._model = LlamaModel(llama(8, on.size, on.intermediate, on.layers, 8, 8, on.length))
         self._optimizer = COMPARED[method](self._model, Projecting(on.rank, gap), 1e-4)
         self._x = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1))
 
@@ -126,7 +119,7 @@ def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int)
             losses.append(training.loss)
             for _ in range(SPREAD):  # in which rows and directions are selected
                 training.step()
-            rows[name] = {title: {"value": count, "unit": "bytes"} for title, count in training.bytes.items()}
+            rows[name] = {title: cell(count, "bytes") for title, count in training.bytes.items()}
         first = torch.tensor(losses)
         return agree("losses of the same weights and tokens", first, first[:1].expand_as(first))
 
