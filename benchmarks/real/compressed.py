@@ -16,9 +16,9 @@ from typing import Any
 from real import questions
 from remanence import MemoryModel
 from remanence.evaluation.asking import ANSWER_TOKENS, hit
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.squad import Asked
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from real.questions import Settings, Way, evaluation_of
 from remanence import Memory, MemoryModel
 from remanence.evaluation.asking import hit
 from remanence.evaluation.columns import reading_all
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.squad import Asked
 from remanence.model.text import TextWriter
 
 __all__ = ["Settings", "evaluation"]

@@ -164,6 +164,11 @@ def digest_of(*content: Path | str) -> str:
     return whole.hexdigest()[:16]
 
 
+def settings_of(data: Path) -> dict[str, str]:
+    """Settings that say which file of data."""
+    return {"data": data.name, "digest": digest_of(data)}
+
+
 def _digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 

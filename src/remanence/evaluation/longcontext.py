@@ -9,8 +9,8 @@ import typer
 
 from remanence.evaluation.columns import Column
 from remanence.evaluation.documents import LENGTHS, parse_lengths, read_documents
-from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
-from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, plain_score
+from remanence.evaluation.harness import Evaluation, settings_of
 from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import paragraphs_of
@@ -53,8 +53,10 @@ def evaluation(
         asked = Asked("0", document.question.text, kind, document.question.truths)
         parts = tuple(Part(part) for paragraph in paragraphs_of(document.text) for part in pieces(paragraph))
         corpora.append(Corpus(f"{kind}/{number}", parts, (asked,), whole=document.text))
-    settings = {"data": data.name, "digest": digest_of(data), "lengths": lengths, "seed": seed}
-    return of_corpora(model, "longcontext", settings, corpora, columns, tokens=ANSWER_TOKENS, folder=folder)
+    settings = {**settings_of(data), "lengths": lengths, "seed": seed}
+    return of_corpora(
+        model, "longcontext", settings, corpora, columns, tokens=ANSWER_TOKENS, score=plain_score, folder=folder
+    )
 
 
 def pieces(paragraph: str) -> Iterator[str]:
