@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
-
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.harness import Record
@@ -53,19 +51,6 @@ class Said:
     first_token_ms: float
     again_ms: float | None = None
     score: float | None = None
-
-
-class _FirstToken(BaseStreamer):
-    """Notes when the first token comes."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []  # of the prompt, then of each token
-
-    def put(self, value: Tensor) -> None:
-        self.times.append(perf_counter())
-
-    def end(self) -> None:
-        pass
 
 
 class Asking:
@@ -124,9 +109,11 @@ def memory_of(column: Column, told: Told) -> Memory:
 
 def _timed(model: MemoryModel, memory: Memory, question: str, tokens: int) -> tuple[Answer, float]:
     """The answer, and the milliseconds to its first token."""
-    streamer, begun = _FirstToken(), perf_counter()
+    times: list[float] = []  # of the prompt, then of each token
+    streamer = SimpleNamespace(times=times, put=lambda _: times.append(perf_counter()), end=bool)
+    begun = perf_counter()
     answer = model.ask(memory, question, max_new_tokens=tokens, streamer=streamer)
-    return answer, 1e3 * (streamer.times[1] - begun)
+    return answer, 1e3 * (times[1] - begun)
 
 
 def _room(model: MemoryModel, question: str, tokens: int) -> float:

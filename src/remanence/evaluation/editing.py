@@ -37,7 +37,7 @@ import typer
 
 from remanence.data.edits import Edit, Kind, biography_edits, read_edits
 from remanence.errors import InvalidInputError
-from remanence.evaluation.answering import answer_rows
+from remanence.evaluation.answering import answer
 from remanence.evaluation.asking import memory_of
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
@@ -213,7 +213,7 @@ class _Measuring:
         rows = list(zip(shown, asked, strict=True))
         if self._kind == "biographies":
             prompts = [self._prompt(text, one.prompt) for text, one in rows]
-            said = answer_rows(self._model, [memory] * len(prompts), prompts)
+            said = answer(self._model, [memory] * len(prompts), prompts)
             return [float(text == one.right) for text, one in zip(said, asked, strict=True)]
         right, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.right) for text, one in rows])
         if self._kind == "zsre":

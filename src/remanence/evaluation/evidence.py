@@ -16,7 +16,7 @@ from remanence.evaluation.columns import Column, reading_all
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scores import f1
-from remanence.evaluation.told import Growing, Told
+from remanence.evaluation.told import Told
 from remanence.model.model import MemoryModel
 
 RECALLS = (1, 5, 10)  # of the best parts
@@ -146,16 +146,18 @@ def of_corpora(
 
 
 def teller(model: MemoryModel, common: Sequence[str] = (), folder: Path | None = None) -> Callable[[Corpus], Told]:
-    """What tells corpora: those that begin alike are forks of a memory that is told once, the newest are at hand."""
-    growing = Growing(model, common, folder)
+    """What tells corpora. Of the common passages, a longer memory is a fork of a shorter one, and each is made once."""
+    first = {0: Told(model, [])}
 
     @lru_cache(4)
     def told(corpus: Corpus) -> Told:
         texts = [part.text for part in corpus.parts]
         if not corpus.after:
             return Told(model, texts, whole=corpus.whole, folder=None if common else folder)
-        made = growing.up_to(corpus.after)
-        made = made.then(texts) if texts else made
+        if corpus.after not in first:
+            shorter = max(known for known in first if known < corpus.after)
+            first[corpus.after] = first[shorter].then(common[shorter : corpus.after], folder)
+        made = first[corpus.after].then(texts) if texts else first[corpus.after]
         return made if corpus.forgotten is None else made.without(corpus.forgotten)
 
     return told

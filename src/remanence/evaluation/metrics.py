@@ -1,13 +1,21 @@
-"""Figures of an evaluation: what is made of the records, with the interval that holds 95 %."""
+"""Figures of an evaluation: what is made of the records, with the interval that holds 95 %.
+
+Intervals are Wilson's of rates, and bootstrap intervals of anything else that is computed from a sample.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from remanence.evaluation.intervals import Floats, bootstrap, wilson
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
 
+_Z = 1.959963984540054  # of the normal distribution, 95 % lie within so many standard deviations
+_RESAMPLES = 2000
 Kind = Literal["rate", "mean", "median", "perplexity", "harmonic"]
 
 
@@ -81,3 +89,29 @@ def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(there, samples, 0).sum(axis=1) / there.sum(axis=1)  # a part that no item has: nan
         return np.asarray((~np.isnan(means)).sum(axis=1) / np.nansum(1 / means, axis=1))
+
+
+def wilson(hits: float, samples: int) -> Interval:
+    """The interval of a rate; unlike that of a normal distribution it stays within [0, 1] and is not empty at its ends.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if samples < 1:
+        raise ValueError("a rate needs at least one sample")
+    share, z2 = hits / samples, _Z * _Z
+    centre = (share + z2 / (2 * samples)) / (1 + z2 / samples)
+    half = _Z / (1 + z2 / samples) * sqrt(share * (1 - share) / samples + z2 / (4 * samples * samples))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap(values: Floats, statistic: Callable[[Floats], Floats]) -> Interval:
+    """The percentile interval of a statistic, always of the same resamples.
+
+    Args:
+        values: `[n, ...]`; pairs are given as one value, which keeps them together.
+        statistic: of samples `[r, n, ...]`, one of each row: `[r]`.
+    """
+    drawn = np.random.default_rng(0).integers(0, len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(statistic(values[drawn]), [2.5, 97.5])
+    return float(low), float(high)

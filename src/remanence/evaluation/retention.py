@@ -18,7 +18,7 @@ from remanence.config import new_storage
 from remanence.data.biographies import ATTRIBUTES, values
 from remanence.data.episodes import FACTS, Episode
 from remanence.errors import InvalidInputError
-from remanence.evaluation.answering import Context, continuations, row_continuations
+from remanence.evaluation.answering import Context, continuations
 from remanence.evaluation.columns import LEARNED, Column
 from remanence.evaluation.distances import DISTANCES, parse_distances, writes_per_pool
 from remanence.evaluation.harness import Evaluation, Item, Record
@@ -119,7 +119,7 @@ def evaluation(
         rows = [
             _row(model, held, column, place, distance, one.text) for place, one in enumerate(held.questions(distance))
         ]
-        return row_continuations(model, [Memory(model.spec)] * len(rows), rows, held.source.answer_tokens)
+        return continuations(model, [Memory(model.spec)] * len(rows), rows, held.source.answer_tokens)
 
     def measure(column: Column, those: Sequence[Item]) -> list[Record]:
         held, records = written(those), dict[tuple[int, int], Record]()
