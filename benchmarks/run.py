@@ -40,6 +40,7 @@ BENCHMARKS = {
     "read_write": "read_write.run",
     "longterm": "longterm.run",
     "writes": "writes.run",
+    "published": "published.run",
     "eviction": "research.run",
     "own_text": "real.own_text",
     "compressed": "real.compressed",
