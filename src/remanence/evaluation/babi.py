@@ -5,7 +5,9 @@ its question is asked. The same stories are asked at each length.
 """
 
 import random
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +16,64 @@ import typer
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.documents import Story, parse_lengths, read_stories
 from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
 from remanence.evaluation.harness import Evaluation, digest_of, settings_of
 from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
-from remanence.texts import paragraphs_of, read_text, token_ids
+from remanence.texts import lines_of, paragraphs_of, read_text, token_ids
 
+LENGTHS = "1k,4k,16k"
 _SHORTEST = 20  # words of a novel's paragraph that is told
+
+
+@dataclass(frozen=True)
+class Story:
+    """bAbI's facts and a question about them; `right`: numbers of the facts that give the answer."""
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+    right: tuple[int, ...]
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`1k,4k,16k`, ascending, each once; 1k is 1,000 tokens.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*k?", item) for item in items):
+        raise InvalidInputError(f"lengths are numbers of tokens such as {LENGTHS}, not {text!r}")
+    return sorted({int(item.removesuffix("k")) * (1000 if item.endswith("k") else 1) for item in items})
+
+
+def read_stories(path: Path) -> list[Story]:
+    """Each question of a bAbI file, with the facts that stand before it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format.
+    """
+    found = []
+    facts: dict[str, str] = {}
+    try:
+        for line in lines_of(read_text(path)):
+            number, _, rest = line.strip().partition(" ")
+            if number == "1":
+                facts = {}
+            if "\t" not in rest:
+                facts[str(int(number))] = rest
+                continue
+            question, answer, holding = rest.split("\t")
+            order = list(facts)
+            right = tuple(order.index(one) for one in holding.split())
+            found.append(Story(tuple(facts.values()), question.strip(), answer.strip(), right))
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is no bAbI file (numbered lines, questions with tabs): {error}") from error
+    if not found:
+        raise InvalidInputError(f"{path} has no question")
+    return found
 
 
 def read_novels(path: Path | None) -> list[str]:

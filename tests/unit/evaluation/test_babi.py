@@ -8,7 +8,7 @@ import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import babi
-from remanence.evaluation.documents import Story, read_stories
+from remanence.evaluation.babi import Story, read_stories
 from remanence.evaluation.evidence import teller
 from remanence.evaluation.harness import Evaluation, Run
 from remanence.texts import token_ids
