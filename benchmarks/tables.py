@@ -5,7 +5,6 @@ A row has a name and cells, which are by column. A cell is a text, a whole numbe
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from remanence.evaluation.harness import Report
+from remanence.evaluation.harness import Report, grid
 
 Figures = dict[str, Any]
 Rows = dict[str, Figures]  # cells by row and column
@@ -48,12 +47,6 @@ def markdown(figures: Figures) -> str:
         return f"{Report.from_json(figures).table('markdown')}\n\nBetween brackets: the interval that holds 95 %."
     titles, *rows = lines(figures)
     return "\n\n".join(filter(None, [grid(titles, rows), note(figures)]))
-
-
-def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A column without a title holds names and stands to the left; figures stand to the right."""
-    rule = "|".join("---:" if title else "---" for title in titles)
-    return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def lines(figures: Figures) -> list[list[str]]:

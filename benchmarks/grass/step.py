@@ -8,6 +8,7 @@ apart, and spread over the steps between two. Grass and "AdamW, linear layers by
 by what torch takes for float32 on a CPU.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -80,47 +81,41 @@ def finish(on: Settings, rows: Rows) -> None:
             rows[name][title] = ratio(counted[own], counted[name])
 
 
-class Training:
-    """Steps of a method.
+def training(on: Settings, gap: int, method: str) -> tuple[Callable[[], float], Figures]:
+    """A step of a method, which returns its seconds; and what the last one notes: its loss, and bytes by column."""
+    torch.manual_seed(0)
+    model = LlamaModel(llama(8, on.size, on.intermediate, on.layers, 8, 8, on.length))
+    optimizer = COMPARED[method](model, Projecting(on.rank, gap), 1e-4)
+    x, noted = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1)), Figures()
 
-    Attributes:
-        loss: of the last step; bytes: of its gradients, and of the optimizer's state behind it, by column.
-    """
-
-    loss: float
-    bytes: dict[str, int]
-
-    def __init__(self, on: Settings, gap: int, method: str) -> None:
-        torch.manual_seed(0)
-        self._model = LlamaModel(llama(8, on.size, on.intermediate, on.layers, 8, 8, on.length))
-        self._optimizer = COMPARED[method](self._model, Projecting(on.rank, gap), 1e-4)
-        self._x = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1))
-
-    def step(self) -> float:
+    def step() -> float:
         start = now()
-        loss = self._model(inputs_embeds=self._x, use_cache=False).last_hidden_state.square().mean()
+        loss = model(inputs_embeds=x, use_cache=False).last_hidden_state.square().mean()
         loss.backward()
-        self._optimizer.step()
-        gradients = gradient_bytes(self._model)
-        self._optimizer.zero_grad()
+        optimizer.step()
+        gradients = gradient_bytes(model)
+        optimizer.zero_grad()
         seconds = now() - start
-        self.loss, self.bytes = loss.item(), {"gradients": gradients, "optimizer state": state_bytes(self._optimizer)}
+        noted["loss"] = loss.item()
+        noted["bytes"] = {"gradients": gradients, "optimizer state": state_bytes(optimizer)}
         return seconds
+
+    return step, noted
 
 
 def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int) -> Part:
-    trainings = {NAMES[method]: Training(on, gap, method) for method in methods}
+    trainings = {NAMES[method]: training(on, gap, method) for method in methods}
     rows: Rows = {}
 
     def gate() -> Figures:
         losses = []
-        for name, training in trainings.items():
-            training.step()
-            losses.append(training.loss)
+        for name, (step, noted) in trainings.items():
+            step()
+            losses.append(noted["loss"])
             for _ in range(SPREAD):  # in which rows and directions are selected
-                training.step()
-            rows[name] = {title: cell(count, "bytes") for title, count in training.bytes.items()}
+                step()
+            rows[name] = {title: cell(count, "bytes") for title, count in noted["bytes"].items()}
         first = torch.tensor(losses)
         return agree("losses of the same weights and tokens", first, first[:1].expand_as(first))
 
-    return Part({((name,), column): training.step for name, training in trainings.items()}, repeats, gate, rows)
+    return Part({((name,), column): step for name, (step, _) in trainings.items()}, repeats, gate, rows)

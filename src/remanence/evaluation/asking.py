@@ -73,17 +73,10 @@ class Asking:
         if column.shows == "bm25":
             told.index()
         _ = told.lengths
-        begun, ranking = perf_counter(), None
-        room = _room(self._model, question, self._tokens)
-        if column.shows == "bm25":
-            ranking = told.ranked(question)
-            shown = told.fitting(ranking[: column.passages], room)[::-1]
-        elif column.shows == "fits":
-            shown = told.newest(room)
-        else:
-            shown = told.fitting(oracle, room) if column.shows == "oracle" else []
+        begun = perf_counter()
+        shown, ranking = shown_of(column, told, question, _room(self._model, question, self._tokens), oracle)
         chosen = 1e3 * (perf_counter() - begun)
-        prompt = "\n\n".join([*(told.passages[place] for place in shown), question])
+        prompt = "\n\n".join([*shown, question])
         if prompt not in self._known:
             answer, first = _timed(self._model, self._model.new_memory(), prompt, self._tokens)
             self._known[prompt] = answer.text, first
@@ -100,6 +93,21 @@ class Asking:
         best = model.search(memory, question, k=RANKED)
         ranked, score = [places[write] for write, _ in best if write in places], best[0][1] if best else 0.0
         return Said(answer.text, answer.found, ranked, first, again, score)
+
+
+def shown_of(
+    column: Column, told: Told, question: str, room: float, oracle: Sequence[int] = ()
+) -> tuple[list[str], list[int] | None]:
+    """The passages that a column shows as text, of at most so many tokens; and their ranking, where that chose them."""
+    places, ranking = list[int](), None
+    if column.shows == "bm25":
+        ranking = told.ranked(question)
+        places = told.fitting(ranking[: column.passages], room)[::-1]
+    elif column.shows == "fits":
+        places = told.newest(room)
+    elif column.shows == "oracle":
+        places = told.fitting(oracle, room)
+    return [told.passages[place] for place in places], ranking
 
 
 def memory_of(column: Column, told: Told) -> Memory:

@@ -256,7 +256,7 @@ class Report:
         """
         metrics = [metric for metric in self.metrics if metric.shown]
         titles, lines = self._crossed(metrics[0]) if len(metrics) == 1 else self._listed(metrics)
-        return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
+        return grid(titles, lines) if style == "markdown" else _text(titles, lines)
 
     def _listed(self, metrics: Sequence[Metric]) -> tuple[list[str], list[list[str]]]:
         titles = ["", "", "n", *(title for metric in metrics for title in self._titles(metric))]
@@ -310,8 +310,9 @@ def _cell(figure: Mapping[str, float] | None, digits: int, *, sign: bool = False
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
-def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = "|".join("---" if not title else "---:" for title in titles)
+def grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A column without a title holds names and stands to the left; figures stand to the right."""
+    rule = "|".join("---:" if title else "---" for title in titles)
     return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
