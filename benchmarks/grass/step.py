@@ -11,6 +11,7 @@ by what torch takes for float32 on a CPU.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaModel
@@ -21,21 +22,20 @@ from shapes import llama
 from tables import Figures, Rows, cell
 from timing import Part, Parts, agree, now, ratio, times
 
-COMPARED: dict[str, Maker] = {
-    "adamw": METHODS["adamw"],
-    "adamw-onednn": adamw_onednn,
-    "grass": METHODS["grass-top-reset"],
-    "grass-subspace": partial(grass, selection="subspace"),
-    "galore": METHODS["galore"],
+
+class Compared(NamedTuple):
+    title: str
+    make: Maker
+    gap: int | None = None  # steps between two refreshes, where they are not those of the settings
+
+
+COMPARED = {
+    "adamw": Compared("AdamW (torch)", METHODS["adamw"]),
+    "adamw-onednn": Compared("AdamW (torch), linear layers by oneDNN", adamw_onednn),
+    "grass": Compared("Grass, rows (as published)", METHODS["grass-top-reset"]),
+    "grass-subspace": Compared("Grass, directions", partial(grass, selection="subspace"), gap=10),
+    "galore": Compared("GaLore (galore-torch)", METHODS["galore"]),
 }
-NAMES = {
-    "adamw": "AdamW (torch)",
-    "adamw-onednn": "AdamW (torch), linear layers by oneDNN",
-    "grass": "Grass, rows (as published)",
-    "grass-subspace": "Grass, directions",
-    "galore": "GaLore (galore-torch)",
-}
-GAPS = {"Grass, directions": 10}  # steps between two refreshes, where they are not those of the settings
 NEVER = 10_000  # steps between two refreshes
 STEP, REFRESHING, COUNTED = "step", "step with a refresh", "a step, refreshes counted"  # columns
 NOTE = (
@@ -67,15 +67,15 @@ def parts(on: Settings) -> Parts:
 
 
 def finish(on: Settings, rows: Rows) -> None:
-    counted = {}
+    counted, gaps = {}, {one.title: one.gap or on.gap for one in COMPARED.values()}
     for name, cells in rows.items():
         known = times(cells)
         if STEP in known:
             adds = max(0.0, known.get(REFRESHING, 0.0) - known[STEP])
-            counted[name] = round(known[STEP] + adds / GAPS.get(name, on.gap), 3)
+            counted[name] = round(known[STEP] + adds / gaps[name], 3)
             cells["refresh adds"] = cell(round(adds, 2) if adds else None, "ms")
             cells[COUNTED] = cell(counted[name], "ms")
-    ours = {"rows take": NAMES["grass"], "directions take": NAMES["grass-subspace"]}
+    ours = {"rows take": COMPARED["grass"].title, "directions take": COMPARED["grass-subspace"].title}
     for title, own in ours.items():
         for name in counted.keys() - ours.values() if own in counted else ():
             rows[name][title] = ratio(counted[own], counted[name])
@@ -85,7 +85,7 @@ def training(on: Settings, gap: int, method: str) -> tuple[Callable[[], float], 
     """A step of a method, which returns its seconds; and what the last one notes: its loss, and bytes by column."""
     torch.manual_seed(0)
     model = LlamaModel(llama(8, on.size, on.intermediate, on.layers, 8, 8, on.length))
-    optimizer = COMPARED[method](model, Projecting(on.rank, gap), 1e-4)
+    optimizer = COMPARED[method].make(model, Projecting(on.rank, gap), 1e-4)
     x, noted = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1)), Figures()
 
     def step() -> float:
@@ -104,7 +104,7 @@ def training(on: Settings, gap: int, method: str) -> tuple[Callable[[], float], 
 
 
 def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int) -> Part:
-    trainings = {NAMES[method]: training(on, gap, method) for method in methods}
+    trainings = {COMPARED[method].title: training(on, gap, method) for method in methods}
     rows: Rows = {}
 
     def gate() -> Figures:
