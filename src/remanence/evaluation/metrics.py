@@ -41,12 +41,12 @@ class Metric:
 
     def figure(self, values: Sequence[Any]) -> dict[str, float]:
         """`value`, `low`, `high` (95 %) and `n`, of what some records say."""
-        held = np.asarray(values, dtype=np.float64)
+        held, of = np.asarray(values, dtype=np.float64), _STATISTICS[self.kind]
         if self.kind == "rate":
             low, high = wilson(float(held.sum()), len(held))
         else:
-            low, high = bootstrap(held, self._of)
-        return {"value": float(self._of(held[None])[0]), "low": low, "high": high, "n": len(held)}
+            low, high = bootstrap(held, of)
+        return {"value": float(of(held[None])[0]), "low": low, "high": high, "n": len(held)}
 
     def difference(self, values: Sequence[Any], base: Sequence[Any]) -> dict[str, float]:
         """Of the same items under another column, drawn together: the difference, of perplexities the ratio.
@@ -54,34 +54,14 @@ class Metric:
         Of medians it is the median of the differences.
         """
         ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(base, dtype=np.float64)
-        of = self._of
+        of = _STATISTICS[self.kind]
         if self.kind == "harmonic":  # is no mean of what the items got, so both sides are drawn
             pairs = np.stack([ours, theirs], axis=1)  # [n, 2, parts]
-            of = self._apart
+            of = _apart
         else:
             pairs = ours - theirs
         low, high = bootstrap(pairs, of)
         return {"value": float(of(pairs[None])[0]), "low": low, "high": high, "n": len(pairs)}
-
-    def _apart(self, pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
-        return self._of(pairs[:, :, 0]) - self._of(pairs[:, :, 1])
-
-    @property
-    def _of(self) -> Callable[[Floats], Floats]:
-        others = {"median": _median, "perplexity": _perplexity, "harmonic": _harmonic}
-        return others.get(self.kind, _mean)
-
-
-def _mean(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(samples.mean(axis=1))
-
-
-def _median(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(np.median(samples, axis=1))
-
-
-def _perplexity(samples: Floats) -> Floats:  # [r, n] -> [r]
-    return np.asarray(np.exp(samples.mean(axis=1)))
 
 
 def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
@@ -89,6 +69,19 @@ def _harmonic(samples: Floats) -> Floats:  # [r, n, parts] -> [r]
     with np.errstate(divide="ignore", invalid="ignore"):
         means = np.where(there, samples, 0).sum(axis=1) / there.sum(axis=1)  # a part that no item has: nan
         return np.asarray((~np.isnan(means)).sum(axis=1) / np.nansum(1 / means, axis=1))
+
+
+def _apart(pairs: Floats) -> Floats:  # [r, n, 2, parts] -> [r]
+    return np.asarray(_harmonic(pairs[:, :, 0]) - _harmonic(pairs[:, :, 1]))
+
+
+_STATISTICS: dict[Kind, Callable[[Floats], Floats]] = {  # of samples [r, n], one of each row: [r]
+    "rate": lambda samples: np.asarray(samples.mean(axis=1)),
+    "mean": lambda samples: np.asarray(samples.mean(axis=1)),
+    "median": lambda samples: np.asarray(np.median(samples, axis=1)),
+    "perplexity": lambda samples: np.asarray(np.exp(samples.mean(axis=1))),
+    "harmonic": _harmonic,
+}
 
 
 def wilson(hits: float, samples: int) -> Interval:
