@@ -158,25 +158,19 @@ def record_of(
     record: Record = {
         "said": said.text,
         "first_token_ms": round(said.first_token_ms, 2),
+        "again_ms": None if said.again_ms is None else round(said.again_ms, 2),
         "bytes_per_token": round(_bytes_per_token(column, told), 2),
+        "score": None if said.score is None else round(said.score, 4),
     }
-    if said.again_ms is not None:
-        record["again_ms"] = round(said.again_ms, 2)
-    if said.score is not None:
-        record["score"] = round(said.score, 4)
-    if not answerable:
-        return record if said.found is None else {**record, "not_told": not said.found}
-    answer = first_line(said.text)
-    record |= {
-        "hit": hit(said.text, truths),
-        "exact_match": exact_match(answer, truths),
-        "f1": f1(answer, truths),
-    }
-    if said.found is not None:
+    if answerable:
+        answer = first_line(said.text)
+        record |= {"hit": hit(said.text, truths), "exact_match": exact_match(answer, truths), "f1": f1(answer, truths)}
         record["found"] = said.found
-    if said.ranked and right:
-        record |= {"first": said.ranked[0] in right, "among_4": bool(set(said.ranked[:4]) & set(right))}
-    return record
+        if said.ranked and right:
+            record |= {"first": said.ranked[0] in right, "among_4": bool(set(said.ranked[:4]) & set(right))}
+    elif said.found is not None:
+        record["not_told"] = not said.found
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def hit(said: str, truths: Sequence[str]) -> bool:
