@@ -12,9 +12,10 @@ are there, so that what is committed is of one checkpoint each. A page says wher
     <!-- figures: others -->               files that are on this page nowhere else
     <!-- /figures -->
 
-or where a single one goes, by a function of `SINGLE`:
+or where a single one goes, or what stands beside it: the difference to the base, of perplexities the ratio:
 
     <!-- figure: measured real/nq.json GROUP COLUMN METRIC --><!-- /figure -->
+    <!-- figure: against real/nq.json GROUP COLUMN METRIC --><!-- /figure -->
 """
 
 import argparse
@@ -28,7 +29,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from published.run import table as beside_published
 from remanence.evaluation import plots
 from remanence.evaluation.harness import Report
 from tables import Figures, made_by, markdown
@@ -40,6 +40,7 @@ CHECKPOINTS = ROOT / "src/remanence/checkpoints"
 COMMANDS: dict[str, str] = json.loads((ROOT / "benchmarks/figures.json").read_text(encoding="utf-8"))
 PAGES = ("README.md", "docs/results.md", "docs/research.md")
 MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
+SINGLE = {"measured": "metrics", "against": "versus"}  # parts of a row
 MARKED_SINGLE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)")
 
 DRAWN = ("retention", "editing", "longcontext", "integrity", "harm")  # evaluations that have a picture
@@ -83,8 +84,6 @@ def kind_of(figures: Figures) -> str:
 
 
 def table_of(figures: Figures) -> str | None:
-    if "sides" in figures:
-        return beside_published(figures)
     return markdown(figures) if "rows" in figures else None
 
 
@@ -113,12 +112,12 @@ def renewed(page: str, figures: All) -> str:
             body = section(tuple(what.split()), figures)
         return f"{start}{body}\n{end}" if body else f"{start}{end}"
 
-    def single(found: re.Match[str]) -> str:
-        how, name, *arguments = shlex.split(found[2])
-        said = SINGLE[how](figures[name], *arguments) if name in figures else "not measured"
+    def one_of(found: re.Match[str]) -> str:
+        part, name, *where = shlex.split(found[2])
+        said = single(figures[name], part, *where) if name in figures else "not measured"
         return f"{found[1]}{said}{found[3]}"
 
-    return MARKED_SINGLE.sub(single, MARKED.sub(filled, page))
+    return MARKED_SINGLE.sub(one_of, MARKED.sub(filled, page))
 
 
 def section(prefixes: tuple[str, ...], figures: All) -> str:
@@ -148,19 +147,10 @@ def subject(name: str, figures: Figures) -> str:
     return f"{model}`{name}`"
 
 
-def measured(figures: Figures, group: str, column: str, metric: str) -> str:
+def single(figures: Figures, part: str, group: str, column: str, metric: str) -> str:
     """A figure of an evaluation, and the interval that holds 95 %."""
     [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
-    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["metrics"][metric])
-
-
-def against(figures: Figures, group: str, column: str, metric: str) -> str:
-    """The same, of what stands beside it: the difference to the base, of perplexities the ratio."""
-    [row] = [row for row in figures["rows"] if (row["group"], row["column"]) == (group, column)]
-    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row["versus"][metric])
-
-
-SINGLE: dict[str, Callable[..., str]] = {one.__name__: one for one in (measured, against)}
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**row[SINGLE[part]][metric])
 
 
 def picture(name: str) -> Path:

@@ -33,13 +33,14 @@ from transformers import HfArgumentParser
 from remanence.environment import run_stamp
 from remanence.evaluation.columns import about
 from remanence.evaluation.harness import Report, Run
-from tables import Figures, publish
-from timing import Rows, measure, ratio, timed, times
+from tables import Figures, Rows, listed, publish
+from timing import measure, ratio, timed, times
 
 BENCHMARKS = {
     "read_write": "read_write.run",
     "longterm": "longterm.run",
     "writes": "writes.run",
+    "published": "published.run",
     "eviction": "research.run",
     "own_text": "real.own_text",
     "compressed": "real.compressed",
@@ -83,10 +84,6 @@ def figures_of(module: Any, on: Any, common: Common, words: list[str]) -> Figure
     rows, checks = measure({name: make for name, make in module.parts(on).items() if common.only in name})
     getattr(module, "finish", lambda *_: None)(on, rows)
     return {"rows": listed(rows), "checks": checks}
-
-
-def listed(rows: Rows) -> list[Figures]:
-    return [{"name": row, "cells": cells} for row, cells in rows.items() if cells]
 
 
 def compared(ref: str, words: list[str]) -> Rows:

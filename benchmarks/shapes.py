@@ -14,6 +14,21 @@ PROMPT = 32
 GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
+def llama(
+    vocabulary: int, size: int, intermediate: int, layers: int, heads: int, kv_heads: int, positions: int, **more: Any
+) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=size,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=positions,
+        **more,
+    )
+
+
 @dataclass(frozen=True)
 class Shape:
     """A random Llama, and the pool to measure it with: N slots, K per write."""
@@ -35,16 +50,8 @@ class Shape:
 
     def decoder(self) -> Any:
         torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.size,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            max_position_embeddings=4 * self.slots,
-            dtype=self.dtype,
-        )
+        sizes = self.vocabulary, self.size, self.intermediate, self.layers, self.heads, self.kv_heads, 4 * self.slots
+        config = llama(*sizes, dtype=self.dtype)
         with torch.device(self.device):
             return AutoModelForCausalLM.from_config(config, dtype=self.dtype).eval()
 

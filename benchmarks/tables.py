@@ -5,7 +5,6 @@ A row has a name and cells, which are by column. A cell is a text, a whole numbe
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from remanence.evaluation.harness import Report
+from remanence.evaluation.harness import Report, grid
 
 Figures = dict[str, Any]
+Rows = dict[str, Figures]  # cells by row and column
 UNITS = {  # how a number is shown, and what stands behind it
     "ms": (",.{digits}f", " ms"),
     "x": (",.2f", "x"),
@@ -49,17 +49,20 @@ def markdown(figures: Figures) -> str:
     return "\n\n".join(filter(None, [grid(titles, rows), note(figures)]))
 
 
-def grid(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A column without a title holds names and stands to the left; figures stand to the right."""
-    rule = "|".join("---:" if title else "---" for title in titles)
-    return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(row)} |" for row in rows)])
-
-
 def lines(figures: Figures) -> list[list[str]]:
     """Titles, and the rows under them."""
     columns = list(dict.fromkeys(column for row in figures["rows"] for column in row["cells"]))
     rows = [[row["name"], *(text(row["cells"].get(column)) for column in columns)] for row in figures["rows"]]
     return [["", *columns], *rows]
+
+
+def cell(value: float | None, unit: str) -> Figures | None:
+    return None if value is None else {"value": value, "unit": unit}
+
+
+def listed(rows: Rows) -> list[Figures]:
+    """As they stand in a file."""
+    return [{"name": row, "cells": cells} for row, cells in rows.items() if cells]
 
 
 def text(cell: Any) -> str:
@@ -84,10 +87,6 @@ def note(figures: Figures) -> str:
     many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else "".join(map(str, counts))
     medians = f"Medians and quartiles of {many} samples each." if counts else ""
     return f"{figures.get('note', '')} {medians}".strip()
-
-
-def interval(value: float, stderr: float, digits: int = 3) -> str:
-    return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
 def made_by(figures: Figures, now: str = "") -> str:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tables import Figures
+from tables import Figures, Rows, cell
 
 OURS, PLAIN = "Remanence", "plain path"  # columns
 WARM_UP = 2
-Rows = dict[str, dict[str, Any]]  # cells by row and column; what they are: tables.py
 Cases = dict[tuple[tuple[str, ...], str], Callable[[], Any]]
 
 
@@ -80,8 +79,8 @@ def timed(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median": middle, "quartiles": [low, high], "mean": mean, "samples": len(seconds), "unit": "ms"}
 
 
-def ratio(many: float, few: float) -> dict[str, Any]:
-    return {"value": round(many / few, 6), "unit": "x"}
+def ratio(many: float, few: float) -> Figures | None:
+    return cell(round(many / few, 6), "x")
 
 
 def against(rows: Rows, many: str, few: str, kind: str = "median") -> dict[str, Any]:

@@ -8,21 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
+import shapes
 from remanence.environment import run_stamp
 from tables import Figures, publish
 from timing import now
 
 # Of any size that a script asks for, when it is tried out on a CPU.
-TINY = LlamaConfig(
-    vocab_size=64,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=4,
-)
+TINY = shapes.llama(64, 32, 48, 2, 4, 4, 2048)
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -74,11 +68,6 @@ def peak(device: str) -> int | None:
     most = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return most
-
-
-def bytes_of(count: int | None) -> Figures | None:
-    """A cell."""
-    return None if count is None else {"value": count, "unit": "bytes"}
 
 
 def write_down(figures: Figures, device: str, to: Path | None) -> None:

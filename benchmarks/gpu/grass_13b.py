@@ -14,9 +14,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import TINY, bytes_of, device_of, llama, parser, peak, step_seconds, write_down
+from gpu.common import TINY, device_of, llama, parser, peak, step_seconds, write_down
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import configuration, plan
+from tables import Rows, cell, listed
 from timing import timed
 
 ROOM = 40_000_000_000
@@ -43,11 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = step_seconds(model, optimizer, ids, 8)
     usual = peak(device)
     selecting_total = planned.total + planned.refresh
-    rows = {
-        "peak of a usual step": {"planned": bytes_of(planned.total), "measured": bytes_of(usual)},
+    rows: Rows = {
+        "peak of a usual step": {"planned": cell(planned.total, "bytes"), "measured": cell(usual, "bytes")},
         "peak of a step after which rows are selected": {
-            "planned": bytes_of(selecting_total),
-            "measured": bytes_of(selecting),
+            "planned": cell(selecting_total, "bytes"),
+            "measured": cell(selecting, "bytes"),
         },
         "a step": {"measured": timed(seconds)},
     }
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parameters = sum(parameter.numel() for name, parameter in model.named_parameters() if "proxy" not in name)
     finite = bool(torch.isfinite(model(input_ids=ids, labels=ids).loss))
     figures = {
-        "rows": [{"name": row, "cells": cells} for row, cells in rows.items()],
+        "rows": listed(rows),
         "note": f"{name}, {parameters:,} parameters, bfloat16, {TOKENS} tokens, rank {rank}; the allocator was given "
         f"{ROOM / 1e9:.1f} GB. Peaks of one run. The loss {'stayed' if finite else 'did not stay'} finite.",
         "parameters": parameters,

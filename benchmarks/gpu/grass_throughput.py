@@ -20,15 +20,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from gpu.common import TINY, bytes_of, device_of, llama, parser, peak, step_seconds, write_down
-from grass.methods import METHODS, Projecting
-from grass.step import NAMES
+from gpu.common import TINY, device_of, llama, parser, peak, step_seconds, write_down
+from grass.methods import Projecting
+from grass.step import COMPARED
 from remanence.optim.plan import configuration
-from tables import Figures
+from tables import Figures, cell
 from timing import now, timed
 
 GAP, NEVER = 200, 1_000_000
-COMPARED = {"adamw": "adamw", "grass": "grass-top-reset", "galore": "galore"}
+METHODS = ("adamw", "grass", "galore")
 
 
 def with_subspaces(optimizer: torch.optim.Optimizer) -> None:
@@ -59,7 +59,7 @@ def decomposing(optimizer: torch.optim.Optimizer) -> float:
 def measured(config: Any, method: str, device: str, batch: int, length: int, steps: int) -> Figures:
     model = llama(config, device).train()
     rank = config.hidden_size // 8
-    optimizer = METHODS[COMPARED[method]](model, Projecting(rank, NEVER), 1e-5)
+    optimizer = COMPARED[method].make(model, Projecting(rank, NEVER), 1e-5)
     ids = torch.randint(config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
     refresh = 0.0
     if method == "galore":
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = named.parse_args(arguments)
     device, length = device_of(options), 16 if options.smoke else 256
     configs = {"tiny": TINY} if options.smoke else {name: configuration(name) for name in ("llama-1b", "llama-7b")}
-    methods = [name for name in COMPARED if name != "galore" or importlib.util.find_spec("galore_torch")]
+    methods = [name for name in METHODS if name != "galore" or importlib.util.find_spec("galore_torch")]
     shapes: Figures = {}
     rows = []
     for name, config in configs.items():
@@ -108,11 +108,11 @@ def main(arguments: list[str] | None = None) -> None:
             faster = 100 * (made["grass"]["tokens_per_second"] / one["tokens_per_second"] - 1)
             cells = {
                 "tokens per second": f"{one['tokens_per_second']:,.0f}",
-                "Grass is faster by": None if method == "grass" else {"value": faster, "unit": "%"},
+                "Grass is faster by": None if method == "grass" else cell(faster, "%"),
                 "a step without refresh": one["step"],
-                "peak": bytes_of(one["peak_bytes"]),
+                "peak": cell(one["peak_bytes"], "bytes"),
             }
-            rows.append({"name": f"{name}, {NAMES[method]}", "cells": cells})
+            rows.append({"name": f"{name}, {COMPARED[method].title}", "cells": cells})
     note = f"{options.batch} x {length} tokens a step, bfloat16, the cost of a refresh shared out over {GAP} steps."
     write_down({"rows": rows, "note": note, "shapes": shapes}, device, options.json)
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from gpu.common import device_of, parser, write_down
 from read_write.run import first_token
 from shapes import SHAPES
+from tables import listed
 from timing import measure
 
 
@@ -31,8 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     on = replace(SHAPES[shape], device=device, dtype=torch.bfloat16)
     part = partial(first_token, on, on.slots, options.repeats, slots, retrieved)
     rows, checks = measure({"first token": part})
-    named_rows = [{"name": name, "cells": cells} for name, cells in rows.items()]
-    write_down({"rows": named_rows, "checks": checks, "note": "Random weights, bfloat16."}, device, options.json)
+    write_down({"rows": listed(rows), "checks": checks, "note": "Random weights, bfloat16."}, device, options.json)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 BUNDLED = Path(__file__).parents[2] / "src/remanence/checkpoints/tiny"  # its tokenizer: byte-level BPE, 5,120 tokens
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -38,15 +37,18 @@ def documents(paths: list[Path]) -> Iterator[str]:
                 yield from re.findall(r"<doc [^>]*>\n(.*?)\n?</doc>", text, flags=re.DOTALL)
 
 
-def read(paths: list[Path], train: int, held_out: int, tokenizer: Any = BUNDLED) -> Corpus:
+def tokenizer_of_tiny() -> Any:
+    return AutoTokenizer.from_pretrained(BUNDLED)
+
+
+def read(paths: list[Path], train: int, held_out: int, tokenizer: Callable[[], Any] = tokenizer_of_tiny) -> Corpus:
     """So many tokens of each part, of documents in an order that is random and always the same.
 
     Raises:
         ValueError: there is not enough text.
     """
     by_hash = {hashlib.sha256(text.encode()).digest(): text for text in documents(paths)}
-    tokens = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
-    wanted = {"test": held_out, "validation": held_out, "train": train}
+    tokens, wanted = tokenizer(), {"test": held_out, "validation": held_out, "train": train}
     parts: dict[str, list[int]] = {name: [] for name in wanted}
     for digest, text in sorted(by_hash.items()):
         part = {0: "test", 1: "validation"}.get(digest[-1] % 20, "train")
@@ -61,7 +63,9 @@ def read(paths: list[Path], train: int, held_out: int, tokenizer: Any = BUNDLED)
     return Corpus(**made, vocabulary=len(tokens))
 
 
-def corpus(file: Path, paths: list[Path], train: int, held_out: int) -> Corpus:
+def corpus(
+    file: Path, paths: list[Path], train: int, held_out: int, tokenizer: Callable[[], Any] = tokenizer_of_tiny
+) -> Corpus:
     """The tokens in a file, which is made from text where it is not there.
 
     Raises:
@@ -71,10 +75,8 @@ def corpus(file: Path, paths: list[Path], train: int, held_out: int) -> Corpus:
         if not paths:
             raise ValueError(f"there is no {file} yet, so that it needs text to be made from: --text PATH...")
         file.parent.mkdir(parents=True, exist_ok=True)
-        made = read(paths, train, held_out)
-        torch.save({**vars(made), **{name: getattr(made, name).to(torch.int16) for name in PARTS}}, file)
-    saved = torch.load(file, weights_only=True)
-    there = Corpus(**{**saved, **{name: saved[name].int() for name in PARTS}})
+        torch.save(vars(read(paths, train, held_out, tokenizer)), file)
+    there = Corpus(**torch.load(file, weights_only=True))
     if len(there.train) < train:
         raise ValueError(f"{file} has {len(there.train):,} tokens to train on, and {train:,} are wanted; remove it")
     return there

@@ -4,15 +4,10 @@ On a CPU, where resident memory is what can be seen. Each case runs in a process
 give back what is freed (MALLOC_MMAP_THRESHOLD_); as it comes, glibc keeps up to a third more, by no rule.
 """
 
-import ctypes
-import gc
 import os
-import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from processes import apart, resident, settled
 from remanence import MemoryModel
 from remanence.config import LoraSettings
 from remanence.model.lora import adapter_parameters
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import Method, configuration, plan
 from remanence.training.plan import Writes, WritingStep, plan_memory
+from tables import cell
 from timing import Part, Parts
 
 RANK = 128
@@ -76,15 +73,13 @@ def parts(on: Settings) -> Parts:
 
 def compared(case: Case, threads: int) -> Part:
     os.environ.update(MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        peak = own.submit(taken, case, threads).result()
+    peak = apart(taken, case, threads)
     shape = case._asdict() | {"rank": RANK, "dtype": torch.float32}
     config, method = configuration(shape.pop("model")), shape.pop("method")
     make = partial(plan_memory, writes=WRITES) if shape.pop("memory") else plan
     planned = make(config, method, **shape).total
-    cells: dict[str, Any] = {"predicted": planned, "measured": peak}
-    cells = {title: {"value": count, "unit": "bytes"} for title, count in cells.items()}
-    return Part(rows={case.name: {**cells, "predicted / measured": {"value": planned / peak, "unit": "share"}}})
+    cells = {"predicted": cell(planned, "bytes"), "measured": cell(peak, "bytes")}
+    return Part(rows={case.name: {**cells, "predicted / measured": cell(planned / peak, "share")}})
 
 
 def taken(case: Case, threads: int) -> int:
@@ -95,9 +90,7 @@ def taken(case: Case, threads: int) -> int:
     torch.set_num_threads(threads)
     layer = nn.Linear(64, 64)
     layer(torch.randn(8, 64)).sum().backward()  # what torch loads at first use
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
+    before = settled()
     model, loss_of = prepared(case)
     optimizer: torch.optim.Optimizer
     if case.method == "grass":
@@ -133,8 +126,3 @@ def prepared(case: Case) -> tuple[Any, Callable[[], Tensor]]:
 
 def text_loss(model: Any, ids: Tensor) -> Any:
     return model(input_ids=ids, labels=ids, use_cache=False).loss
-
-
-def resident(kind: str) -> int:
-    """Bytes, now (VmRSS) or at most (VmHWM)."""
-    return 1024 * int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])

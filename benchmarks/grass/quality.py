@@ -10,13 +10,14 @@ of what is there.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from grass.corpus import corpus
 from grass.methods import METHODS
-from grass.search import Cell, figures_of, sweep
+from grass.search import Cell, First, figures_of, sweep
 from grass.training import Setup, train
 from tables import Figures
 
@@ -54,13 +55,19 @@ def measure(on: Settings, setup: Setup = SETUP) -> Figures:
     Raises:
         ValueError: the runs in the folder are of another setup.
     """
+    return swept(on, setup, run, FIRST, ABOUT)
+
+
+def swept(on: Settings, setup: Setup, run_one: Callable[..., Figures], first: First, about: str) -> Figures:
+    """Figures of all methods: what the text `about` says stands under them, and each run is `run_one`."""
     setup = replace(setup, steps=on.steps or setup.steps, threads=on.threads)
     same_setup(setup, on.output)
-    corpus(on.output / "tokens.pt", on.text, setup.tokens, setup.held_out)
-    run_one = partial(run, setup=setup, folder=on.output)
-    cells = sweep(on.methods, on.seeds, run_one, on.output, FIRST, on.minutes)
-    about = {**asdict(setup), "tokens": setup.tokens, "seeds": on.seeds}
-    return {**figures_of(cells, METHODS, on.seeds, about), "note": ABOUT.format(**about)}
+    corpus(on.output / "tokens.pt", on.text, setup.tokens, setup.held_out, setup.tokenizer)
+    one = partial(run_one, setup=setup, folder=on.output)
+    cells = sweep(on.methods, on.seeds, one, on.output, first, on.minutes)
+    own = {} if setup.rest is None else {"rest_lr": setup.rest}
+    known = {**asdict(setup), "tokens": setup.tokens, "seeds": on.seeds, **own}
+    return {**figures_of(cells, setup.methods, on.seeds, known), "note": about.format(**known)}
 
 
 def run(cell: Cell, setup: Setup, folder: Path) -> Figures:

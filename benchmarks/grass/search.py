@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tables import Figures
+from tables import Figures, cell
 from timing import now
 
 BASE = 1e-3  # learning rates are this times a power of two
@@ -132,12 +132,11 @@ def row(one: Figures, base: float | None, seeds: int) -> Figures:
         return {"test loss": f"diverged with {one['diverged']} of {seeds} seeds"}
     made: Figures = {"test loss": {"value": one["test"], "stderr": one["stderr"], "unit": "loss"}}
     if base is not None:
-        made["against AdamW"] = {"value": round(100 * (one["test"] / base - 1), 3), "unit": "%"}
+        made["against AdamW"] = cell(round(100 * (one["test"] / base - 1), 3), "%")
     if "exact_match" in one:
-        made["exact match"] = {"value": one["exact_match"], "unit": "share"}
+        made["exact match"] = cell(one["exact_match"], "share")
     made["best learning rate"] = {"value": one["lr"]}
-    for column, name in (("gradients", "gradient_bytes"), ("optimizer state", "state_bytes")):
-        made[column] = {"value": one[name], "unit": "bytes"}
+    made |= {"gradients": cell(one["gradient_bytes"], "bytes"), "optimizer state": cell(one["state_bytes"], "bytes")}
     return made
 
 

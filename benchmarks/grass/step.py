@@ -8,32 +8,34 @@ apart, and spread over the steps between two. Grass and "AdamW, linear layers by
 by what torch takes for float32 on a CPU.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from transformers import LlamaConfig, LlamaModel
+from transformers import LlamaModel
 
 from grass.methods import METHODS, Maker, Projecting, adamw_onednn, gradient_bytes, grass, state_bytes
 from remanence.optim.refresh import SPREAD
-from tables import Figures
-from timing import Part, Parts, Rows, agree, now, ratio, times
+from shapes import llama
+from tables import Figures, Rows, cell
+from timing import Part, Parts, agree, now, ratio, times
 
-COMPARED: dict[str, Maker] = {
-    "adamw": METHODS["adamw"],
-    "adamw-onednn": adamw_onednn,
-    "grass": METHODS["grass-top-reset"],
-    "grass-subspace": partial(grass, selection="subspace"),
-    "galore": METHODS["galore"],
+
+class Compared(NamedTuple):
+    title: str
+    make: Maker
+    gap: int | None = None  # steps between two refreshes, where they are not those of the settings
+
+
+COMPARED = {
+    "adamw": Compared("AdamW (torch)", METHODS["adamw"]),
+    "adamw-onednn": Compared("AdamW (torch), linear layers by oneDNN", adamw_onednn),
+    "grass": Compared("Grass, rows (as published)", METHODS["grass-top-reset"]),
+    "grass-subspace": Compared("Grass, directions", partial(grass, selection="subspace"), gap=10),
+    "galore": Compared("GaLore (galore-torch)", METHODS["galore"]),
 }
-NAMES = {
-    "adamw": "AdamW (torch)",
-    "adamw-onednn": "AdamW (torch), linear layers by oneDNN",
-    "grass": "Grass, rows (as published)",
-    "grass-subspace": "Grass, directions",
-    "galore": "GaLore (galore-torch)",
-}
-GAPS = {"Grass, directions": 10}  # steps between two refreshes, where they are not those of the settings
 NEVER = 10_000  # steps between two refreshes
 STEP, REFRESHING, COUNTED = "step", "step with a refresh", "a step, refreshes counted"  # columns
 NOTE = (
@@ -65,69 +67,55 @@ def parts(on: Settings) -> Parts:
 
 
 def finish(on: Settings, rows: Rows) -> None:
-    counted = {}
+    counted, gaps = {}, {one.title: one.gap or on.gap for one in COMPARED.values()}
     for name, cells in rows.items():
         known = times(cells)
         if STEP in known:
             adds = max(0.0, known.get(REFRESHING, 0.0) - known[STEP])
-            counted[name] = round(known[STEP] + adds / GAPS.get(name, on.gap), 3)
-            cells["refresh adds"] = {"value": round(adds, 2), "unit": "ms"} if adds else None
-            cells[COUNTED] = {"value": counted[name], "unit": "ms"}
-    ours = {"rows take": NAMES["grass"], "directions take": NAMES["grass-subspace"]}
+            counted[name] = round(known[STEP] + adds / gaps[name], 3)
+            cells["refresh adds"] = cell(round(adds, 2) if adds else None, "ms")
+            cells[COUNTED] = cell(counted[name], "ms")
+    ours = {"rows take": COMPARED["grass"].title, "directions take": COMPARED["grass-subspace"].title}
     for title, own in ours.items():
         for name in counted.keys() - ours.values() if own in counted else ():
             rows[name][title] = ratio(counted[own], counted[name])
 
 
-class Training:
-    """Steps of a method.
+def training(on: Settings, gap: int, method: str) -> tuple[Callable[[], float], Figures]:
+    """A step of a method, which returns its seconds; and what the last one notes: its loss, and bytes by column."""
+    torch.manual_seed(0)
+    model = LlamaModel(llama(8, on.size, on.intermediate, on.layers, 8, 8, on.length))
+    optimizer = COMPARED[method].make(model, Projecting(on.rank, gap), 1e-4)
+    x, noted = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1)), Figures()
 
-    Attributes:
-        loss: of the last step; bytes: of its gradients, and of the optimizer's state behind it, by column.
-    """
-
-    loss: float
-    bytes: dict[str, int]
-
-    def __init__(self, on: Settings, gap: int, method: str) -> None:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=8,
-            hidden_size=on.size,
-            intermediate_size=on.intermediate,
-            num_hidden_layers=on.layers,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-        )
-        self._model = LlamaModel(config)
-        self._optimizer = COMPARED[method](self._model, Projecting(on.rank, gap), 1e-4)
-        self._x = torch.randn(on.batch, on.length, on.size, generator=torch.Generator().manual_seed(1))
-
-    def step(self) -> float:
+    def step() -> float:
         start = now()
-        loss = self._model(inputs_embeds=self._x, use_cache=False).last_hidden_state.square().mean()
+        loss = model(inputs_embeds=x, use_cache=False).last_hidden_state.square().mean()
         loss.backward()
-        self._optimizer.step()
-        gradients = gradient_bytes(self._model)
-        self._optimizer.zero_grad()
+        optimizer.step()
+        gradients = gradient_bytes(model)
+        optimizer.zero_grad()
         seconds = now() - start
-        self.loss, self.bytes = loss.item(), {"gradients": gradients, "optimizer state": state_bytes(self._optimizer)}
+        noted["loss"] = loss.item()
+        noted["bytes"] = {"gradients": gradients, "optimizer state": state_bytes(optimizer)}
         return seconds
+
+    return step, noted
 
 
 def steps(on: Settings, methods: list[str], gap: int, column: str, repeats: int) -> Part:
-    trainings = {NAMES[method]: Training(on, gap, method) for method in methods}
+    trainings = {COMPARED[method].title: training(on, gap, method) for method in methods}
     rows: Rows = {}
 
     def gate() -> Figures:
         losses = []
-        for name, training in trainings.items():
-            training.step()
-            losses.append(training.loss)
+        for name, (step, noted) in trainings.items():
+            step()
+            losses.append(noted["loss"])
             for _ in range(SPREAD):  # in which rows and directions are selected
-                training.step()
-            rows[name] = {title: {"value": count, "unit": "bytes"} for title, count in training.bytes.items()}
+                step()
+            rows[name] = {title: cell(count, "bytes") for title, count in noted["bytes"].items()}
         first = torch.tensor(losses)
         return agree("losses of the same weights and tokens", first, first[:1].expand_as(first))
 
-    return Part({((name,), column): training.step for name, training in trainings.items()}, repeats, gate, rows)
+    return Part({((name,), column): step for name, (step, _) in trainings.items()}, repeats, gate, rows)

@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from grass.corpus import Corpus
-from grass.methods import METHODS, Projecting, gradient_bytes, state_bytes
+from grass.corpus import Corpus, tokenizer_of_tiny
+from grass.methods import METHODS, Maker, Projecting, gradient_bytes, state_bytes
 from remanence.kernels.onednn import use_onednn
+from shapes import llama
 from tables import Figures
 from timing import now
 
@@ -19,8 +20,14 @@ WARM_UP = 0.1  # of the steps; then the learning rate falls along a cosine to a 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is the same for all methods."""
+    """What is the same for all methods.
 
+    Attributes:
+        methods: by name; rest: the learning rate of embeddings and norms, where it is not that of all.
+    """
+
+    methods: ClassVar[dict[str, Maker]] = METHODS
+    rest: ClassVar[float | None] = None
     layers: int
     size: int
     intermediate: int
@@ -41,16 +48,11 @@ class Setup:
 
     def model(self, vocabulary: int, seed: int) -> Any:
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.size,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=self.length,
-        )
+        config = llama(vocabulary, self.size, self.intermediate, self.layers, self.heads, self.heads, self.length)
         return LlamaForCausalLM(config).to(self.device)
+
+    def tokenizer(self) -> Any:
+        return tokenizer_of_tiny()
 
     def factor(self, step: int) -> float:
         """On the learning rate."""
@@ -86,7 +88,7 @@ def train(setup: Setup, method: str, lr: float, seed: int, corpus: Corpus) -> Fi
     if setup.device == "cpu":
         torch.set_num_threads(setup.threads)
     model = setup.model(corpus.vocabulary, seed)
-    optimizer = METHODS[method](model, Projecting(setup.rank, setup.gap, seed), lr)
+    optimizer = setup.methods[method](model, Projecting(setup.rank, setup.gap, seed, setup.rest), lr)
     if setup.device == "cpu":
         use_onednn(model)  # the same products for all, as those of layers that Grass projects
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, setup.factor)

@@ -6,22 +6,17 @@ compute by the same kernels. Files of the disk tier are in the system's cache wh
 memory and, for a while, 4 GB of disk in --folder. `--shape tiny --scale 0.001` tries it out.
 """
 
-import ctypes
-import gc
 import itertools
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
+from processes import apart, settled
 from read_write.run import KEY, first_token
 from remanence.config import LongTermConfig, StorageConfig
 from remanence.memory.longterm import Evicted, LongTerm, LongTermLayer
@@ -30,8 +25,8 @@ from remanence.memory.storage import Layout
 from remanence.memory.undo import Undo
 from remanence.model import reference
 from shapes import SHAPES, Shape, Shaped
-from tables import Figures
-from timing import OURS, PLAIN, Cases, Part, Parts, Rows, against, ratio, require
+from tables import Figures, Rows, cell
+from timing import OURS, PLAIN, Cases, Part, Parts, against, ratio, require
 
 NOTE = "Random slots and a random Llama of the shape `{shape}`, {dtype}."
 TOKENS = 64  # of a prompt, where one layer is scored
@@ -123,7 +118,7 @@ def scoring(on: Shape, slots: int, count: int, repeats: int) -> Part:
         return {"same_slots": same, "same_order": torch.equal(mine, theirs)}
 
     moved = {OURS: count * layer.layout.slot_bytes, PLAIN: (slots * KEY + count * on.size) * on.dtype.itemsize}
-    travels: dict[str, Any] = {column: {"value": held, "unit": "bytes"} for column, held in moved.items()}
+    travels: Figures = {column: cell(held, "bytes") for column, held in moved.items()}
     travels[f"{PLAIN} / {OURS}"] = ratio(moved[PLAIN], moved[OURS])
     row, rows = (f"score one layer, M = {slots:,}",), {f"to the device at a prompt, one layer, M = {slots:,}": travels}
     return Part({(row, OURS): fast, (row, PLAIN): plain}, repeats, gate, rows)
@@ -198,10 +193,9 @@ def gather(options: Settings, slots: int, count: int) -> Part:
 def resident(options: Settings) -> Part:
     """The disk tier, with the shape of the bundled checkpoint: what stays in memory beside keys and bookkeeping."""
     size, count = options.size(1_000_000), options.size(RETRIEVED)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
-        held = own.submit(resident_in_process, size, count, options.folder).result()
+    held = apart(resident_in_process, size, count, options.folder)
     name = f"disk tier, {LAYERS} layers of {size:,} slots: "
-    rows = {name + what: {OURS: {"value": count, "unit": "bytes"}} for what, count in held.items()}
+    rows = {name + what: {OURS: cell(count, "bytes")} for what, count in held.items()}
     return Part(gate=lambda: {"disk_and_host_same_bits": True}, rows=rows)
 
 
@@ -210,20 +204,12 @@ def resident_in_process(slots: int, count: int, folder: Path) -> dict[str, int]:
     disk, host = (Layout(4, 32, torch.float32, 64, torch.device("cpu"), storage) for storage in storages)
     places = torch.randperm(slots, generator=torch.Generator().manual_seed(0))[:count]
 
-    def held() -> int:
-        """What is resident and in use: what the allocator keeps for later is given back first, where it can be."""
-        gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-        return int(psutil.Process().memory_info().rss)
-
     filled(disk, CHUNK).take(places % CHUNK)  # what torch loads at first use
-    before = held()
+    before = settled()
     on_disk = [filled(disk, slots) for _ in range(LAYERS)]
-    after = held()
+    after = settled()
     taken = [torch.stack(layer.take(places)) for layer in on_disk]
-    gathered, rows = held() - sum(slots.nbytes for slots in taken), LAYERS * slots
+    gathered, rows = settled() - sum(slots.nbytes for slots in taken), LAYERS * slots
     keys, bookkeeping = rows * disk.key_size * disk.dtype.itemsize, rows * 2 * torch.int64.itemsize
     in_host = torch.stack(filled(host, slots).take(places))
     require(all(torch.equal(part, in_host) for part in taken), "disk and host give other slots")

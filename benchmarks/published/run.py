@@ -1,30 +1,29 @@
 """Remanence beside the published MemoryLLM code: the same random weights and texts, one thread each, in one run.
 
-    python benchmarks/published/run.py --published CHECKOUT --published-python PYTHON --json FIGURES
+    python benchmarks/run.py published --published CHECKOUT --published-python PYTHON
 
 CHECKOUT is one of github.com/wangyu-ustc/MemoryLLM, whose code runs as it is in an environment with torch==2.13.0 and
 transformers==4.48.2; PYTHON is its interpreter. First all sides have to give the same tokens and logits, in float32.
-Then they are timed by turns, a process at a time. `--largest` takes the largest size that fits into 24 GB by the
+Then they are timed by turns, a process at a time. `--largest 24` takes the largest size that fits into 24 GB by the
 arithmetic of `sizes.needed`, and leaves out packed weights, which are a second copy.
 """
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from published import sizes
-from remanence.environment import run_stamp
+from tables import Figures, Rows, cell, listed
+from timing import timed
 
 GOALS = {"write": 1.0, "first": 3.5, "token": 1.2}  # how many times as fast as the published code
 TOLERANCE = 5e-6  # of the largest logit; rounding is 1e-6, and a wrong epsilon in the norms 9e-6
@@ -36,14 +35,45 @@ TIMES = {
     "token": "each token after it",
 }
 BYTES = {"memory_bytes": "the memory", "prefix_bytes": "kept between answers", "peak_bytes": "resident at most"}
-CELL = "{median_ms:,.1f} ms ({quartiles_ms[0]:,.1f} to {quartiles_ms[1]:,.1f}), **{ratio:.2f}x**"
+Rounds = dict[str, list[Figures]]  # by side, what its processes say
 
 
-def worker(side: str, model: Path, options: argparse.Namespace, turns: int = 0, **job: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Settings:
+    published: Path = field(metadata={"help": "the checkout"})
+    published_python: Path = field(metadata={"help": "its interpreter"})
+    size: str = field(default="512", metadata={"help": f"one of {', '.join(sizes.SIZES)}"})
+    largest: float = field(default=0, metadata={"help": "GB, in the place of --size"})
+    rounds: int = field(default=5, metadata={"help": "processes of each side"})
+    samples: int = field(default=5, metadata={"help": "turns of each process, after one to warm up"})
+    threads: ClassVar[int] = 1
+
+
+def measure(on: Settings) -> Figures:
+    if not (on.published / "modeling_memoryllm.py").is_file():
+        raise SystemExit(f"no modeling_memoryllm.py in {on.published}: name a checkout of wangyu-ustc/MemoryLLM")
+    name = sizes.largest(1e9 * on.largest) if on.largest else on.size
+    model = {"name": name, "needed_bytes": sizes.needed(sizes.SIZES[name]), **sizes.SIZES[name]}
+    print(f"by arithmetic a side needs {model['needed_bytes'] / 1e9:.1f} GB: {model}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes.make(sizes.SIZES[name], Path(folder) / "model")
+        gate, rounds = measured(Path(folder) / "model", on)
+    git = subprocess.run(["git", "-C", on.published, "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit, versions = git.stdout.strip() or "unknown", {side: done[-1]["versions"] for side, done in rounds.items()}
+    note = (
+        f"{model['num_hidden_layers']} layers, d {model['hidden_size']:,}, {model['num_memory_tokens']:,} slots; "
+        f"float32. All gave the same {gate['tokens']} tokens, logits {gate['logits_apart']:.0e} of the largest apart. "
+        f"Published: {commit[:7]}, transformers {versions['published']['transformers']}."
+    )
+    about = {"published_commit": commit, "model": model, "goals": GOALS, "gate": gate, "sides": versions}
+    return {**about, "rows": listed(rows_of(rounds)), "note": note}
+
+
+def worker(side: str, model: Path, on: Settings, turns: int = 0, **job: str) -> dict[str, Any]:
     """What a side says in a process of its own. Raises SystemExit: it failed."""
     job |= json.loads((model / "config.json").read_text()) | {"side": side, "turns": turns, "model": str(model)}
-    job["checkout"], script = str(options.published), str(Path(__file__).with_name("worker.py"))
-    command = [options.published_python if side == "published" else sys.executable, script, json.dumps(job)]
+    job["checkout"], script = str(on.published), str(Path(__file__).with_name("worker.py"))
+    command = [str(on.published_python) if side == "published" else sys.executable, script, json.dumps(job)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=one_thread)
     if done.returncode:
@@ -61,74 +91,37 @@ def agreement(answers: list[Path]) -> dict[str, Any]:
     return {"tokens": len(first["tokens"]), "logits_apart": apart, "tolerance": TOLERANCE}
 
 
-def measured(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+def measured(model: Path, on: Settings) -> tuple[Figures, Rounds]:
     """Let the sides agree, then time them."""
-    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES if side != "optimized" or not options.largest}
+    rounds: Rounds = {side: [] for side in SIDES if side != "optimized" or not on.largest}
     for side in rounds:
-        worker(side, model, options, gate=str(model.with_name(side)))
+        worker(side, model, on, gate=str(model.with_name(side)))
     gate = agreement([model.with_name(side) for side in rounds])
-    for number in range(options.rounds):
+    for number in range(on.rounds):
         for side, done in rounds.items():
-            print(f"round {number + 1} of {options.rounds}: {side}", file=sys.stderr)
-            done.append(worker(side, model, options, 1 + options.samples))
-    figures = {}
+            print(f"round {number + 1} of {on.rounds}: {side}", file=sys.stderr)
+            done.append(worker(side, model, on, 1 + on.samples))
+    return gate, rounds
+
+
+def rows_of(rounds: Rounds) -> Rows:
+    """Times and bytes, and how many times as long the published code took in the same round; goals are such ratios."""
+    rows: Rows = {title: {} for title in (*TIMES.values(), *BYTES.values())}
     for side, done in rounds.items():
-        figures[side] = {name: done[-1][name] for name in (*BYTES, "versions")}
-        figures[side] |= {name: compared(name, done, rounds["published"]) for name in TIMES}
-    return {"gate": gate, "sides": figures}
+        for name, title in BYTES.items():
+            rows[title][SIDES[side]] = cell(done[-1][name], "bytes")
+        for name, title in TIMES.items():
+            ours, theirs = (seconds_of(name, those) for those in (done, rounds["published"]))
+            rows[title][SIDES[side]] = timed([time for times in ours for time in times])
+            if side != "published":
+                ratios = [statistics.median(b) / statistics.median(a) for a, b in zip(ours, theirs, strict=True)]
+                spread = {"ratios": [min(ratios), max(ratios)]}
+                rows[title][f"published / {SIDES[side]}"] = {"value": statistics.median(ratios), "unit": "x", **spread}
+    for name, goal in GOALS.items():
+        rows[TIMES[name]]["goal"] = cell(goal, "x")
+    return rows
 
 
-def compared(name: str, rounds: list[dict[str, Any]], published: list[dict[str, Any]]) -> dict[str, Any]:
-    """A measure of all rounds, and how many times as long the published code took in the same round."""
-    ours, theirs = ([[turn[name] for turn in done["turns"][1:]] for done in side] for side in (rounds, published))
-    low, median, high = statistics.quantiles([time for times in ours for time in times], n=4, method="inclusive")
-    ratios = [statistics.median(one) / statistics.median(other) for one, other in zip(theirs, ours, strict=True)]
-    figures = {"median_ms": median, "quartiles_ms": [low, high], "samples": sum(map(len, ours))}
-    return {**figures, "ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)]}
-
-
-def table(figures: dict[str, Any]) -> str:
-    """In Markdown: medians and quartiles, and how many times as long the published code took; goals are such ratios."""
-    sides, goals, model, gate = (figures[name] for name in ("sides", "goals", "model", "gate"))
-    rows = [["", *(SIDES[side] for side in sides), "goal"], ["---", *("---:" for _ in sides), "---:"]]
-    for name, title in TIMES.items():
-        rows.append([title, *(CELL.format(**one[name]) for one in sides.values()), str(goals.get(name, ""))])
-    rows += [[title, *(f"{one[name] / 2**20:,.1f} MiB" for one in sides.values()), ""] for name, title in BYTES.items()]
-    about = (
-        f"{model['num_hidden_layers']} layers, d {model['hidden_size']:,}, {model['num_memory_tokens']:,} slots; "
-        f"float32. All gave the same {gate['tokens']} tokens, logits {gate['logits_apart']:.0e} of the largest apart. "
-        f"Published: {figures['published_commit'][:7]}, transformers {sides['published']['versions']['transformers']}."
-    )
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", about])
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--published", type=Path, required=True, metavar="CHECKOUT")
-    parser.add_argument("--published-python", required=True, metavar="PYTHON")
-    parser.add_argument("--size", choices=sizes.SIZES, default="512")
-    parser.add_argument("--largest", type=float, nargs="?", const=24, metavar="GB", help="in the place of --size")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each side")
-    parser.add_argument("--samples", type=int, default=5, help="turns of each process, after one to warm up")
-    parser.add_argument("--json", type=Path, required=True, help="where the figures go")
-    options = parser.parse_args(arguments)
-    if not (options.published / "modeling_memoryllm.py").is_file():
-        parser.error(f"no modeling_memoryllm.py in {options.published}: name a checkout of wangyu-ustc/MemoryLLM")
-    name = sizes.largest(1e9 * options.largest) if options.largest else options.size
-    model = {"name": name, "needed_bytes": sizes.needed(sizes.SIZES[name]), **sizes.SIZES[name]}
-    print(f"by arithmetic a side needs {model['needed_bytes'] / 1e9:.1f} GB: {model}", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        sizes.make(sizes.SIZES[name], Path(folder) / "model")
-        taken = measured(Path(folder) / "model", options)
-    size = f"--largest {options.largest:g}" if options.largest else f"--size {name}"
-    command = f"python benchmarks/published/run.py --published CHECKOUT --published-python PYTHON {size}"
-    torch.set_num_threads(1)  # as the sides do, and the stamp says
-    stamp = run_stamp(f"{command} --rounds {options.rounds} --samples {options.samples}", torch.device("cpu"))
-    git = subprocess.run(["git", "-C", options.published, "rev-parse", "HEAD"], capture_output=True, text=True)
-    figures = {**stamp, "published_commit": git.stdout.strip() or "unknown", "model": model, "goals": GOALS, **taken}
-    options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(table(figures))
-
-
-if __name__ == "__main__":
-    main()
+def seconds_of(name: str, rounds: list[Figures]) -> list[list[float]]:
+    """A measure by round; the first turn does not count."""
+    return [[turn[name] / 1e3 for turn in done["turns"][1:]] for done in rounds]

@@ -22,8 +22,8 @@ from remanence.memory.undo import Undo
 from remanence.model import reference
 from remanence.model.learned import LearnedWriter
 from shapes import GREEDY, PROMPT, Shape, Shaped
-from tables import Figures
-from timing import OURS, PLAIN, Cases, Part, Parts, Rows, against, agree, now, ratio, require
+from tables import Figures, Rows, cell
+from timing import OURS, PLAIN, Cases, Part, Parts, against, agree, now, ratio, require
 
 Settings = Shaped
 NOTE = "A random Llama of the shape `{shape}`, {dtype}."
@@ -57,7 +57,7 @@ def finish(options: Shaped, rows: Rows) -> None:
             lines = {column: [cell[column]["median"] for cell in cells] for column in (OURS, PLAIN)}
             more = {column: 1000 * statistics.linear_regression(slots, line).slope for column, line in lines.items()}
             rows[f"first token, {how}, more for every 1,000 slots"] = {
-                **{column: {"value": round(slope, 3), "unit": "ms"} for column, slope in more.items()},
+                **{column: cell(round(slope, 3), "ms") for column, slope in more.items()},
                 f"{PLAIN} / {OURS}": ratio(more[PLAIN], more[OURS]),
             }
     few, many = map(UPDATE.format, POOLS)

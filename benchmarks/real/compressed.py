@@ -16,9 +16,10 @@ from typing import Any
 from real import questions
 from remanence import MemoryModel
 from remanence.evaluation.asking import ANSWER_TOKENS, hit
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.squad import Asked
+from remanence.evaluation.told import Told
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
 
     def ask(one: Asked, told: Sequence[str], ratio: int) -> bool:
         model.config = config.replace(chunk=ratio * model.slots_per_write)
-        memory = model.new_memory()
-        for passage in told:
-            model.write(memory, passage)
+        memory = Told(model, told).memory
         asked: Any = [{"role": "user", "content": one.text}]
         return hit(str(model.generate(memory, asked, max_new_tokens=ANSWER_TOKENS, do_sample=False)), one.truths)
 

@@ -16,10 +16,10 @@ from functools import partial
 from real.questions import Settings, Way, evaluation_of
 from remanence import MemoryModel
 from remanence.evaluation.columns import only, reading_all
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.scoring import score_tokens
-from remanence.evaluation.squad import Asked
 
 __all__ = ["Settings", "evaluation"]
 

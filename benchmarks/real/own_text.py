@@ -18,6 +18,7 @@ from remanence.evaluation.asking import hit
 from remanence.evaluation.columns import Column, column_of
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
+from remanence.evaluation.told import Told
 from remanence.texts import paragraphs_of
 
 KEEP_RECORDS = True
@@ -39,15 +40,14 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
         if on.novel is None:
             raise SystemExit("name the file with the chapter: --novel")
         texts = first_chapter(on.novel)
-    memory = model.new_memory()
-    places = {model.write(memory, text).id: place for place, text in enumerate(texts)}
+    told = Told(model, texts)
 
     def ask(column: Column, items: Sequence[Item]) -> list[Record]:
         return [answered(item.content) for item in items]
 
     def answered(one: Record) -> Record:
-        answer = model.ask(memory, one["question"], max_new_tokens=16)
-        read = [places[write] for write, _ in answer.sources]
+        answer = model.ask(told.memory, one["question"], max_new_tokens=16)
+        read = [told.writes.index(write) for write, _ in answer.sources]
         right = {"source": bool(set(read) & set(one["paragraphs"])), "hit": hit(answer.text, one["truths"])}
         return {"question": one["question"], "said": answer.text, "read": read, "found": answer.found, **right}
 

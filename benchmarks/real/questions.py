@@ -7,9 +7,10 @@ from typing import Any
 
 from remanence import MemoryModel
 from remanence.evaluation.columns import Column
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.squad import Asked, among_others, read_questions
+from remanence.evaluation.squad import among_others, read_questions
 
 Way = Callable[[Asked, list[str]], Any]  # of a question and the passages that are told: what the metric is made of
 

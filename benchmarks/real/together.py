@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from real.questions import Settings, Way, evaluation_of
-from remanence import Memory, MemoryModel
+from remanence import MemoryModel
 from remanence.evaluation.asking import hit
 from remanence.evaluation.columns import reading_all
+from remanence.evaluation.evidence import Asked
 from remanence.evaluation.harness import Evaluation
 from remanence.evaluation.metrics import Metric
-from remanence.evaluation.squad import Asked
+from remanence.evaluation.told import Told
 from remanence.model.text import TextWriter
 
 __all__ = ["Settings", "evaluation"]
@@ -37,26 +38,19 @@ def evaluation(on: Settings) -> tuple[MemoryModel, Evaluation]:
     writer: Any = model.writer
     plain = writer.slots
 
-    @lru_cache(maxsize=2)
-    def memory_of(told: tuple[str, ...]) -> Memory:
-        memory = model.new_memory()
-        for passage in told:
-            model.write(memory, passage)
-        return memory
+    held = lru_cache(maxsize=2)(lambda passages: Told(model, passages))
 
-    def by_score(told: tuple[str, ...], question: str) -> tuple[str, ...]:  # what is read is read oldest first
-        memory = memory_of(told)
-        numbers = [record.id for record in memory.writes]
-        ranked = [write for write, _ in model.search(memory, question, k=len(told))]
-        return tuple(told[numbers.index(write)] for write in reversed(ranked))
+    def by_score(told: Told, question: str) -> tuple[str, ...]:  # what is read is read oldest first
+        ranked = [write for write, _ in model.search(told.memory, question, k=len(told.passages))]
+        return tuple(told.passages[told.writes.index(write)] for write in reversed(ranked))
 
     def way(slots: Slots = plain, *, ranked: bool = False, system: str | None = None) -> Way:
         def asked(one: Asked, passages: list[str]) -> bool:
-            told = by_score(tuple(passages), one.text) if ranked else tuple(passages)
+            told = by_score(held(tuple(passages)), one.text) if ranked else tuple(passages)
             messages = [{"role": "user", "content": one.text}]
             if system is not None:
                 messages.insert(0, {"role": "system", "content": system})
-            memory, writer.slots = memory_of(told), slots
+            memory, writer.slots = held(told).memory, slots
             try:
                 with reading_all(model):
                     return hit(model.ask(memory, messages, max_new_tokens=12).text, one.truths)

@@ -12,8 +12,8 @@ from rich.progress import track
 
 from remanence import Memory, MemoryModel
 from remanence.checkpoints import bundled
-from tables import Figures
-from timing import Cases, Part, Parts, Rows, ratio, require
+from tables import Figures, Rows, cell
+from timing import Cases, Part, Parts, ratio, require
 
 QUESTION = "Question: Where was Alice Brown born? Answer:"
 AFTER, AGAIN = "question after a write", "the same again"  # columns
@@ -67,7 +67,7 @@ def writing(on: Settings, kind: str, make: Callable[[], MemoryModel]) -> Part:
     named = zip(columns(on), memories, strict=True)
     cases: Cases = {((kind,), column): partial(tell, model, memory) for column, memory in named}
     cases |= {((kind,), AFTER): ask, ((kind,), AGAIN): ask}
-    return Part(cases, on.repeats, gate, {kind: {"held": {"value": sum(large.nbytes.values()), "unit": "bytes"}}})
+    return Part(cases, on.repeats, gate, {kind: {"held": cell(sum(large.nbytes.values()), "bytes")}})
 
 
 def told(model: MemoryModel, count: int) -> Memory:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from remanence.data.episodes import unrelated
-from remanence.evaluation.answering import Context, answer, answer_rows
+from remanence.evaluation.answering import Context, answer
 from remanence.evaluation.columns import Column, about, column_of
 from remanence.evaluation.harness import Evaluation, Item, Record, Report, Run
 from remanence.evaluation.retention import METRICS
@@ -94,7 +94,7 @@ def _asked(
         given["longterm"] = [answer(model, [memory], [prompt])[0] for prompt in prompts]
     given["pool"] = [answer(model, [bare], [prompt])[0] for prompt in prompts]
     given["nothing"] = answer(model, blank, prompts)
-    given["fits"] = answer_rows(model, blank, [context.before(prompt) for prompt in prompts])
+    given["fits"] = answer(model, blank, [context.before(prompt) for prompt in prompts])
     return {name: tuple(map(Answered, questions, answers)) for name, answers in given.items()}
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from remanence.memory import Memory
 from remanence.model.model import MemoryModel
@@ -11,35 +12,27 @@ ANSWER_TOKENS = 8
 _PREFILL_TOKENS = 16_384  # read in one batch, to bound the memory that long contexts take
 
 
-def answer(model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str]) -> list[str]:
+def answer(model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str] | Sequence[list[int]]) -> list[str]:
     """One answer per memory."""
     return [answer_of(text) for text in continuations(model, memories, prompts)]
 
 
-def answer_rows(model: MemoryModel, memories: Sequence[Memory], rows: Sequence[list[int]]) -> list[str]:
-    """One answer per memory, to prompts of token ids."""
-    return [answer_of(text) for text in row_continuations(model, memories, rows)]
-
-
 def continuations(
-    model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str], tokens: int = ANSWER_TOKENS
+    model: MemoryModel,
+    memories: Sequence[Memory],
+    prompts: Sequence[str] | Sequence[list[int]],
+    tokens: int = ANSWER_TOKENS,
 ) -> list[str]:
-    """What follows each prompt, uncut: at most `tokens` tokens."""
-    texts: list[str] = model.generate(list(memories), list(prompts), max_new_tokens=tokens, do_sample=False)
-    return texts
-
-
-def row_continuations(
-    model: MemoryModel, memories: Sequence[Memory], rows: Sequence[list[int]], tokens: int = ANSWER_TOKENS
-) -> list[str]:
-    """The same for prompts of token ids."""
-    at_once = max(1, _PREFILL_TOKENS // max(map(len, rows)))
+    """What follows each prompt, texts or rows of token ids, uncut: at most `tokens` tokens."""
+    options: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": False}
+    if isinstance(prompts[0], str):
+        return list(model.generate(list(memories), list(prompts), **options))
     texts: list[str] = []
-    for start in range(0, len(rows), at_once):
-        part = rows[start : start + at_once]
-        out = model.generate(memories[start : start + at_once], part, max_new_tokens=tokens, do_sample=False)
-        new = out[:, max(map(len, part)) :]
-        texts += model.tokenizer.batch_decode(new, skip_special_tokens=True)
+    at_once = max(1, _PREFILL_TOKENS // max(map(len, prompts)))
+    for start in range(0, len(prompts), at_once):
+        part = prompts[start : start + at_once]
+        out = model.generate(memories[start : start + at_once], part, **options)
+        texts += model.tokenizer.batch_decode(out[:, max(map(len, part)) :], skip_special_tokens=True)
     return texts
 
 

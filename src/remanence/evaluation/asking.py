@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from time import perf_counter
+from types import SimpleNamespace
 from typing import Any
-
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.harness import Record
@@ -55,19 +53,6 @@ class Said:
     score: float | None = None
 
 
-class _FirstToken(BaseStreamer):
-    """Notes when the first token comes."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []  # of the prompt, then of each token
-
-    def put(self, value: Tensor) -> None:
-        self.times.append(perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
 class Asking:
     """Asks a model under columns. A prompt that was asked before is not asked again.
 
@@ -88,17 +73,10 @@ class Asking:
         if column.shows == "bm25":
             told.index()
         _ = told.lengths
-        begun, ranking = perf_counter(), None
-        room = _room(self._model, question, self._tokens)
-        if column.shows == "bm25":
-            ranking = told.ranked(question)
-            shown = told.fitting(ranking[: column.passages], room)[::-1]
-        elif column.shows == "fits":
-            shown = told.newest(room)
-        else:
-            shown = told.fitting(oracle, room) if column.shows == "oracle" else []
+        begun = perf_counter()
+        shown, ranking = shown_of(column, told, question, _room(self._model, question, self._tokens), oracle)
         chosen = 1e3 * (perf_counter() - begun)
-        prompt = "\n\n".join([*(told.passages[place] for place in shown), question])
+        prompt = "\n\n".join([*shown, question])
         if prompt not in self._known:
             answer, first = _timed(self._model, self._model.new_memory(), prompt, self._tokens)
             self._known[prompt] = answer.text, first
@@ -117,6 +95,21 @@ class Asking:
         return Said(answer.text, answer.found, ranked, first, again, score)
 
 
+def shown_of(
+    column: Column, told: Told, question: str, room: float, oracle: Sequence[int] = ()
+) -> tuple[list[str], list[int] | None]:
+    """The passages that a column shows as text, of at most so many tokens; and their ranking, where that chose them."""
+    places, ranking = list[int](), None
+    if column.shows == "bm25":
+        ranking = told.ranked(question)
+        places = told.fitting(ranking[: column.passages], room)[::-1]
+    elif column.shows == "fits":
+        places = told.newest(room)
+    elif column.shows == "oracle":
+        places = told.fitting(oracle, room)
+    return [told.passages[place] for place in places], ranking
+
+
 def memory_of(column: Column, told: Told) -> Memory:
     """What is asked under a column that remembers."""
     return told.memory.pool_only() if column.shows == "pool" else told.memory
@@ -124,9 +117,11 @@ def memory_of(column: Column, told: Told) -> Memory:
 
 def _timed(model: MemoryModel, memory: Memory, question: str, tokens: int) -> tuple[Answer, float]:
     """The answer, and the milliseconds to its first token."""
-    streamer, begun = _FirstToken(), perf_counter()
+    times: list[float] = []  # of the prompt, then of each token
+    streamer = SimpleNamespace(times=times, put=lambda _: times.append(perf_counter()), end=bool)
+    begun = perf_counter()
     answer = model.ask(memory, question, max_new_tokens=tokens, streamer=streamer)
-    return answer, 1e3 * (streamer.times[1] - begun)
+    return answer, 1e3 * (times[1] - begun)
 
 
 def _room(model: MemoryModel, question: str, tokens: int) -> float:
@@ -163,25 +158,19 @@ def record_of(
     record: Record = {
         "said": said.text,
         "first_token_ms": round(said.first_token_ms, 2),
+        "again_ms": None if said.again_ms is None else round(said.again_ms, 2),
         "bytes_per_token": round(_bytes_per_token(column, told), 2),
+        "score": None if said.score is None else round(said.score, 4),
     }
-    if said.again_ms is not None:
-        record["again_ms"] = round(said.again_ms, 2)
-    if said.score is not None:
-        record["score"] = round(said.score, 4)
-    if not answerable:
-        return record if said.found is None else {**record, "not_told": not said.found}
-    answer = first_line(said.text)
-    record |= {
-        "hit": hit(said.text, truths),
-        "exact_match": exact_match(answer, truths),
-        "f1": f1(answer, truths),
-    }
-    if said.found is not None:
+    if answerable:
+        answer = first_line(said.text)
+        record |= {"hit": hit(said.text, truths), "exact_match": exact_match(answer, truths), "f1": f1(answer, truths)}
         record["found"] = said.found
-    if said.ranked and right:
-        record |= {"first": said.ranked[0] in right, "among_4": bool(set(said.ranked[:4]) & set(right))}
-    return record
+        if said.ranked and right:
+            record |= {"first": said.ranked[0] in right, "among_4": bool(set(said.ranked[:4]) & set(right))}
+    elif said.found is not None:
+        record["not_told"] = not said.found
+    return {name: value for name, value in record.items() if value is not None}
 
 
 def hit(said: str, truths: Sequence[str]) -> bool:

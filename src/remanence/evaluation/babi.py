@@ -5,24 +5,75 @@ its question is asked. The same stories are asked at each length.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.asking import ANSWER_TOKENS, ANSWERED, Asking, record_of
 from remanence.evaluation.columns import Column
-from remanence.evaluation.documents import Story, parse_lengths, read_stories
-from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
+from remanence.evaluation.harness import Evaluation, digest_of, settings_of
 from remanence.evaluation.registry import Command
-from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
-from remanence.texts import paragraphs_of, read_text, token_ids
+from remanence.texts import lines_of, paragraphs_of, read_text, token_ids
 
+LENGTHS = "1k,4k,16k"
 _SHORTEST = 20  # words of a novel's paragraph that is told
+
+
+@dataclass(frozen=True)
+class Story:
+    """bAbI's facts and a question about them; `right`: numbers of the facts that give the answer."""
+
+    facts: tuple[str, ...]
+    question: str
+    answer: str
+    right: tuple[int, ...]
+
+
+def parse_lengths(text: str) -> list[int]:
+    """`1k,4k,16k`, ascending, each once; 1k is 1,000 tokens.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    items = [item.strip() for item in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*k?", item) for item in items):
+        raise InvalidInputError(f"lengths are numbers of tokens such as {LENGTHS}, not {text!r}")
+    return sorted({int(item.removesuffix("k")) * (1000 if item.endswith("k") else 1) for item in items})
+
+
+def read_stories(path: Path) -> list[Story]:
+    """Each question of a bAbI file, with the facts that stand before it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidInputError: another format.
+    """
+    found = []
+    facts: dict[str, str] = {}
+    try:
+        for line in lines_of(read_text(path)):
+            number, _, rest = line.strip().partition(" ")
+            if number == "1":
+                facts = {}
+            if "\t" not in rest:
+                facts[str(int(number))] = rest
+                continue
+            question, answer, holding = rest.split("\t")
+            order = list(facts)
+            right = tuple(order.index(one) for one in holding.split())
+            found.append(Story(tuple(facts.values()), question.strip(), answer.strip(), right))
+    except ValueError as error:
+        raise InvalidInputError(f"{path} is no bAbI file (numbered lines, questions with tabs): {error}") from error
+    if not found:
+        raise InvalidInputError(f"{path} has no question")
+    return found
 
 
 def read_novels(path: Path | None) -> list[str]:
@@ -66,72 +117,37 @@ def evaluation(
     The column fits is left out: facts are told last, so that the newest text always has them.
     """
     stories = random.Random(seed).sample(all_of := read_stories(data), len(all_of))[:count]
-    background = _Background(model, novels, parse_lengths(lengths), seed, folder)
-    asking = Asking(model)
-    items = [
-        Item(f"{length}/{number}", (f"{length:,} tokens",), content=(length, story))
-        for length in background.lengths
+    told = list(read_novels(novels))
+    random.Random(seed).shuffle(told)
+    corpora = [
+        behind(length, paragraphs, number, story)
+        for length, paragraphs in cut(told, parse_lengths(lengths), model.tokenizer).items()
         for number, story in enumerate(stories)
     ]
-
-    def measure(column: Column, those: Sequence[Item]) -> list[Record]:
-        return [_measured(asking, column, background.told(item.content[0]), item.content[1]) for item in those]
-
-    return Evaluation(
-        "babi",
-        {
-            "data": data.name,
-            "digest": digest_of(data),
-            "novels": digest_of(*background.paragraphs),
-            "answer_tokens": ANSWER_TOKENS,
-            "seed": seed,
-        },
-        items,
-        columns,
-        measure,
-        ANSWERED,
-        base="oracle",
-    )
+    settings = {**settings_of(data), "novels": digest_of(*told), "seed": seed}
+    return of_corpora(model, "babi", settings, corpora, columns, common=told, folder=folder)
 
 
-def _measured(asking: Asking, column: Column, before: Told, story: Story) -> Record:
-    first = len(before.passages)
-    told = before.then(story.facts)
-    facts = range(first, first + len(story.facts))
-    said = asking(column, told, story.question, facts)
-    return record_of(said, column, told, [story.answer], [first + place for place in story.right])
+def behind(length: int, paragraphs: int, number: int, story: Story) -> Corpus:
+    """The facts of a story behind so many paragraphs. An oracle would show them all."""
+    right = tuple(paragraphs + place for place in story.right)
+    shown = tuple(range(paragraphs, paragraphs + len(story.facts)))
+    asked = Asked(str(number), story.question, "", (story.answer,), right, oracle=shown)
+    return Corpus(str(length), tuple(map(Part, story.facts)), (asked,), after=paragraphs, title=f"{length:,} tokens")
 
 
-class _Background:
-    """Paragraphs of novels, told once for each length.
+def cut(told: Sequence[str], lengths: Sequence[int], tokenizer: Any) -> dict[int, int]:
+    """By length in tokens, how many paragraphs have at most so many.
 
-    Attributes:
-        paragraphs: all of them in the order in which they are told.
-        lengths: in tokens, ascending, each once.
+    Raises:
+        InvalidInputError: there are too few.
     """
-
-    def __init__(
-        self, model: MemoryModel, novels: Path | None, lengths: Sequence[int], seed: int, folder: Path | None = None
-    ) -> None:
-        self.paragraphs = list(read_novels(novels))
-        random.Random(seed).shuffle(self.paragraphs)
-        self.lengths = sorted(set(lengths))
-        self._counts = dict(zip(self.lengths, self._cut(model), strict=False))
-        if len(self._counts) < len(self.lengths):
-            longest = self.lengths[len(self._counts)]
-            raise InvalidInputError(f"the paragraphs have fewer than {longest:,} tokens; name more novels, or fewer")
-        self._growing = Growing(model, self.paragraphs, folder)
-
-    def _cut(self, model: MemoryModel) -> Iterator[int]:
-        """How many paragraphs have as many tokens as each length."""
-        left, tokens = list(self.lengths), 0
-        for number, paragraph in enumerate(self.paragraphs):
-            tokens += len(token_ids(model.tokenizer, paragraph))
-            while left and tokens > left[0]:
-                left.pop(0)
-                yield number
-            if not left:
-                return
-
-    def told(self, length: int) -> Told:
-        return self._growing.up_to(self._counts[length])
+    found: dict[int, int] = {}
+    tokens = 0
+    for number, paragraph in enumerate(told):
+        tokens += len(token_ids(tokenizer, paragraph))
+        found |= {length: number for length in lengths if length < tokens and length not in found}
+        if len(found) == len(lengths):
+            return found
+    longest = lengths[len(found)]
+    raise InvalidInputError(f"the paragraphs have fewer than {longest:,} tokens; name more novels, or fewer")

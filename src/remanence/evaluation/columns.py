@@ -133,23 +133,18 @@ def reading_all(model: MemoryModel) -> Iterator[None]:
 
 
 def about(model: MemoryModel) -> dict[str, Any]:
-    """What of a model its figures hang on: a fingerprint of its weights, their type, and how it reads and writes."""
+    """What of a model its figures hang on: weights, also of trained parts, their type, how it reads and writes."""
+    parts = {}
+    if "reader" in model.parts:
+        parts["reader"] = Fingerprint().of(model.hf, "reader", adapter_parameters)
+    if model.token_retriever is not None:
+        parts["retriever"] = model.token_retriever.name
     return {
         "fingerprint": model.fingerprint(),
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
         "config": model.config.to_json(),
-        "parts": _parts(model),
+        "parts": parts,
     }
-
-
-def _parts(model: MemoryModel) -> dict[str, str]:
-    """The trained parts for text slots, each with a digest of its weights."""
-    digests = {}
-    if "reader" in model.parts:
-        digests["reader"] = Fingerprint().of(model.hf, "reader", adapter_parameters)
-    if model.token_retriever is not None:
-        digests["retriever"] = model.token_retriever.name
-    return digests
 
 
 def used_by(model: MemoryModel, column: Column) -> dict[str, Any]:

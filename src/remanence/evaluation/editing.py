@@ -37,8 +37,8 @@ import typer
 
 from remanence.data.edits import Edit, Kind, biography_edits, read_edits
 from remanence.errors import InvalidInputError
-from remanence.evaluation.answering import answer_rows
-from remanence.evaluation.asking import memory_of
+from remanence.evaluation.answering import answer
+from remanence.evaluation.asking import memory_of, shown_of
 from remanence.evaluation.columns import Column, only
 from remanence.evaluation.finetuning import BOUND, RATE, STEPS, TUNED, restored, tune, weights_of
 from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
@@ -198,14 +198,9 @@ class _Measuring:
 
     def _shown(self, column: Column, group: Group, prompt: str) -> str:
         """What stands in front of a prompt, as text."""
-        told = self._told(group)
         room = (self._model.positions or inf) - _ANSWER - len(self._ids(prompt))
-        places: list[int] = []
-        if column.shows == "bm25":
-            places = told.fitting(told.ranked(prompt)[: column.passages], room)[::-1]
-        elif column.shows == "fits":
-            places = told.newest(room)
-        return "".join(f"{told.passages[place]}\n" for place in places)
+        shown, _ = shown_of(column, self._told(group), prompt, room)
+        return "".join(f"{text}\n" for text in shown)
 
     def _judged(self, column: Column, memory: Memory, group: Group, asked: Sequence[_Asked]) -> list[float]:
         """How far the right answer to each prompt counts."""
@@ -213,7 +208,7 @@ class _Measuring:
         rows = list(zip(shown, asked, strict=True))
         if self._kind == "biographies":
             prompts = [self._prompt(text, one.prompt) for text, one in rows]
-            said = answer_rows(self._model, [memory] * len(prompts), prompts)
+            said = answer(self._model, [memory] * len(prompts), prompts)
             return [float(text == one.right) for text, one in zip(said, asked, strict=True)]
         right, _ = score_tokens(self._model, memory, [self._row(text, one.prompt, one.right) for text, one in rows])
         if self._kind == "zsre":

@@ -9,9 +9,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,6 +164,11 @@ def digest_of(*content: Path | str) -> str:
     return whole.hexdigest()[:16]
 
 
+def settings_of(data: Path) -> dict[str, str]:
+    """Settings that say which file of data."""
+    return {"data": data.name, "digest": digest_of(data)}
+
+
 def _digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
 
@@ -202,10 +207,9 @@ class Report:
         for record in records:
             for group in record["groups"]:
                 held.setdefault((group, record["column"]), []).append(record)
-        order = {column.name: place for place, column in enumerate(evaluation.columns)}
-        groups = {group: place for place, group in enumerate(dict.fromkeys(group for group, _ in held))}
-        rows = []
-        for group, column in sorted(held, key=lambda one: (groups[one[0]], order[one[1]])):
+        rows, columns = [], [column.name for column in evaluation.columns]
+        groups = dict.fromkeys(group for group, _ in held)
+        for group, column in (one for one in product(groups, columns) if one in held):
             those, base = held[group, column], held.get((group, evaluation.base or ""), [])
             row: dict[str, Any] = {"group": group, "column": column, "samples": len(those), "metrics": {}, "versus": {}}
             for metric in evaluation.metrics:
@@ -221,7 +225,7 @@ class Report:
             dict(model),
             tuple(metric for metric in evaluation.metrics if metric.name in said),
             rows,
-            evaluation.base if evaluation.base in order else None,
+            evaluation.base if evaluation.base in columns else None,
             dict(stamp or {}),
         )
 
@@ -251,17 +255,24 @@ class Report:
         """
         metrics = [metric for metric in self.metrics if metric.shown]
         titles, lines = self._crossed(metrics[0]) if len(metrics) == 1 else self._listed(metrics)
-        return _markdown(titles, lines) if style == "markdown" else _text(titles, lines)
+        return grid(titles, lines) if style == "markdown" else _text(titles, lines)
 
     def _listed(self, metrics: Sequence[Metric]) -> tuple[list[str], list[list[str]]]:
-        titles = ["", "", "n", *(title for metric in metrics for title in self._titles(metric))]
+        shown = [one for metric in metrics for one in self._shown(metric)]
         lines, before = [], None
         for row in self.rows:
             group = "" if row["group"] == before else row["group"]
             before = row["group"]
-            cells = [cell for metric in metrics for cell in self._cells(row, metric)]
-            lines.append([group, row["column"], str(row["samples"]), *cells])
-        return titles, lines
+            lines.append([group, row["column"], str(row["samples"]), *(cell(row) for _, cell in shown)])
+        return ["", "", "n", *(title for title, _ in shown)], lines
+
+    def _shown(self, metric: Metric) -> Iterator[tuple[str, Callable[[Record], str]]]:
+        """Titles of a metric's columns, and what stands there in a row: its figure, and the difference to the base."""
+        name, ratio = metric.name, metric.kind == "perplexity"
+        yield name.replace("_", " "), lambda row: _cell(row["metrics"].get(name), metric.digits)
+        if metric.compared and any(name in row["versus"] for row in self.rows):
+            title, digits = f"{'against' if ratio else 'more than'} {self.base}", 4 if ratio else metric.digits
+            yield title, lambda row: _cell(row["versus"].get(name), digits, sign=not ratio)
 
     def _crossed(self, metric: Metric) -> tuple[list[str], list[list[str]]]:
         columns, lines = list(dict.fromkeys(row["column"] for row in self.rows)), []
@@ -271,22 +282,6 @@ class Report:
             most = max(row["samples"] for row in rows.values())
             lines.append([group, str(most), *(_cell(figure, metric.digits) for figure in figures)])
         return ["", "n", *columns], lines
-
-    def _titles(self, metric: Metric) -> list[str]:
-        title = metric.name.replace("_", " ")
-        if not self._compares(metric):
-            return [title]
-        return [title, f"against {self.base}" if metric.kind == "perplexity" else f"more than {self.base}"]
-
-    def _cells(self, row: Mapping[str, Any], metric: Metric) -> list[str]:
-        cells = [_cell(row["metrics"].get(metric.name), metric.digits)]
-        if self._compares(metric):
-            ratio = metric.kind == "perplexity"
-            cells.append(_cell(row["versus"].get(metric.name), 4 if ratio else metric.digits, sign=not ratio))
-        return cells
-
-    def _compares(self, metric: Metric) -> bool:
-        return metric.compared and any(metric.name in row["versus"] for row in self.rows)
 
 
 def _pairs(those: Sequence[Record], base: Sequence[Record], metric: str) -> list[tuple[Any, Any]]:
@@ -305,8 +300,9 @@ def _cell(figure: Mapping[str, float] | None, digits: int, *, sign: bool = False
     return f"{figure['value']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
-def _markdown(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    rule = "|".join("---" if not title else "---:" for title in titles)
+def grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A column without a title holds names and stands to the left; figures stand to the right."""
+    rule = "|".join("---:" if title else "---" for title in titles)
     return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 

@@ -13,8 +13,8 @@ import typer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, told_as
-from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, plain_score, told_as
+from remanence.evaluation.harness import Evaluation, settings_of
 from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
@@ -84,5 +84,7 @@ def evaluation(
 
     The published score is a large model's judgement. With --resume, what was said is kept for one, by question.
     """
-    histories, settings = read_histories(data), {"data": data.name, "digest": digest_of(data)}
-    return of_corpora(model, "longmemeval", settings, histories, columns, tokens=ANSWER_TOKENS, count=count)
+    histories, settings, score = read_histories(data), settings_of(data), plain_score
+    return of_corpora(
+        model, "longmemeval", settings, histories, columns, tokens=ANSWER_TOKENS, score=score, count=count
+    )

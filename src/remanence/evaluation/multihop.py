@@ -13,8 +13,8 @@ import typer
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
-from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
-from remanence.evaluation.harness import Evaluation, digest_of
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora, plain_score
+from remanence.evaluation.harness import Evaluation, settings_of
 from remanence.evaluation.registry import Command
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text
@@ -83,5 +83,7 @@ def evaluation(
 
     recall 5 is the share of these paragraphs among the five best.
     """
-    corpus, settings = read_corpus(data), {"data": data.name, "digest": digest_of(data)}
-    return of_corpora(model, "multihop", settings, [corpus], columns, tokens=ANSWER_TOKENS, count=count, folder=folder)
+    corpora, settings, score = [read_corpus(data)], settings_of(data), plain_score
+    return of_corpora(
+        model, "multihop", settings, corpora, columns, tokens=ANSWER_TOKENS, score=score, count=count, folder=folder
+    )

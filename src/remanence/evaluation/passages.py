@@ -14,13 +14,11 @@ from typing import Any
 
 from remanence.config import LEARNED_CHUNK
 from remanence.errors import InvalidInputError
-from remanence.evaluation.distances import writes_per_pool
 from remanence.evaluation.harness import digest_of
-from remanence.evaluation.steady import Sample
-from remanence.model.model import MemoryModel
+from remanence.evaluation.steady import Sample, Samples
 from remanence.texts import Question, json_lines, prompt_of, read_text, texts_of, token_ids
 
-ANSWER_LIMIT = 4  # tokens
+ANSWER_LIMIT, ANSWER_TOKENS = 4, 10
 _FORMS = 'SQuAD v1.1 (JSON with "data"), or one JSON object per line with "question", "answers" and "nq_annotated_gold"'
 
 
@@ -102,7 +100,7 @@ class _Sample:
             yield from (other.text for other in rng.sample(others, len(others)) if other.article != article)
 
 
-class Passages:
+def passages_of(path: Path, tokenizer: Any, warm_up: int = 0) -> Samples:
     """The samples of a file. Of each question those answers remain that are short and stand in the passage.
 
     Passages longer than one chunk are left out, so that each is one write; so are questions without an answer left.
@@ -110,50 +108,30 @@ class Passages:
     Raises:
         FileNotFoundError, InvalidInputError: as `read_passages`; fewer than two articles, or no question is left.
     """
+    passages = [one for one in read_passages(path) if len(token_ids(tokenizer, one.text)) <= LEARNED_CHUNK]
+    asked: list[tuple[Passage, Question]] = []
+    for passage in passages:
+        for question in passage.questions:
+            told = [truth for truth in question.truths if truth in passage.text]
+            if short := [truth for truth in told if len(token_ids(tokenizer, truth)) <= ANSWER_LIMIT]:
+                asked.append((passage, Question(question.text, short[0], tuple(short[1:]))))
+    if not asked or len({passage.article for passage in passages}) < 2:
+        raise InvalidInputError(
+            f"{path} leaves nothing to ask about: it needs passages of two articles of at most {LEARNED_CHUNK} "
+            f"tokens each, and an answer of at most {ANSWER_LIMIT} tokens that stands in its passage"
+        )
 
-    answer_tokens = 10
+    def episode(seed: int, index: int) -> Sample:
+        if index >= len(asked):
+            raise InvalidInputError(f"{path.name} has {len(asked)} questions to ask; name a smaller --count")
+        order = random.Random(seed).sample(range(len(asked)), len(asked))
+        passage, question = asked[order[index]]
+        return _Sample(passage, question, passages, random.Random(f"{seed}/{index}"))
 
-    def __init__(self, path: Path, tokenizer: Any) -> None:
-        self.name, self._digest = path.name, digest_of(path)
-        self._passages = [
-            passage for passage in read_passages(path) if len(token_ids(tokenizer, passage.text)) <= LEARNED_CHUNK
-        ]
-        self._asked: list[tuple[Passage, Question]] = []
-        for passage in self._passages:
-            for question in passage.questions:
-                told = [truth for truth in question.truths if truth in passage.text]
-                if short := [truth for truth in told if len(token_ids(tokenizer, truth)) <= ANSWER_LIMIT]:
-                    self._asked.append((passage, Question(question.text, short[0], tuple(short[1:]))))
-        if not self._asked or len({passage.article for passage in self._passages}) < 2:
-            raise InvalidInputError(
-                f"{path} leaves nothing to ask about: it needs passages of two articles of at most {LEARNED_CHUNK} "
-                f"tokens each, and an answer of at most {ANSWER_LIMIT} tokens that stands in its passage"
-            )
+    about = {"digest": digest_of(path), "passages": len(passages), "questions": len(asked)}
+    about |= {"answer_limit": ANSWER_LIMIT, "answer_tokens": ANSWER_TOKENS}
+    return Samples(path.name, about, episode, _stands_in, warm_up, ANSWER_TOKENS)
 
-    @property
-    def about(self) -> dict[str, Any]:
-        return {
-            "digest": self._digest,
-            "passages": len(self._passages),
-            "questions": len(self._asked),
-            "answer_limit": ANSWER_LIMIT,
-            "answer_tokens": self.answer_tokens,
-        }
 
-    def warm_up(self, model: MemoryModel) -> int:
-        """None, where the checkpoint ships a written pool."""
-        return 0 if model.shipped_pool is not None else 2 * writes_per_pool(model)
-
-    def episode(self, seed: int, index: int) -> Sample:
-        """
-        Raises:
-            InvalidInputError: there are fewer questions.
-        """
-        if index >= len(self._asked):
-            raise InvalidInputError(f"{self.name} has {len(self._asked)} questions to ask; name a smaller --count")
-        order = random.Random(seed).sample(range(len(self._asked)), len(self._asked))
-        passage, question = self._asked[order[index]]
-        return _Sample(passage, question, self._passages, random.Random(f"{seed}/{index}"))
-
-    def right(self, said: str, question: Question) -> bool:
-        return any(truth in said for truth in question.truths)
+def _stands_in(said: str, question: Question) -> bool:
+    return any(truth in said for truth in question.truths)

@@ -6,7 +6,7 @@ all slots of the biography counts as full: there was nothing to retrieve.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -14,15 +14,14 @@ from typing import Annotated
 import typer
 
 from remanence.config import new_storage
-from remanence.data.episodes import Episode
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column
 from remanence.evaluation.distances import parse_distances, writes_per_pool
 from remanence.evaluation.harness import Evaluation, Item, Record
 from remanence.evaluation.metrics import Metric
 from remanence.evaluation.registry import Command
-from remanence.evaluation.steady import Int8Option, TierOption, Written
-from remanence.memory import Memory
+from remanence.evaluation.retention import people_of
+from remanence.evaluation.steady import BatchOption, Int8Option, TierOption, Written, in_batches
 from remanence.model.model import MemoryModel
 
 COMMAND = Command(("", "--distances 5p,10p,20p --count 100 --json retrieval.json"), whole=True, learned=True)
@@ -34,7 +33,7 @@ def evaluation(
     *,
     distances: Annotated[str, typer.Option(help="In writes, or 10p for 10·N/K.")] = "10p",
     count: Annotated[int, typer.Option(min=1, help="People asked about, at each distance.")] = 50,
-    batch: Annotated[int, typer.Option(min=1, help="Memories written at once.")] = 25,
+    batch: BatchOption = 25,
     tier: TierOption = None,
     int8: Int8Option = False,
     seed: Annotated[int, typer.Option(help="Another seed, other people.")] = 0,
@@ -51,56 +50,35 @@ def evaluation(
         raise InvalidInputError("retrieval needs distances of at least one write")
     storage = new_storage(model.config, tier, int8)
 
-    @lru_cache(1)
-    def measured(start: int) -> dict[tuple[int, int], Record]:  # by sample and distance
-        indices = range(start, min(start + batch, count))
-        episodes = [Episode(seed, index) for index in indices]
-        written = Written(model, episodes, 2 * writes_per_pool(model), asked[-1])
-        memories = [model.new_memory(seed + index, storage=storage) for index in indices]
-        found: dict[tuple[int, int], Record] = {}
-        for distance in written.distances(memories):
-            if distance in asked:
-                prompts = [episode.question(distance).text for episode in episodes]
-                records = _records(model, memories, prompts, written.facts)
-                found |= {(index, distance): record for index, record in zip(indices, records, strict=True)}
-        return found
+    source = people_of(2 * writes_per_pool(model), name="")
+    items, written = in_batches(model, [source], asked, count, batch, seed, storage=storage)
 
-    def measure(column: Column, items: Sequence[Item]) -> list[Record]:
-        return [measured(int(item.together))[item.content] for item in items]
+    def measure(column: Column, those: Sequence[Item]) -> list[Record]:
+        held = written(those)
+        found = held.at_each(partial(_records, model, held))
+        return [found[distance][row] for _, _, row, distance in (item.content for item in those)]
 
-    items = [
-        Item(
-            f"{distance}/{index}",
-            (f"{distance:,} writes later",),
-            content=(index, distance),
-            together=str(index // batch * batch),
-        )
-        for start in range(0, count, batch)
-        for distance in asked
-        for index in range(start, min(start + batch, count))
-    ]
-    settings = {"seed": seed, "warm_up": 2 * writes_per_pool(model), "int8": int8}
+    settings = {"seed": seed, "warm_up": source.warm_up, "int8": int8}
     each = [Metric(f"layer_{layer}", "mean", shown=False) for layer in range(len(model.backbone.layers))]
     metrics = (Metric("share", "mean"), Metric("chance", "mean"), *each)
     return Evaluation("retrieval", settings, items, columns, measure, metrics)
 
 
-def _records(
-    model: MemoryModel, memories: Sequence[Memory], prompts: Sequence[str], facts: Sequence[int]
-) -> list[Record]:
+def _records(model: MemoryModel, held: Written, distance: int) -> list[Record]:
     """For each memory: of the slots in long-term memory that the fact's write made, the share retrieved, and what share
     of all slots there is retrieved, which is chance."""
     assert model.config.longterm is not None
-    found = model.read(list(memories), list(prompts), logits_to_keep=1).past_key_values.retrieval.found
+    prompts = [question.text for question in held.questions(distance)]
+    found = model.read(held.memories, prompts, logits_to_keep=1).past_key_values.retrieval.found
     records = []
-    for row, (memory, fact) in enumerate(zip(memories, facts, strict=True)):
+    for row, (memory, fact) in enumerate(zip(held.memories, held.facts, strict=True)):
         assert memory.longterm is not None
         size, shares = min(layer.size for layer in memory.longterm.layers), []
         if not size:
             raise InvalidInputError("long-term memory holds nothing to retrieve; ask at a larger distance")
-        for layer, held in enumerate(memory.longterm.layers):
-            there = int((memory.written_by(held.known("serial", held.candidates())) == fact).sum())
-            hits = int((memory.written_by(held.known("serial", found[layer][row].positions.unique())) == fact).sum())
+        for layer, slots in enumerate(memory.longterm.layers):
+            there = int((memory.written_by(slots.known("serial", slots.candidates())) == fact).sum())
+            hits = int((memory.written_by(slots.known("serial", found[layer][row].positions.unique())) == fact).sum())
             shares.append(hits / there if there else 1.0)
         records.append(
             {

@@ -17,21 +17,19 @@ so that hits are those of reading alone; in the others, what it refuses counts a
 
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from remanence.errors import InvalidInputError
-from remanence.evaluation.asking import ANSWER_TOKENS, ANSWERED, Asking, record_of
-from remanence.evaluation.columns import Column, reading_all
-from remanence.evaluation.harness import Evaluation, Item, Record, digest_of
+from remanence.evaluation.columns import Column
+from remanence.evaluation.evidence import Asked, Corpus, Part, of_corpora
+from remanence.evaluation.harness import Evaluation, settings_of
 from remanence.evaluation.passages import ANSWER_LIMIT, read_passages
 from remanence.evaluation.registry import Command
 from remanence.evaluation.scores import normalised
-from remanence.evaluation.told import Growing, Told
 from remanence.model.model import MemoryModel
 from remanence.texts import read_text, token_ids
 
@@ -42,17 +40,11 @@ _WHOLE = 16  # passages at most that are read together
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, its answers, and the passage that holds them, by its number."""
-
-    text: str
-    truths: tuple[str, ...]
-    passage: int
-
-
-@dataclass(frozen=True)
 class Questions:
-    """The passages of a file in the order in which they are told, and the questions about the first of them."""
+    """The passages of a file in the order in which they are told, and the questions about the first of them.
+
+    The evidence of a question is the number of its passage.
+    """
 
     passages: list[str]
     articles: list[str]
@@ -78,11 +70,12 @@ def read_questions(path: Path, tokenizer: Any, seed: int = 0) -> Questions:
             truths = tuple(truth for truth in question.truths if normalised(truth))
             if any(len(token_ids(tokenizer, truth)) <= ANSWER_LIMIT for truth in truths):
                 text = question.text.removeprefix("Question: ").removesuffix(" Answer:")
-                asked.append(Asked(text, truths, number))
+                asked.append((text, truths, number))
     if not asked:
         raise InvalidInputError(f"{path} has no question whose answer has at most {ANSWER_LIMIT} tokens")
     rng.shuffle(asked)
-    return Questions([passage.text for passage in held], [passage.article for passage in held], asked)
+    mixed = [Asked(str(key), text, "", truths, (number,)) for key, (text, truths, number) in enumerate(asked)]
+    return Questions([passage.text for passage in held], [passage.article for passage in held], mixed)
 
 
 def _is_natural(path: Path) -> bool:
@@ -124,117 +117,64 @@ def evaluation(
     95 %, and beside the difference to the passage as text, question by question.
     """
     questions = read_questions(data, model.tokenizer, seed)
-    held, asking = _Held(model, questions, folder), Asking(model)
-    items = []
-    for name in dict.fromkeys(name.strip() for name in memories.split(",")):
-        scene = held.scene(name)
-        if those := tuple(column.name for column in columns if scene.has(column)):
-            asked = enumerate(questions.asked[:count])
-            items += [Item(f"{name}/{number}", (scene.title,), those, (scene, one)) for number, one in asked]
-    return Evaluation(
-        "squad",
-        {
-            "data": data.name,
-            "digest": digest_of(data),
-            "passages": len(questions.passages),
-            "asked_about": held.first,
-            "answer_limit": ANSWER_LIMIT,
-            "read_whole": _WHOLE,
-            "answer_tokens": ANSWER_TOKENS,
-            "seed": seed,
-        },
-        items,
-        columns,
-        lambda column, those: [_measured(asking, column, held, *item.content) for item in those],
-        ANSWERED,
-        base="oracle",
-    )
+    names = dict.fromkeys(name.strip() for name in memories.split(","))
+    settings = {
+        **settings_of(data),
+        "passages": len(questions.passages),
+        "asked_about": min(ASKED_ABOUT, len(questions.passages)),
+        "answer_limit": ANSWER_LIMIT,
+        "read_whole": _WHOLE,
+        "seed": seed,
+    }
+    corpora = [one for name in names for one in corpora_of(questions, name, columns, count) if one.columns]
+    return of_corpora(model, "squad", settings, corpora, columns, common=questions.passages, folder=folder)
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One of the memories.
+def corpora_of(questions: Questions, name: str, columns: Sequence[Column], count: int) -> list[Corpus]:
+    """One of the memories, as it is for each question where that hangs on the question.
 
-    Attributes:
-        title: in the report.
-        passages: how many it holds; whole: they are read together, and differ for each question.
-        untold: the passage that is asked about is forgotten.
+    Text slots alone can forget a passage. The newest text is the same behind all longer memories.
+
+    Raises:
+        InvalidInputError: there is no such memory, or the file has too few passages for it.
     """
-
-    title: str
-    passages: int
-    whole: bool = False
-    untold: bool = False
-
-    def has(self, column: Column) -> bool:
-        """Text slots alone can forget a passage. The newest text is the same behind all longer memories."""
-        if self.untold:
-            return column.shows == "slots"
-        return column.shows != "fits" or self.passages <= ASKED_ABOUT
-
-
-def _measured(asking: Asking, column: Column, held: "_Held", scene: Scene, asked: Asked) -> Record:
-    told, right = held.told(scene, asked)
-    with reading_all(held.model) if scene.whole else nullcontext():
-        said = asking(column, told, asked.text, right)
-    record = record_of(said, column, told, asked.truths, right, answerable=not scene.untold)
-    if scene.whole:
-        record.pop("found", None)  # it was read whatever it scored
-    return record
-
-
-class _Held:
-    """What was told, made when it is first asked about; longer memories are forks of shorter ones.
-
-    Attributes:
-        first: passages that are asked about.
-    """
-
-    def __init__(self, model: MemoryModel, questions: Questions, folder: Path | None = None) -> None:
-        self.model, self._questions = model, questions
-        self.first = min(ASKED_ABOUT, len(questions.passages))
-        self._shared = Growing(model, questions.passages, folder)
-        self._own: tuple[tuple[Scene, Asked], tuple[Told, list[int]]] | None = None
-
-    def scene(self, name: str) -> Scene:
-        """
-        Raises:
-            InvalidInputError: there is no such memory, or the file has too few passages for it.
-        """
-        total, later = len(self._questions.passages), name.removeprefix("+")
-        if name == "untold":
-            return Scene("its passage not told", self.first, untold=True)
-        if name == "all":
-            return Scene(f"all {total:,} passages", total)
-        if name.isdecimal() and 1 <= int(name) <= _WHOLE:
-            wanted, title = int(name), "1 passage" if name == "1" else f"{name} passages"
-            scene = Scene(title, wanted, whole=True)
-        elif name.startswith("+") and later.isdecimal():
-            wanted = self.first + int(later)
-            title = f"{self.first:,} passages" + (f", {int(later):,} writes later" if int(later) else "")
-            scene = Scene(title, wanted)
-        else:
-            raise InvalidInputError(f"there is no memory {name!r}; there are {MEMORIES}, numbers up to {_WHOLE}, +1000")
-        if wanted > total:
-            raise InvalidInputError(f"memory {name} takes {wanted:,} passages, but the file has {total:,}")
-        return scene
-
-    def told(self, scene: Scene, asked: Asked) -> tuple[Told, list[int]]:
-        """What a memory was told, and which of its passages hold the answer."""
-        if not scene.whole:
-            told = self._shared.up_to(scene.passages)
-            return (told.without(asked.passage), []) if scene.untold else (told, [asked.passage])
-        if self._own is None or self._own[0] != (scene, asked):
-            passages, place = among_others(self._questions, asked, scene.passages)
-            self._own = (scene, asked), (Told(self.model, passages), [place])
-        return self._own[1]
+    total, later, asked = len(questions.passages), name.removeprefix("+"), questions.asked[:count]
+    first = min(ASKED_ABOUT, total)
+    if name == "untold":
+        slots = tuple(column.name for column in columns if column.shows == "slots")
+        never = Corpus(name, (), (), after=first, title="its passage not told", columns=slots)
+        return [
+            replace(never, asked=(replace(one, evidence=(), answerable=False),), forgotten=one.evidence[0])
+            for one in asked
+        ]
+    whole = name.isdecimal() and 1 <= int(name) <= _WHOLE
+    if whole:
+        wanted, title = int(name), "1 passage" if name == "1" else f"{name} passages"
+    elif name == "all":
+        wanted, title = total, f"all {total:,} passages"
+    elif name.startswith("+") and later.isdecimal():
+        wanted = first + int(later)
+        title = f"{first:,} passages" + (f", {int(later):,} writes later" if int(later) else "")
+    else:
+        raise InvalidInputError(f"there is no memory {name!r}; there are {MEMORIES}, numbers up to {_WHOLE}, +1000")
+    if wanted > total:
+        raise InvalidInputError(f"memory {name} takes {wanted:,} passages, but the file has {total:,}")
+    short = tuple(column.name for column in columns if column.shows != "fits" or wanted <= ASKED_ABOUT)
+    if not whole:
+        return [Corpus(name, (), tuple(asked), after=wanted, title=title, columns=short)]
+    found = []
+    for one in asked:
+        passages, place = among_others(questions, one, wanted)
+        own = replace(one, evidence=(place,))
+        found.append(Corpus(name, tuple(map(Part, passages)), (own,), title=title, columns=short, read_whole=True))
+    return found
 
 
 def among_others(questions: Questions, asked: Asked, number: int) -> tuple[list[str], int]:
     """A passage among those of other articles, as many in all as `number`, and its place there."""
-    passages, articles = questions.passages, questions.articles
-    own, rng = passages[asked.passage], random.Random(f"{asked.passage}/{asked.text}/{number}")
-    others = [text for text, article in zip(passages, articles, strict=True) if article != articles[asked.passage]]
+    passages, articles, [place] = questions.passages, questions.articles, asked.evidence
+    own, rng = passages[place], random.Random(f"{place}/{asked.text}/{number}")
+    others = [text for text, article in zip(passages, articles, strict=True) if article != articles[place]]
     if len(others) < number - 1:
         raise InvalidInputError("the file has too few articles for passages of others; ask about 1 passage only")
     told = [own, *rng.sample(others, number - 1)]

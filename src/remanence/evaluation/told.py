@@ -148,22 +148,6 @@ class Told:
         return places
 
 
-class Growing:
-    """Passages of which ever more are told. A longer memory is a fork of a shorter one, and each is made once."""
-
-    def __init__(self, model: MemoryModel, passages: Sequence[str], folder: Path | None = None) -> None:
-        """`folder`: in which the memories are kept, so that the next run need not write them again."""
-        self._passages, self._folder = passages, folder
-        self._told = {0: Told(model, [])}
-
-    def up_to(self, count: int) -> Told:
-        """The first passages."""
-        if count not in self._told:
-            shorter = max(known for known in self._told if known < count)
-            self._told[count] = self._told[shorter].then(self._passages[shorter:count], self._folder)
-        return self._told[count]
-
-
 def _without(items: Sequence[Any], place: int) -> list[Any]:
     return [*items[:place], *items[place + 1 :]]
 

@@ -1,6 +1,5 @@
 """The comparison with the published code, as far as it goes without that code: the plain path stands in for it."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import run as runner
 from published import run, sizes
 from remanence import MemoryModel
 from remanence.model import reference
+from tables import markdown
 
 TINY = sizes.config_of(layers=2, d=32, inner=48, heads=4, shared=2, k=32, blocks=3, v=64)
 MEASURES = {"write", "first_after_write", "first", "token"}
@@ -41,8 +42,8 @@ def plain_answer(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_our_side_answers_as_the_plain_path_and_is_timed(tmp_path: Path) -> None:
     sizes.make(TINY, tmp_path / "model")
-    options = argparse.Namespace(published=tmp_path, published_python="none")
-    said = run.worker("remanence", tmp_path / "model", options, turns=2, gate=str(tmp_path / "ours"))
+    on = run.Settings(tmp_path, Path("none"))
+    said = run.worker("remanence", tmp_path / "model", on, turns=2, gate=str(tmp_path / "ours"))
     save_file(plain_answer(tmp_path / "model"), tmp_path / "plain")
     assert run.agreement([tmp_path / "plain", tmp_path / "ours"])["tokens"] == 33
     assert len(said["turns"]) == 2 and all(turn.keys() == MEASURES for turn in said["turns"])
@@ -55,7 +56,7 @@ def test_our_side_answers_as_the_plain_path_and_is_timed(tmp_path: Path) -> None
 def test_a_side_that_fails_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(SystemExit, match="the published side failed"):
-        run.worker("published", tmp_path, argparse.Namespace(published=tmp_path, published_python="false"))
+        run.worker("published", tmp_path, run.Settings(tmp_path, Path("false")))
 
 
 @pytest.mark.parametrize(("logit", "token"), [(1e-3, 0), (float("nan"), 0), (0.0, 1)])
@@ -67,10 +68,9 @@ def test_sides_that_do_not_agree_end_the_run(tmp_path: Path, logit: float, token
         run.agreement([tmp_path / "first", tmp_path / "second"])
 
 
-def test_another_folder_than_a_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        run.main(["--published", str(tmp_path), "--published-python", "python", "--json", str(tmp_path / "figures")])
-    assert f"no modeling_memoryllm.py in {tmp_path}: name a checkout" in capsys.readouterr().err
+def test_another_folder_than_a_checkout_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no modeling_memoryllm\.py in .*: name a checkout"):
+        run.measure(run.Settings(tmp_path, Path("python")))
 
 
 def test_the_largest_size_fits() -> None:
@@ -86,7 +86,7 @@ def test_figures_say_how_they_were_taken_and_are_shown(
 ) -> None:
     calls = []
 
-    def worker(side: str, model: Path, options: argparse.Namespace, turns: int = 0, **job: str) -> dict[str, Any]:
+    def worker(side: str, model: Path, on: run.Settings, turns: int = 0, **job: str) -> dict[str, Any]:
         calls.append((side, turns))
         if "gate" in job:
             save_file({"tokens": torch.arange(33), "logits": torch.ones(33, 64)}, job["gate"])
@@ -99,26 +99,30 @@ def test_figures_say_how_they_were_taken_and_are_shown(
     monkeypatch.setattr(sizes, "SIZES", {"tiny": TINY})
     (tmp_path / "modeling_memoryllm.py").touch()
     file, threads = tmp_path / "figures.json", torch.get_num_threads()
-    command = ["--published", str(tmp_path), "--published-python", "python", "--json", str(file)]
+    command = ["published", "--published", str(tmp_path), "--published-python", "python", "--json", str(file)]
     try:
-        run.main([*command, "--size", "tiny", "--rounds", "2", "--samples", "3"])
+        runner.main([*command, "--size", "tiny", "--rounds", "2", "--samples", "3"])
         figures = json.loads(file.read_text())
-        run.main([*command, "--largest", "--rounds", "1"])
+        runner.main([*command, "--largest", "24", "--rounds", "1"])
     finally:
         torch.set_num_threads(threads)
     sides = ["published", "remanence", "optimized"]
     assert calls[:9] == [*((side, 0) for side in sides), *((side, 4) for side in sides * 2)]
     assert calls[9:] == [*((side, 0) for side in sides[:2]), *((side, 6) for side in sides[:2])]
     assert figures["command"] == (
-        "python benchmarks/published/run.py --published CHECKOUT --published-python PYTHON --size tiny "
+        f"python benchmarks/run.py published --published {tmp_path.name} --published-python python --size tiny "
         "--rounds 2 --samples 3"
     )
     assert figures["date"] and figures["device"].endswith("with 1 thread") and figures["versions"]["remanence"]
-    first = figures["sides"]["remanence"]["first"]
-    assert first == {"median_ms": 1, "quartiles_ms": [1, 1], "samples": 6, "ratio": 4, "ratios": [4, 4]}
-    shown = run.table(figures)
-    assert capsys.readouterr().out.startswith(shown)
-    ours = "1.0 ms (1.0 to 1.0), **4.00x**"
-    line = f"| first token, of later answers | 4.0 ms (4.0 to 4.0), **1.00x** | {ours} | {ours} | 3.5 |"
-    assert line in shown and "| the memory | 1.0 MiB | 1.0 MiB | 1.0 MiB |  |" in shown
-    assert "transformers 4.48.2" in shown
+    first = {row["name"]: row["cells"] for row in figures["rows"]}["first token, of later answers"]
+    once = {"median": 1, "quartiles": [1, 1], "mean": 1, "samples": 6, "unit": "ms"}
+    assert first["Remanence"] == once and first["published / Remanence"] == {
+        "value": 4,
+        "unit": "x",
+        "ratios": [4, 4],
+    }
+    shown, ours = markdown(figures), "1.00 ms (1.00 to 1.00) | 4.00x"
+    line = f"| first token, of later answers | 4.00 ms (4.00 to 4.00) | {ours} | {ours} | 3.50x |"
+    assert line in shown and "| the memory | 1.0 MiB | 1.0 MiB |  | 1.0 MiB |  |  |" in shown
+    assert "transformers 4.48.2" in shown and "of 6 samples each" in shown
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -7,7 +7,7 @@ from remanence.data import unlisted
 from remanence.data.biographies import ATTRIBUTES, Person, biography, sample_person, values, vocabulary
 from remanence.data.episodes import Episode
 from remanence.data.unlisted import is_woman, split_of_word
-from remanence.evaluation.retention import Biographies
+from remanence.evaluation.retention import people_of
 
 
 def words_of(person: Person) -> set[str]:
@@ -66,11 +66,11 @@ def test_a_biography_has_the_pronouns_of_its_first_name() -> None:
 
 
 def test_episodes_of_unlisted_people_are_told_and_asked_alike() -> None:
-    told = Biographies(3, unlisted=True).episode(0, 1)
+    told = people_of(0, 3, unlisted=True).episode(0, 1)
     assert isinstance(told, Episode)
     asked = told.question(3)
     assert asked.truth in told.fact and asked.truth not in values(told.attributes[0])
     assert set(told.person.name.split()).isdisjoint(vocabulary())
     others = [next(told.unrelated) for _ in range(8)]
     assert not any(first in text for text in others for first in ("Alice ", "John ", "Mary ", "David "))
-    assert [Biographies(3, unlisted=kind).name for kind in (True, False)] == ["unlisted", "listed"]
+    assert [people_of(0, 3, unlisted=kind).name for kind in (True, False)] == ["unlisted", "listed"]

@@ -1,13 +1,17 @@
 """Facts are told into forks of a memory of novels, the same at each length."""
 
+import functools
+import random
 from pathlib import Path
 
 import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import babi
-from remanence.evaluation.documents import Story, read_stories
+from remanence.evaluation.babi import Story, read_stories
+from remanence.evaluation.evidence import teller
 from remanence.evaluation.harness import Evaluation, Run
+from remanence.texts import token_ids
 from tests.support import asked
 
 PARAGRAPH = (
@@ -50,19 +54,24 @@ def test_read_novels_takes_paragraphs_that_are_not_short(tmp_path: Path) -> None
 
 
 def test_evaluation_tells_the_same_stories_behind_longer_and_longer_texts(tmp_path: Path) -> None:
-    model = asked.model()
-    background = babi._Background(model, novels(tmp_path), [500, 300], 0)
-    short, long = background.told(300), background.told(500)
-    assert background.lengths == [300, 500]
-    for told, length in ((short, 300), (long, 500)):
-        whole = sum(told.lengths)
-        assert whole <= length < whole + max(told.lengths)
-        assert (
-            [record.text for record in told.memory.writes]
-            == told.passages
-            == background.paragraphs[: len(told.passages)]
-        )
-    assert 0 < len(short.passages) < len(long.passages)
+    made = evaluation(tmp_path, "500,300", "slots", count=1)
+    model, told, paragraphs = asked.model(), {}, babi.read_novels(novels(tmp_path))
+    tokens = functools.partial(token_ids, model.tokenizer)
+    random.Random(0).shuffle(paragraphs)
+    told_of = teller(model, paragraphs)
+    for item in made.items:
+        corpus, one = item.content
+        told[item.groups] = told_of(corpus)
+        passages = told[item.groups].passages
+        assert [record.text for record in told[item.groups].memory.writes] == passages
+        assert passages == [*paragraphs[: corpus.after], *(part.text for part in corpus.parts)]
+        assert {passages[place] for place in one.evidence} <= {part.text for part in corpus.parts}
+        length, sizes = int(corpus.name), [len(tokens(text)) for text in passages[: corpus.after]]
+        assert sum(sizes) <= length < sum(sizes) + max(sizes)
+    short, long = told["300 tokens",].passages, told["500 tokens",].passages
+    after = made.items[0].content[0].after
+    assert list(told) == [("300 tokens",), ("500 tokens",)] and 0 < len(short) < len(long)
+    assert short[:after] == long[:after]
 
 
 def test_evaluation_finds_the_facts_that_answer(tmp_path: Path) -> None:
@@ -72,7 +81,8 @@ def test_evaluation_finds_the_facts_that_answer(tmp_path: Path) -> None:
         *[("300/0", ["300 tokens"]), ("300/1", ["300 tokens"]), ("500/0", ["500 tokens"]), ("500/1", ["500 tokens"])]
     ]
     assert all(record["among_4"] for record in records)
-    assert [item.content[1] for item in made.items[:2]] == [item.content[1] for item in made.items[2:]]
+    stories = [(item.content[0].parts, item.content[1].text, item.content[1].truths) for item in made.items]
+    assert stories[:2] == stories[2:]
 
 
 def test_evaluation_refuses_lengths_and_columns_that_make_no_sense(tmp_path: Path) -> None:

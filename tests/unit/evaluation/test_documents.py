@@ -9,7 +9,8 @@ import pytest
 
 from remanence.data.prose import paragraphs
 from remanence.errors import InvalidInputError
-from remanence.evaluation.documents import parse_lengths, read_documents
+from remanence.evaluation.babi import parse_lengths
+from remanence.evaluation.longcontext import read_documents
 from tests.support.tiny import tokenizer
 
 BABI = """1 Mary went to the hall.

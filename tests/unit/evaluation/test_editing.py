@@ -119,7 +119,7 @@ def test_every_edit_of_a_group_is_asked_about_after_the_last_and_prompts_are_rea
 
     monkeypatch.setattr(model, "write", writing)
     monkeypatch.setattr(editing, "tune", tuning)
-    monkeypatch.setattr(editing, "answer_rows", answer)
+    monkeypatch.setattr(editing, "answer", answer)
     monkeypatch.setattr(editing, "_BATCH", 5)
     records = Run(evaluation(model, column, edits="3", count=1), {})()
     assert [(one["efficacy"], one["paraphrase"], one["specificity"]) for one in records] == [

@@ -8,7 +8,7 @@ import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import locomo, longmemeval, multihop
-from remanence.evaluation.evidence import Asked, plain_score
+from remanence.evaluation.evidence import Asked, Corpus, Part, plain_score, teller
 from remanence.evaluation.harness import Report, Run
 from tests.support import asked
 
@@ -175,3 +175,23 @@ def test_multihop_tells_all_paragraphs_and_asks_the_first_questions(tmp_path: Pa
         multihop.read_corpus(tmp_path / "a.json")
     with pytest.raises(InvalidInputError, match="neither of HotpotQA nor of MuSiQue"):
         multihop.read_corpus(asked.longmemeval_file(tmp_path))
+
+
+def test_common_passages_are_told_once_and_longer_memories_are_forks_of_shorter_ones() -> None:
+    model, passages, calls = asked.model(), [asked.passage(number) for number in range(4)], list[str]()
+    write = model.write
+    model.write = lambda memory, text: calls.append(text) or write(memory, text)  # type: ignore[func-returns-value,method-assign,assignment]
+    told = teller(model, passages)
+
+    def texts(corpus: Corpus) -> list[str | None]:
+        held = told(corpus)
+        found = [record.text for record in held.memory.writes]
+        assert found == held.passages
+        return found
+
+    long, short = Corpus("long", (), (), after=3), Corpus("short", (), (), after=2)
+    assert told(long) is told(long) and texts(long) == passages[:3] and texts(short) == passages[:2]
+    assert texts(Corpus("all", (), (), after=4)) == passages and len(texts(long)) == 3
+    assert texts(Corpus("own", (Part("Own."),), (), after=3)) == [*passages[:3], "Own."]
+    assert texts(Corpus("forgotten", (), (), after=3, forgotten=1)) == [passages[0], passages[2]]
+    assert calls == [*passages[:3], *passages[:2], passages[3], "Own."]

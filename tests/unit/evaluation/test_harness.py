@@ -11,8 +11,7 @@ import pytest
 from remanence.errors import InvalidInputError
 from remanence.evaluation.columns import Column, column_of
 from remanence.evaluation.harness import Evaluation, Item, Record, Report, Run
-from remanence.evaluation.intervals import bootstrap, wilson
-from remanence.evaluation.metrics import Metric
+from remanence.evaluation.metrics import Metric, bootstrap, wilson
 
 MODEL = {"fingerprint": "abc"}
 METRICS = (Metric("right", "rate", compared=True), Metric("seconds", "median", 1), Metric("loss", "perplexity"))

@@ -8,7 +8,7 @@ import pytest
 
 from remanence.data.edits import read_edits
 from remanence.errors import InvalidInputError
-from remanence.evaluation.documents import read_documents
+from remanence.evaluation.longcontext import read_documents
 from remanence.evaluation.passages import read_passages
 from remanence.evaluation.scores import exact_match, f1
 from remanence.texts import AllOf, read_questions

@@ -10,7 +10,7 @@ import torch
 from remanence.errors import InvalidInputError
 from remanence.evaluation import retention
 from remanence.evaluation.harness import Evaluation, Report, Run
-from remanence.evaluation.passages import Passages, read_passages
+from remanence.evaluation.passages import passages_of, read_passages
 from tests.support import asked
 from tests.support.readers import Reader
 from tests.support.tiny import decoder, tokenizer, with_memory
@@ -80,7 +80,7 @@ def test_only_short_answers_that_stand_in_their_passage_are_asked_for(tmp_path: 
         ("word " * 513, "In a passage longer than a write?", ["word"]),
     ]
     path = squad(tmp_path / "file", {"A": told, "B": [("Other.", "Asked?", ["Other"])]})
-    source = Passages(path, Words())
+    source = passages_of(path, Words())
     asked = {q.text: q.truths for q in (source.episode(0, index).question(0) for index in range(2))}
     assert asked == {"Question: Short? Answer:": ("One two three four",), "Question: Asked? Answer:": ("Other",)}
     assert source.about["questions"] == 2 and source.about["passages"] == 5
@@ -90,7 +90,7 @@ def test_only_short_answers_that_stand_in_their_passage_are_asked_for(tmp_path: 
 
 def test_what_is_written_between_comes_from_other_articles_and_goes_on_forever(tmp_path: Path) -> None:
     articles = {**ARTICLES, "Oslo": ARTICLES["Oslo"] * 3}
-    source = Passages(squad(tmp_path / "file", articles), Words())
+    source = passages_of(squad(tmp_path / "file", articles), Words())
     for index in range(5):
         told = source.episode(0, index)
         between = [next(told.unrelated) for _ in range(12)]
@@ -101,13 +101,13 @@ def test_what_is_written_between_comes_from_other_articles_and_goes_on_forever(t
 
 def test_passages_of_a_single_article_are_unrelated_to_each_other(tmp_path: Path) -> None:
     told = [pair for pairs in ARTICLES.values() for pair in pairs]
-    source = Passages(squad(tmp_path / "file", {"": told}), Words())
+    source = passages_of(squad(tmp_path / "file", {"": told}), Words())
     one = source.episode(0, 0)
     assert {next(one.unrelated) for _ in range(2)} == {text for text, _, _ in told} - {one.fact}
 
 
 def test_the_seed_draws_other_questions_in_another_order_each_once(tmp_path: Path) -> None:
-    source = Passages(squad(tmp_path / "file", ARTICLES), Words())
+    source = passages_of(squad(tmp_path / "file", ARTICLES), Words())
     drawn = [[source.episode(seed, index).fact for index in range(3)] for seed in range(9)]
     assert all(len(set(facts)) == 3 for facts in drawn)
     assert len({tuple(facts) for facts in drawn}) > 1
@@ -115,7 +115,7 @@ def test_the_seed_draws_other_questions_in_another_order_each_once(tmp_path: Pat
 
 
 def test_an_answer_anywhere_in_what_is_said_is_a_hit(tmp_path: Path) -> None:
-    source = Passages(squad(tmp_path / "file", ARTICLES), Words())
+    source = passages_of(squad(tmp_path / "file", ARTICLES), Words())
     question = next(q for i in range(2) if (q := source.episode(0, i).question(0)).truth in ("bear", "Oslo"))
     assert source.right(f" I say.\nThe {question.truth}s", question)
     assert not source.right(f" {question.truth.swapcase()}", question)
@@ -128,7 +128,7 @@ def test_a_file_with_nothing_to_ask_is_refused(content: str, tmp_path: Path) -> 
     path = tmp_path / "file"
     path.write_text(content)
     with pytest.raises(InvalidInputError, match=r"known formats|nothing to ask|is empty"):
-        Passages(path, Words())
+        passages_of(path, Words())
 
 
 def told(known: list[str], question: str) -> str:

@@ -6,6 +6,8 @@ import pytest
 
 from remanence.errors import InvalidInputError
 from remanence.evaluation import squad
+from remanence.evaluation.columns import columns_of
+from remanence.evaluation.evidence import teller
 from remanence.evaluation.harness import Evaluation, Record, Run
 from tests.support import asked
 from tests.support.tiny import decoder, tokenizer, with_memory
@@ -27,11 +29,12 @@ def records(made: Evaluation) -> dict[tuple[str, str], Record]:
 def test_read_questions_takes_short_answers_about_the_first_passages(tmp_path: Path) -> None:
     found = squad.read_questions(asked.squad_file(tmp_path), asked.model().tokenizer)
     assert sorted(found.passages) == sorted(map(asked.passage, range(6)))
-    assert sorted(one.passage for one in found.asked) == [0, 1, 2]
+    assert sorted(one.evidence for one in found.asked) == [(0,), (1,), (2,)]
     for one in found.asked:
-        number = asked.NAMES.index(found.articles[one.passage])
+        [place] = one.evidence
+        number = asked.NAMES.index(found.articles[place])
         assert (one.text, one.truths) == (f"Where was {asked.NAMES[number]} born?", (asked.TOWNS[number],))
-        assert found.passages[one.passage] == asked.passage(number)
+        assert found.passages[place] == asked.passage(number)
 
 
 def test_read_questions_takes_the_second_half_of_natural_questions(tmp_path: Path) -> None:
@@ -43,9 +46,9 @@ def test_read_questions_takes_the_second_half_of_natural_questions(tmp_path: Pat
 def test_evaluation_asks_the_same_questions_of_each_memory_and_first_those_of_a_smaller_count(tmp_path: Path) -> None:
     file = asked.squad_file(tmp_path)
     whole, fewer = evaluation(file, "1,4,+0,+2,all,untold"), evaluation(file, "1", count=2)
-    questions: dict[tuple[str, ...], list[squad.Asked]] = {}
+    questions: dict[tuple[str, ...], list[tuple[str, tuple[str, ...]]]] = {}
     for item in whole.items:
-        questions.setdefault(item.groups, []).append(item.content[1])
+        questions.setdefault(item.groups, []).append((item.content[1].text, item.content[1].truths))
     assert list(questions) == [
         ("1 passage",),
         ("4 passages",),
@@ -55,24 +58,25 @@ def test_evaluation_asks_the_same_questions_of_each_memory_and_first_those_of_a_
         ("its passage not told",),
     ]
     assert all(asked == questions["1 passage",] for asked in questions.values()) and len(questions["1 passage",]) == 3
-    assert [item.content[1] for item in fewer.items] == questions["1 passage",][:2]
+    assert [item.content[1].text for item in fewer.items] == [text for text, _ in questions["1 passage",][:2]]
     assert fewer.settings == whole.settings
 
 
 def test_memories_hold_what_the_table_says(tmp_path: Path) -> None:
     model = asked.model()
     questions = squad.read_questions(asked.squad_file(tmp_path), model.tokenizer)
-    memories = squad._Held(model, questions)
-    one = questions.asked[0]
-    own = questions.passages[one.passage]
+    told_of, columns = teller(model, questions.passages), columns_of(model, "slots", ())
+    own = questions.passages[questions.asked[0].evidence[0]]
     for name, count in (("1", 1), ("4", 4), ("+0", 3), ("+2", 5), ("all", 6)):
-        told, [place] = memories.told(memories.scene(name), one)
+        corpus = squad.corpora_of(questions, name, columns, 1)[0]
+        told, [place] = told_of(corpus), corpus.asked[0].evidence
         assert len(told.passages) == count and told.passages[place] == own
         assert [record.text for record in told.memory.writes] == told.passages
         if name not in ("1", "4"):
             assert told.passages == questions.passages[:count]
-    told, right = memories.told(memories.scene("untold"), one)
-    assert len(told.passages) == 2 and own not in told.passages and right == []
+    [corpus] = squad.corpora_of(questions, "untold", columns, 1)
+    told = told_of(corpus)
+    assert len(told.passages) == 2 and own not in told.passages and corpus.asked[0].evidence == ()
     assert own not in [record.text for record in told.memory.writes]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from remanence import MemoryModel
 from remanence.errors import InvalidInputError
-from remanence.evaluation.told import Growing, Told
+from remanence.evaluation.told import Told
 from tests.support import asked
 
 
@@ -65,13 +65,6 @@ def test_a_text_that_is_told_whole_is_one_write_of_its_own(tmp_path: Path) -> No
     whole = Told(model, parts, whole="\n".join(parts), folder=tmp_path)
     assert texts(whole) == ["\n".join(parts)] and whole.passages == parts and whole.ranked("Bert?")[0] == 1
     assert texts(Told(model, parts, folder=tmp_path)) == parts
-
-
-def test_growing_makes_each_length_once_and_longer_ones_of_shorter() -> None:
-    growing = Growing(asked.model(), [asked.passage(number) for number in range(4)])
-    long, short = growing.up_to(3), growing.up_to(2)
-    assert growing.up_to(3) is long and texts(short) == short.passages == [asked.passage(0), asked.passage(1)]
-    assert texts(growing.up_to(4)) == [asked.passage(number) for number in range(4)] and len(texts(long)) == 3
 
 
 def test_a_memory_that_is_kept_in_a_folder_is_not_written_again(
