@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 KEPT = ROOT / "runs/report"
 CHECKPOINTS = ROOT / "src/remanence/checkpoints"
 COMMANDS: dict[str, str] = json.loads((ROOT / "benchmarks/figures.json").read_text(encoding="utf-8"))
-PAGES = ("README.md", "docs/results.md", "docs/research.md")
+PAGES = ("README.md", "docs/results.md", "docs/research.md", "docs/store.md")
 MARKED = re.compile(r"(<!-- figures: (.*?) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 SINGLE = {"measured": "metrics", "against": "versus"}  # parts of a row
 MARKED_SINGLE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)")

@@ -40,6 +40,7 @@ BENCHMARKS = {
     "read_write": "read_write.run",
     "longterm": "longterm.run",
     "writes": "writes.run",
+    "store": "store.run",
     "published": "published.run",
     "eviction": "research.run",
     "own_text": "real.own_text",
