@@ -62,15 +62,12 @@ def enter(
     with writing(ledger.engine) as connection:
         found = queries.enter_memory(connection, owner, name, settings, "import", actor, **more)
         queries.check_quota(connection, owner, *size)
-        batch, keys, last = list[dict[str, Any]](), set[str](), 0
+        batch, last = list[dict[str, Any]](), 0
         for row, content in lines:
-            key = row["idempotency_key"]
             about: dict[str, Any] = {"ids": None, "tokens": 0, "bytes": 0, "memory": found.id}
             if content is not None:
                 about |= {"ids": content.ids, "tokens": content.tokens, "bytes": content.nbytes}
-            # A fork may have been told with a key that its parent was told with before.
-            batch.append(row | about | {"idempotency_key": None if key in keys else key})
-            keys |= {key} if key is not None else set()
+            batch.append(row | about)
             last = row["seq"]
             if len(batch) == _BATCH:
                 connection.execute(insert(writes), batch)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sqlalchemy import select
 
-from remanence.environment import versions
 from remanence.errors import RemanenceError
 from remanence.memory import Memory, MemoryState
 from remanence.store import fulltext, queries
 from remanence.store.archive import misplaced, unfitting
 from remanence.store.database import reading, writing
 from remanence.store.history import holding, numbers
-from remanence.store.replay import new, replay
+from remanence.store.replay import new, replay, stamp
 from remanence.store.rows import Content, Found
 from remanence.store.schema import memories, snapshots, writes
 
@@ -139,20 +138,18 @@ def _of_snapshots(store: "Store", memory: Found, repair: bool) -> list[Finding]:
     found = list[Finding]()
     for row in rows:
         path = store.snapshots.folder / memory.id / row.uri
-        if problem := _wrong(store, memory, row.seq, numbers(row.holds), path, queries.aware(row.created)):
+        if problem := _wrong(store, memory, row.seq, numbers(row.holds), path, queries.aware(row.created), row.stamp):
             found.append(Finding("snapshot", problem, memory.owner, memory.name, row.seq, repaired=repair))
             if repair:
                 store.snapshots.discard(memory.id, row.seq)
     return found
 
 
-def _wrong(store: "Store", memory: Found, seq: int, holds: list[int], path: Path, at: Any) -> str | None:
-    """What is wrong with the snapshot that was made of a memory at row `seq`, and at a time."""
+def _wrong(store: "Store", memory: Found, seq: int, holds: list[int], path: Path, at: Any, stamped: Any) -> str | None:
+    """What is wrong with the snapshot that was made of a memory at row `seq`, at a time, on a machine."""
     with reading(store.ledger.engine) as connection:
         now = queries.current(connection, memory)
         then = holding(queries.entries(connection, replace(now, version=min(seq, now.version)), at))
-        stamped = select(writes.c.stamp).where(queries.rows_of(connection, now), writes.c.seq.in_(holds))
-        stamps = [row.stamp for row in connection.execute(stamped)]
     if seq > now.version or holds != then:
         return "it holds other writes than the ledger at its row"
     try:
@@ -164,7 +161,7 @@ def _wrong(store: "Store", memory: Found, seq: int, holds: list[int], path: Path
         return "its file is gone"
     except (RemanenceError, OSError) as error:
         return str(error).partition("\n")[0]
-    same = all(stamp == versions() for stamp in stamps)
+    same = stamped == stamp(store.model_of(memory))
     return difference(kept.state(), fresh.memory.to("cpu").state(), 0.0 if same else TOLERANCE)
 
 

@@ -125,8 +125,8 @@ def waits() -> Iterator[None]:
         pause = min(0.5, 2 * pause)
 
 
-def migrate(engine: Engine) -> None:
-    """Make the tables, or bring older ones to today's schema: all of it, or nothing.
+def migrate(engine: Engine, to: str = "head") -> None:
+    """Make the tables, or bring older ones to a schema, today's if none is named: all of it, or nothing.
 
     Raises:
         StoreError: a newer version of Remanence made them.
@@ -145,7 +145,7 @@ def migrate(engine: Engine) -> None:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7236911)")  # one process at a time
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, to)
 
 
 def vacuum(engine: Engine) -> None:

@@ -9,7 +9,7 @@ from remanence.errors import ConflictError, NotFoundError
 from remanence.store import fulltext
 from remanence.store.database import reading, vacuum, writing
 from remanence.store.ledger import Ledger
-from remanence.store.queries import note, now
+from remanence.store.queries import locked, note, now
 from remanence.store.rows import Found
 from remanence.store.schema import memories, writes
 from remanence.store.snapshots import Snapshots
@@ -48,6 +48,8 @@ def erase(
     if dry_run:
         return {**receipt, "snapshots": 0, "dry_run": True}
     with writing(engine) as connection:
+        for one in (memory, *forks):
+            locked(connection, one)  # no snapshot of before is entered from now on
         blank = dict.fromkeys(_CONTENT) | {"metadata": {}, "tokens": 0, "bytes": 0, "redacted_at": now()}
         connection.execute(update(writes).where(own, writes.c.kind == "write").values(blank))
         fulltext.rebuild(connection)

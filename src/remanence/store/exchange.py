@@ -16,7 +16,6 @@ from sqlalchemy import select
 
 from remanence.bases import BASES
 from remanence.checkpoints import name_of, names
-from remanence.environment import versions
 from remanence.errors import InvalidInputError, MemoryFileError, MemoryMismatchError, RemanenceError, StoreError
 from remanence.memory.envelope import folder_of, read_envelope
 from remanence.store import queries
@@ -267,7 +266,7 @@ def import_file(
         content = content_of([(one.ids, one.text) for one in chunks.of(record.id) if one.ids is not None])
         row: dict[str, Any] = dict.fromkeys((*COPIED, *TIMES)) | {"seq": seq, "kind": "write", "actor": actor}
         row |= {"source": record.source, "metadata": dict(record.metadata), "created": record.time or queries.now()}
-        row |= {"text": content.text, "cuts": content.cuts, "sha256": content.digest, "stamp": versions()}
+        row |= {"text": content.text, "cuts": content.cuts, "sha256": content.digest, "stamp": None}
         made.append((row, content))
     found = enter(store.ledger, owner, name, settings, made, size_of(made), actor, fingerprint=fingerprint)
     return StoredMemory(store, found)
@@ -292,7 +291,7 @@ def reencode(store: "Store", memory: StoredMemory, name: str, *, actor: str | No
             if row["text"] is None:
                 raise InvalidInputError(f"write {row['seq']} of {found.name!r} was told as token ids, without text")
             content = cutter.cut(row["text"], settings)
-            row |= {"text": content.text, "cuts": content.cuts, "sha256": content.digest, "stamp": versions()}
+            row |= {"text": content.text, "cuts": content.cuts, "sha256": content.digest, "stamp": None}
         made.append((row, content))
     about: dict[str, Any] = {"metadata": dict(found.metadata), "expires_at": found.expires_at}
     return StoredMemory(store, enter(store.ledger, found.owner, name, settings, made, size_of(made), actor, **about))

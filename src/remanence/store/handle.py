@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
-from remanence.environment import versions
 from remanence.errors import ConflictError, StoreError
 from remanence.store.database import waits
 from remanence.store.ledger import PAGE, Ledger
@@ -93,7 +92,7 @@ class StoredMemory:
         """
         content = self._store.cutter(self.found).cut(told, self.found.settings)
         about: dict[str, Any] = {"source": source, "metadata": metadata, "expires_at": expires_at, "actor": actor}
-        about |= {"idempotency_key": idempotency_key, "supersedes": supersedes, "stamp": versions()}
+        about |= {"idempotency_key": idempotency_key, "supersedes": supersedes}
         if self.found.settings["writer"] == "text" or supersedes is not None:
             return self._store.ledger.tell(self.found, content, version=version, **about)
         for _ in waits():
@@ -106,7 +105,7 @@ class StoredMemory:
 
     def _encoded(self, content: Content, version: int | None, about: dict[str, Any]) -> Row:
         """A learned write starts from the newest slots, so it is computed at the head, and committed if it still is."""
-        from remanence.store.replay import encode
+        from remanence.store.replay import encode, stamp
 
         store, time, made = self._store, now(), list[Row]()
         model = store.model_of(self.found)
@@ -114,7 +113,7 @@ class StoredMemory:
 
             def commit(_: Any) -> None:
                 at = current.version if version is None else version
-                row = store.ledger.tell(current, content, version=at, created=time, **about)
+                row = store.ledger.tell(current, content, version=at, created=time, stamp=stamp(model), **about)
                 made.append(row)
                 if row.deduplicated:
                     raise _ThereAlready

@@ -149,9 +149,7 @@ class Ledger:
         key = None if idempotency_key == "auto" else idempotency_key
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
-            if (
-                there := queries.told_before(connection, memory.id, digest, key, idempotency_key == "auto")
-            ) is not None:
+            if (there := queries.told_before(connection, current, digest, key, idempotency_key == "auto")) is not None:
                 return replace(there, deduplicated=True)
             queries.expect(current, version)
             if supersedes is not None:

@@ -169,9 +169,9 @@ def require_held(connection: Connection, memory: Found, seq: int, at: datetime |
         raise NotFoundError(f"{memory.name} holds no write {seq}; list its writes to see those it holds")
 
 
-def told_before(connection: Connection, memory: str, digest: str, key: str | None, auto: bool) -> Row | None:
-    """The row of a write that was told before, by its key or, asked for, by its text."""
-    asked = select(*SHOWN, writes.c.sha256).where(writes.c.memory == memory, writes.c.kind == "write")
+def told_before(connection: Connection, memory: Found, digest: str, key: str | None, auto: bool) -> Row | None:
+    """The row of a write that was told before, by its key or, asked for, by its text, if that is held."""
+    asked = select(*SHOWN, writes.c.sha256).where(rows_of(connection, memory), writes.c.kind == "write")
     if key is not None:
         row = connection.execute(asked.where(writes.c.idempotency_key == key)).first()
         if row is not None and row.sha256 not in (digest, None):
@@ -183,7 +183,8 @@ def told_before(connection: Connection, memory: str, digest: str, key: str | Non
         return None
     if row is None:
         return None
-    return row_of(row)
+    [found] = with_states(connection, memory, [row_of(row)])
+    return found if key is not None or found.state == "held" else None
 
 
 def used_by(connection: Connection, owner: str) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from remanence.environment import device_name, versions
 from remanence.errors import MemoryMismatchError
 from remanence.memory import Memory
 from remanence.memory.transaction import write
@@ -20,6 +21,11 @@ class Held:
 
     memory: Memory
     holds: list[int]
+
+
+def stamp(model: MemoryModel) -> dict[str, str]:
+    """On what a memory is encoded: where it is the same, a replay is the same bit for bit."""
+    return {**versions(), "device": device_name(model.device)}
 
 
 def new(model: MemoryModel, found: Found) -> Held:

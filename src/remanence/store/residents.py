@@ -24,7 +24,7 @@ class _Open:
 
     Attributes:
         lock: held while it catches up and is used.
-        found, held: as it was then; held is None before the first time.
+        found, held, model: as it was then, and what encoded it; None before the first time.
         saved: writes that its newest snapshot has.
         pins: how many use it or wait for it.
     """
@@ -33,6 +33,7 @@ class _Open:
         self.lock = threading.RLock()
         self.found: Found | None = None
         self.held: Held | None = None
+        self.model: MemoryModel | None = None
         self.saved = list[int]()
         self.pins = 0
 
@@ -87,7 +88,7 @@ class Residents:
                 return self._snapshots.nearest(current, target, new(model, current))
 
             one.held = reach(model, one.held, target, partial(self._ledger.told, current), earlier)
-        one.found = current
+        one.found, one.model = current, model
         if len(set(target) ^ set(one.saved)) >= self._every:
             self._save(one)
 
@@ -122,10 +123,12 @@ class Residents:
                 self._save(one)
 
     def _save(self, one: _Open) -> None:
-        if one.held is None or one.found is None or one.held.holds == one.saved:
+        if one.held is None or one.found is None or one.model is None or one.held.holds == one.saved:
             return
+        from remanence.store.replay import stamp
+
         try:
-            self._snapshots.save(one.found, one.held)
+            self._snapshots.save(one.found, one.held, stamp(one.model))
         except (RemanenceError, OSError) as error:  # a snapshot spares time only
             warnings.warn(f"no snapshot of {one.found.name!r} was kept, so it will be replayed: {error}", stacklevel=2)
         one.saved = list(one.held.holds)

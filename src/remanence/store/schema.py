@@ -72,7 +72,7 @@ writes = Table(
     Column("actor", String(200)),
     Column("idempotency_key", String(200)),
     Column("sha256", String(64)),
-    Column("stamp", JSON),  # versions that encoded it first
+    Column("stamp", JSON),  # of a learned write: what it was encoded on
     Column("expires_at", _Time),
     Column("redacted_at", _Time),
     Column("created", _Time, nullable=False),
@@ -91,6 +91,7 @@ snapshots = Table(
     Column("uri", Text, nullable=False),
     Column("holds", Text, nullable=False),  # the writes in it: "1-3,5"
     Column("bytes", BigInteger, nullable=False),
+    Column("stamp", JSON),  # what it was encoded on
     Column("created", _Time, nullable=False),
 )
 

@@ -2,7 +2,7 @@
 
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, delete, func, insert, select
 
 from remanence.errors import RemanenceError
+from remanence.store import queries
 from remanence.store.database import reading, writing
 from remanence.store.history import numbers, ranges
 from remanence.store.ledger import Ledger
@@ -28,8 +29,12 @@ class Snapshots:
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self._ledger, self.folder = ledger, folder
 
-    def save(self, found: Found, held: "Held") -> None:
-        """Keep a memory as it is at `found.version`; older ones are thinned out."""
+    def save(self, found: Found, held: "Held", stamp: Mapping[str, str]) -> None:
+        """Keep a memory as it is at `found.version`, encoded on what `stamp` says; older ones are thinned out.
+
+        Raises:
+            NotFoundError: it was erased meanwhile.
+        """
         with reading(self._ledger.engine) as connection:
             there = select(snapshots.c.seq).where(snapshots.c.memory == found.id, snapshots.c.seq == found.version)
             if connection.execute(there).first() is not None:
@@ -39,14 +44,17 @@ class Snapshots:
         path = folder / f"{found.version}-{secrets.token_hex(4)}.safetensors"
         held.memory.save(path, overwrite=True)
         row = {"memory": found.id, "seq": found.version, "uri": path.name, "holds": ranges(held.holds)}
-        row |= {"bytes": path.stat().st_size, "created": now()}
-        with writing(self._ledger.engine) as connection:
-            if connection.execute(there).first() is not None:
-                gone = [path.name]  # another process was faster
-            else:
-                connection.execute(insert(snapshots).values(row))
-                gone = _thin(connection, found.id)
-        self._unlink(found.id, gone)
+        row |= {"bytes": path.stat().st_size, "stamp": dict(stamp), "created": now()}
+        gone = [path.name]
+        try:
+            with writing(self._ledger.engine) as connection:
+                current = queries.locked(connection, found)  # nobody erases until this is on record
+                erased = {one.seq for one in queries.entries(connection, current) if one.kind == "redacted"}
+                if connection.execute(there).first() is None and not erased & set(held.holds):
+                    connection.execute(insert(snapshots).values(row))
+                    gone = _thin(connection, found.id)
+        finally:
+            self._unlink(found.id, gone)
 
     def nearest(self, found: Found, target: Sequence[int], fresh: "Held") -> "Held":
         """The memory of the snapshot whose writes begin `target`, and are the most of it; else `fresh`."""

@@ -116,7 +116,7 @@ def test_what_other_versions_encoded_may_differ_a_little(store: Store) -> None:
     latent[latent.abs().argmin()] += 0.00002
     held.save(path)
     small = [one for one in check(store) if one.memory == "notes"]
-    run(store, "UPDATE writes SET stamp = '{}'")
+    run(store, "UPDATE snapshots SET stamp = '{}'")
     assert len(small) == 1 and check(store) == []
 
 

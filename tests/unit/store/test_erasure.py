@@ -115,3 +115,15 @@ def test_forgetting_gives_the_memory_that_never_had_it(tmp_path: Path) -> None:
         for text in texts[::2]:
             memory.tell(text)
         assert [memory.ask(q, max_new_tokens=6).text for q in ("Who lives in Rome?", "Password?")] == answers
+
+
+def test_a_snapshot_that_comes_late_does_not_bring_it_back(tmp_path: Path) -> None:
+    """Another process had the memory open, and keeps it as a file when the write is erased already."""
+    with store_in(tmp_path, snapshot_every=10**6) as store, store_in(tmp_path, snapshot_every=10**6) as other:
+        memory = store.memory("m", create=True)
+        memory.tell(SECRET)
+        with other.memory("m").opened():
+            pass
+        memory.redact(1)
+        other.residents.close()
+        assert not traces(tmp_path, [b"xyzzy"])

@@ -90,7 +90,7 @@ def test_rows_come_back_and_are_found_by_their_words(store: Store, tmp_path: Pat
 def test_a_fork_takes_its_parents_rows_with_it(tmp_path: Path, store: Store) -> None:
     memory = told(store)
     fork = memory.fork("fork")
-    fork.tell("Carol sings.", idempotency_key="first")  # a key of its parent's, too
+    fork.tell("Carol sings.", idempotency_key="second")
     memory.tell("Not for the fork.")
     export_memory(store, fork, tmp_path / "fork.zip")
     with store_in(tmp_path / "two") as other:

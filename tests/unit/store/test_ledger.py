@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect
 
 from remanence.errors import ConflictError, InvalidInputError, NotFoundError, QuotaError, StoreError
 from remanence.store import queries
@@ -76,6 +77,16 @@ def test_the_same_text_within_ten_minutes_is_the_same_write_if_so_asked(
     later = now() + timedelta(minutes=11)
     monkeypatch.setattr(queries, "now", lambda: later)
     assert ledger.tell(memory, said("one"), idempotency_key="auto").seq == 3
+    ledger.forget(memory, 3)
+    assert ledger.tell(memory, said("one"), idempotency_key="auto").seq == 5, "what was forgotten is told again"
+
+
+def test_a_fork_knows_the_keys_of_before(ledger: Ledger, memory: Found) -> None:
+    ledger.tell(memory, said("one"), idempotency_key="k")
+    fork = ledger.fork(memory, "fork")
+    assert ledger.tell(fork, said("one"), idempotency_key="k").deduplicated
+    ledger.tell(memory, said("two"), idempotency_key="later")
+    assert not ledger.tell(fork, said("two"), idempotency_key="later").deduplicated
 
 
 def test_another_version_than_the_callers_is_a_conflict(ledger: Ledger, memory: Found) -> None:
@@ -245,6 +256,21 @@ def test_owners_never_meet(ledger: Ledger) -> None:
             for call in (ledger.rows, ledger.version, ledger.holding, partial(ledger.forget, seq=1)):
                 with pytest.raises(NotFoundError):
                     call(foreign)
+
+
+def test_a_store_of_an_earlier_schema_is_brought_to_this_one(tmp_path: Path) -> None:
+    engine = connect(url_of(str(tmp_path)))
+    migrate(engine, "0001")
+    old = Ledger(engine)
+    memory = old.create("me", "m", {"writer": "text"})
+    old.tell(memory, said("a red note"))
+    columns = {one["name"] for one in inspect(engine).get_columns("snapshots")}
+    assert "stamp" not in columns
+    engine.dispose()
+    new = opened(str(tmp_path))
+    assert {one["name"] for one in inspect(new.engine).get_columns("snapshots")} == columns | {"stamp"}
+    assert [row.text for row in new.search(memory, "red")] == ["a red note"]
+    assert new.tell(memory, said("another")).seq == 2
 
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
