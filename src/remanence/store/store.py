@@ -154,12 +154,12 @@ class Store:
         Raises:
             NotFoundError: there is no such write. ConflictError: forks have it; they are named.
         """
-        from remanence.model.text import TextWriter
-
         receipt = erasure.erase(self.ledger, self.snapshots, memory.found, seqs, cascade, dry_run, actor)
         if not dry_run:
             self.residents.drop(receipt["memories"])
             for model in self._models.values():
+                from remanence.model.text import TextWriter  # torch is there already
+
                 model.prefixes.clear()
                 if isinstance(model.writer, TextWriter):
                     model.writer.cache.clear()
