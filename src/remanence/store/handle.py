@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from remanence.errors import ConflictError, StoreError
 from remanence.store.database import waits
+from remanence.store.inputs import about_of
 from remanence.store.ledger import PAGE, Ledger
 from remanence.store.queries import now
 from remanence.store.rows import Content, Found, Row, Told
@@ -90,6 +91,7 @@ class StoredMemory:
             InvalidInputError: nothing to write, or no text, messages or ids.
             ConflictError, NotFoundError, QuotaError: as `Ledger.tell`.
         """
+        about_of(source, metadata, actor, idempotency_key, expires_at)
         content = self._store.cutter(self.found).cut(told, self.found.settings)
         about: dict[str, Any] = {"source": source, "metadata": metadata, "expires_at": expires_at, "actor": actor}
         about |= {"idempotency_key": idempotency_key, "supersedes": supersedes}

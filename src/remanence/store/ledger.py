@@ -12,10 +12,11 @@ from typing import Any
 
 from sqlalchemy import Engine, and_, insert, or_, select, update
 
-from remanence.errors import ConflictError, NotFoundError
+from remanence.errors import ConflictError, NotFoundError, StoreError
 from remanence.store import fulltext, queries
 from remanence.store.database import reading, writing
 from remanence.store.history import holding, undoable
+from remanence.store.inputs import about_of, name_in, page_of
 from remanence.store.rows import Content, Found, Row, Told
 from remanence.store.schema import audit, memories, owners, writes
 
@@ -24,7 +25,18 @@ PAGE = 100  # rows of a list
 
 class Ledger:
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self._engine, self._closed = engine, False
+
+    @property
+    def engine(self) -> Engine:
+        """Raises StoreError: the store was closed."""
+        if self._closed:
+            raise StoreError("this store was closed; open it again: Store.open")
+        return self._engine
+
+    def close(self) -> None:
+        self._closed = True
+        self._engine.dispose()
 
     # Owners and memories
 
@@ -67,15 +79,16 @@ class Ledger:
             asked = select(memories).where(memories.c.owner == owner, memories.c.name > after)
             return [
                 queries.found_of(row)
-                for row in connection.execute(asked.order_by(memories.c.name).limit(limit)).mappings()
+                for row in connection.execute(asked.order_by(memories.c.name).limit(page_of(limit))).mappings()
             ]
 
     def list_owners(self, *, limit: int = PAGE, after: str = "") -> list[str]:
         with reading(self.engine) as connection:
-            asked = select(owners.c.id).where(owners.c.id > after).order_by(owners.c.id).limit(limit)
+            asked = select(owners.c.id).where(owners.c.id > after).order_by(owners.c.id).limit(page_of(limit))
             return list(connection.execute(asked).scalars())
 
     def rename(self, memory: Found, name: str, *, actor: str | None = None) -> Found:
+        name_in("name", name)
         with writing(self.engine) as connection:
             if queries.look_up(connection, memory.owner, name) is not None:
                 raise ConflictError(f"{memory.owner} has a memory {name!r} already")
@@ -91,6 +104,7 @@ class Ledger:
 
     def fork(self, memory: Found, name: str, *, actor: str | None = None) -> Found:
         """Another memory that begins with the rows of this one, as they are now."""
+        name_in("name", name)
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
             if queries.look_up(connection, memory.owner, name) is not None:
@@ -147,6 +161,7 @@ class Ledger:
         """
         digest = hashlib.sha256(content.ids).hexdigest()
         key = None if idempotency_key == "auto" else idempotency_key
+        about = about_of(source, metadata, actor, key, expires_at)
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
             if (there := queries.told_before(connection, current, digest, key, idempotency_key == "auto")) is not None:
@@ -161,8 +176,7 @@ class Ledger:
                 "cuts": [list(cut) for cut in content.cuts],
             }
             values |= {"tokens": content.tokens, "bytes": content.nbytes, "sha256": digest, "stamp": stamp}
-            values |= {"source": source, "metadata": dict(metadata or {}), "idempotency_key": key}
-            values |= {"actor": actor, "expires_at": expires_at, "created": created or queries.now()}
+            values |= {**about, "idempotency_key": key, "created": created or queries.now()}
             return queries.append(connection, current, "write", supersedes, **values)
 
     def forget(
@@ -275,7 +289,7 @@ class Ledger:
             else:
                 asked = asked.where(writes.c.seq > after).order_by(writes.c.seq)
             return queries.with_states(
-                connection, current, [queries.row_of(one) for one in connection.execute(asked.limit(limit))]
+                connection, current, [queries.row_of(one) for one in connection.execute(asked.limit(page_of(limit)))]
             )
 
     def row(self, memory: Found, seq: int) -> Row:
@@ -305,14 +319,19 @@ class Ledger:
                         select(*queries.SHOWN).where(queries.rows_of(connection, current), writes.c.seq == seq)
                     ).one()
                     found.append(replace(queries.row_of(row), state="held"))
-                if len(found) == limit:
+                if len(found) == page_of(limit):
                     break
             return found
 
     def audited(self, owner: str, *, limit: int = PAGE, after: int = 0) -> list[dict[str, Any]]:
         """What was done to memories of an owner, oldest first; never what was said."""
         with reading(self.engine) as connection:
-            asked = select(audit).where(audit.c.owner == owner, audit.c.id > after).order_by(audit.c.id).limit(limit)
+            asked = (
+                select(audit)
+                .where(audit.c.owner == owner, audit.c.id > after)
+                .order_by(audit.c.id)
+                .limit(page_of(limit))
+            )
             return [{**row, "created": queries.aware(row["created"])} for row in connection.execute(asked).mappings()]
 
     def used(self, owner: str) -> dict[str, int]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, and_, func, insert, or_, select, update
 
-from remanence.errors import ConflictError, InvalidInputError, NotFoundError, QuotaError
+from remanence.errors import ConflictError, NotFoundError, QuotaError
 from remanence.store import fulltext
 from remanence.store.history import holding, state_of
+from remanence.store.inputs import name_in
 from remanence.store.rows import Found, Row
 from remanence.store.schema import audit, memories, owners, writes
 
@@ -54,8 +55,7 @@ def enter_memory(
         InvalidInputError: a name is none. ConflictError: the owner has a memory of this name.
     """
     for what, text in (("owner", owner), ("name", name)):
-        if not isinstance(text, str) or not text.strip() or len(text) > 200:
-            raise InvalidInputError(f"{what} is a text of 1 to 200 characters, not {text!r:.80}")
+        name_in(what, text)
     enter_owner(connection, owner)
     if look_up(connection, owner, name) is not None:
         raise ConflictError(f"{owner} has a memory {name!r} already")

@@ -217,7 +217,7 @@ class Store:
     def close(self) -> None:
         """Keep what snapshots lack, and close the database."""
         self.residents.close()
-        self.ledger.engine.dispose()
+        self.ledger.close()
 
     def __enter__(self) -> Self:
         return self

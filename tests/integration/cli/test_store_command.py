@@ -12,6 +12,7 @@ import typer
 
 from remanence.cli import app, storing
 from remanence.cli.shared import out
+from remanence.store import queries
 from tests.support.cli import done, refused, run
 
 COMMANDS = sorted(typer.main.get_command(app).commands["store"].commands)  # type: ignore[attr-defined]
@@ -167,8 +168,11 @@ def test_forks_and_names(notes: str) -> None:
     assert "no memory 'trial'" in refused("store", "show", "trial")
 
 
-def test_what_is_past_its_time_expires(notes: str) -> None:
-    store("tell", notes, "For now.", "--expires", "2020-01-01")
+def test_what_is_past_its_time_expires(notes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "past already" in refused("store", "tell", notes, "For now.", "--expires", "2020-01-01")
+    store("tell", notes, "For now.", "--expires", "1d")
+    later = datetime.now(UTC) + timedelta(days=2)
+    monkeypatch.setattr(queries, "now", lambda: later)
     assert asked("expire") == {"expired": 1}
     assert store("expire") == "0 expired\n"
     assert [row["state"] for row in asked("show", notes)["writes"]][2] == "expired"
