@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import select
 
 from remanence.bases import BASES
 from remanence.checkpoints import name_of, names
@@ -23,11 +22,10 @@ from remanence.store.archive import BESIDE, FORMAT, LEDGER, MANIFEST, SNAPSHOT, 
 from remanence.store.bulk import COPIED, TIMES, enter, rows_of, size_of, text_of
 from remanence.store.copying import new_file
 from remanence.store.cutting import content_of
-from remanence.store.database import reading, writing
+from remanence.store.database import writing
 from remanence.store.handle import StoredMemory
 from remanence.store.history import holding, numbers
 from remanence.store.rows import Content, Found
-from remanence.store.schema import snapshots
 
 if TYPE_CHECKING:
     from remanence.memory import Memory
@@ -83,14 +81,7 @@ def export_memory(
 
 def _snapshot_of(store: "Store", found: Found, held: list[int]) -> tuple[Path, int, str] | None:
     """The newest snapshot whose writes begin those that are held: its file, its row, and what it holds."""
-    with reading(store.ledger.engine) as connection:
-        own = queries.segments_of(connection, found)
-        rows = [
-            row
-            for id, end in own
-            for row in connection.execute(select(snapshots).where(snapshots.c.memory == id, snapshots.c.seq <= end))
-        ]
-    for row in sorted(rows, key=lambda each: each.seq, reverse=True):
+    for row in sorted(store.snapshots.of(found), key=lambda each: each.seq, reverse=True):
         holds, path = numbers(row.holds), store.snapshots.folder / row.memory / row.uri
         with suppress(RemanenceError, OSError):
             if holds and holds == held[: len(holds)] and read_envelope(path).header.spec.model == found.fingerprint:

@@ -91,9 +91,8 @@ class StoredMemory:
             InvalidInputError: nothing to write, or no text, messages or ids.
             ConflictError, NotFoundError, QuotaError: as `Ledger.tell`.
         """
-        about_of(source, metadata, actor, idempotency_key, expires_at)
+        about = about_of(source, metadata, actor, idempotency_key, expires_at)
         content = self._store.cutter(self.found).cut(told, self.found.settings)
-        about: dict[str, Any] = {"source": source, "metadata": metadata, "expires_at": expires_at, "actor": actor}
         about |= {"idempotency_key": idempotency_key, "supersedes": supersedes}
         if self.found.settings["writer"] == "text" or supersedes is not None:
             return self._store.ledger.tell(self.found, content, version=version, **about)
@@ -120,7 +119,7 @@ class StoredMemory:
                 if row.deduplicated:
                     raise _ThereAlready
 
-            coming = Told(current.version + 1, content, about["source"], dict(about["metadata"] or {}), time)
+            coming = Told(current.version + 1, content, about["source"], about["metadata"], time)
             try:
                 encode(model, held.memory, coming, commit)
             except _ThereAlready:

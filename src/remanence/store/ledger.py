@@ -3,14 +3,12 @@
 A call is one transaction. Whatever names a memory names its owner too, and finds nothing of another's.
 """
 
-import hashlib
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, and_, insert, or_, select, update
+from sqlalchemy import Engine, and_, or_, select, update
 
 from remanence.errors import ConflictError, NotFoundError, StoreError
 from remanence.store import fulltext, queries
@@ -90,8 +88,7 @@ class Ledger:
     def rename(self, memory: Found, name: str, *, actor: str | None = None) -> Found:
         name_in("name", name)
         with writing(self.engine) as connection:
-            if queries.look_up(connection, memory.owner, name) is not None:
-                raise ConflictError(f"{memory.owner} has a memory {name!r} already")
+            queries.require_free(connection, memory.owner, name)
             queries.change(connection, memory, name=name)
             queries.note(connection, memory.owner, memory.id, "rename", actor)
             return queries.require(connection, memory.owner, name)
@@ -107,20 +104,12 @@ class Ledger:
         name_in("name", name)
         with writing(self.engine) as connection:
             current = queries.locked(connection, memory)
-            if queries.look_up(connection, memory.owner, name) is not None:
-                raise ConflictError(f"{memory.owner} has a memory {name!r} already")
-            made = secrets.token_hex(16)
-            values: dict[str, Any] = {
-                "id": made,
-                "owner": memory.owner,
-                "name": name,
-                "settings": dict(current.settings),
-            }
-            values |= {"fingerprint": current.fingerprint, "head": current.version, "parent": current.id}
-            values |= {"parent_seq": current.version, "metadata": dict(current.metadata), "created": queries.now()}
-            connection.execute(insert(memories).values(values))
-            queries.note(connection, memory.owner, made, "fork", actor, parent=current.id, at=current.version)
-            return queries.require(connection, memory.owner, name)
+            about = {"fingerprint": current.fingerprint, "head": current.version, "metadata": dict(current.metadata)}
+            about |= {"parent": current.id, "parent_seq": current.version}
+            detail = {"parent": current.id, "at": current.version}
+            return queries.enter_memory(
+                connection, memory.owner, name, current.settings, "fork", actor, detail, **about
+            )
 
     def forks(self, memory: Found) -> list[Found]:
         """All that begin with rows of this memory, forks of forks too."""
@@ -159,7 +148,7 @@ class Ledger:
             NotFoundError: there is no write to supersede.
             QuotaError: the owner has no room left.
         """
-        digest = hashlib.sha256(content.ids).hexdigest()
+        digest = content.digest
         key = None if idempotency_key == "auto" else idempotency_key
         about = about_of(source, metadata, actor, key, expires_at)
         with writing(self.engine) as connection:

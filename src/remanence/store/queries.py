@@ -47,9 +47,10 @@ def enter_memory(
     settings: Mapping[str, Any],
     action: str,
     actor: str | None,
+    detail: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Found:
-    """A new memory.
+    """A new memory; `detail` is for the audit.
 
     Raises:
         InvalidInputError: a name is none. ConflictError: the owner has a memory of this name.
@@ -57,12 +58,11 @@ def enter_memory(
     for what, text in (("owner", owner), ("name", name)):
         name_in(what, text)
     enter_owner(connection, owner)
-    if look_up(connection, owner, name) is not None:
-        raise ConflictError(f"{owner} has a memory {name!r} already")
+    require_free(connection, owner, name)
     values: dict[str, Any] = {"id": secrets.token_hex(16), "owner": owner, "name": name, "settings": dict(settings)}
     values |= {"head": 0, "metadata": {}, "created": now()} | more
     connection.execute(insert(memories).values(values))
-    note(connection, owner, values["id"], action, actor)
+    note(connection, owner, values["id"], action, actor, **(detail or {}))
     return require(connection, owner, name)
 
 
@@ -81,6 +81,11 @@ def look_up(connection: Connection, owner: str, name: str) -> Found | None:
     return None if found is None else found_of(found)
 
 
+def require_free(connection: Connection, owner: str, name: str) -> None:
+    if look_up(connection, owner, name) is not None:
+        raise ConflictError(f"{owner} has a memory {name!r} already")
+
+
 def require(connection: Connection, owner: str, name: str) -> Found:
     found = look_up(connection, owner, name)
     if found is None:
@@ -88,21 +93,24 @@ def require(connection: Connection, owner: str, name: str) -> Found:
     return found
 
 
-def current(connection: Connection, memory: Found) -> Found:
-    at = and_(memories.c.id == memory.id, memories.c.owner == memory.owner)
-    row = connection.execute(select(memories).where(at)).mappings().first()
+def current(connection: Connection, memory: Found, *, lock: bool = False) -> Found:
+    """The memory as it is now.
+
+    Args:
+        lock: no other transaction writes to it until this one ends.
+
+    Raises:
+        NotFoundError: it is gone, or another owner's.
+    """
+    asked = select(memories).where(memories.c.id == memory.id, memories.c.owner == memory.owner)
+    row = connection.execute(asked.with_for_update() if lock else asked).mappings().first()
     if row is None:
         raise NotFoundError(f"{memory.owner} has no memory {memory.name!r} any more")
     return found_of(row)
 
 
 def locked(connection: Connection, memory: Found) -> Found:
-    """The memory as it is now; no other transaction writes to it until this one ends."""
-    asked = select(memories).where(memories.c.id == memory.id, memories.c.owner == memory.owner).with_for_update()
-    row = connection.execute(asked).mappings().first()
-    if row is None:
-        raise NotFoundError(f"{memory.owner} has no memory {memory.name!r} any more")
-    return found_of(row)
+    return current(connection, memory, lock=True)
 
 
 def change(connection: Connection, memory: Found, **values: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, delete, func, insert, select
 
@@ -56,17 +56,20 @@ class Snapshots:
         finally:
             self._unlink(found.id, gone)
 
+    def of(self, found: Found) -> list[Any]:
+        """The rows of the snapshots that a memory may begin with: its own, and its ancestors' of before the forks."""
+        with reading(self._ledger.engine) as connection:
+            return [
+                row
+                for id, end in queries.segments_of(connection, found)
+                for row in connection.execute(select(snapshots).where(snapshots.c.memory == id, snapshots.c.seq <= end))
+            ]
+
     def nearest(self, found: Found, target: Sequence[int], fresh: "Held") -> "Held":
         """The memory of the snapshot whose writes begin `target`, and are the most of it; else `fresh`."""
         from remanence.memory import Memory
 
-        segments = self._ledger.segments(found)
-        with reading(self._ledger.engine) as connection:
-            rows = [
-                row
-                for id, end in segments
-                for row in connection.execute(select(snapshots).where(snapshots.c.memory == id, snapshots.c.seq <= end))
-            ]
+        rows = self.of(found)
         fitting = [(numbers(row.holds), row) for row in rows]
         fitting = [(holds, row) for holds, row in fitting if holds == list(target[: len(holds)])]
         for holds, row in sorted(fitting, key=lambda each: len(each[0]), reverse=True):
