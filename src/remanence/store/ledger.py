@@ -297,20 +297,12 @@ class Ledger:
         """Writes that are held and have all words of the query, best first."""
         with reading(self.engine) as connection:
             current = queries.current(connection, memory)
-            segments, held = (
-                queries.segments_of(connection, current),
-                set(holding(queries.entries(connection, current))),
-            )
-            found = list[Row]()
-            for seq in fulltext.search(connection, segments, query):
-                if seq in held:
-                    row = connection.execute(
-                        select(*queries.SHOWN).where(queries.rows_of(connection, current), writes.c.seq == seq)
-                    ).one()
-                    found.append(replace(queries.row_of(row), state="held"))
-                if len(found) == page_of(limit):
-                    break
-            return found
+            held = set(holding(queries.entries(connection, current)))
+            hits = fulltext.search(connection, queries.segments_of(connection, current), query)
+            best = [seq for seq in hits if seq in held][: page_of(limit)]
+            asked = select(*queries.SHOWN).where(queries.rows_of(connection, current), writes.c.seq.in_(best))
+            rows = {row.seq: replace(queries.row_of(row), state="held") for row in connection.execute(asked)}
+            return [rows[seq] for seq in best]
 
     def audited(self, owner: str, *, limit: int = PAGE, after: int = 0) -> list[dict[str, Any]]:
         """What was done to memories of an owner, oldest first; never what was said."""
