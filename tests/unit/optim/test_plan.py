@@ -6,21 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, GPT2Config, LlamaConfig, LlamaForCausalLM, MixtralConfig, T5Config
+from transformers import BertConfig, GPT2Config, LlamaForCausalLM, MixtralConfig, T5Config
 from typer.testing import CliRunner
 
 from remanence.cli import app
 from remanence.optim import GrassAdamW, grass_param_groups
 from remanence.optim.plan import METHODS, MODELS, Plan, configuration, plan
-
-CONFIG = LlamaConfig(
-    vocab_size=256,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
+from tests.support.planning import CONFIG, kept_bytes
 
 
 def planned(method: str = "grass", **settings: object) -> Plan:
@@ -58,20 +50,9 @@ def test_gradients_and_state_are_those_of_a_real_step() -> None:
 
 
 def test_activations_are_what_autograd_keeps() -> None:
-    model, kept = LlamaForCausalLM(CONFIG), {}
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    ids = torch.zeros(1, 16, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-    assert loss.requires_grad
-    assert planned("adamw").activations == pytest.approx(sum(kept.values()), rel=0.1)
+    model, ids = LlamaForCausalLM(CONFIG), torch.zeros(1, 16, dtype=torch.long)
+    kept = kept_bytes(model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
+    assert planned("adamw").activations == pytest.approx(kept, rel=0.1)
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch.optim import AdamW
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
 from remanence import MemoryModel
@@ -16,15 +16,8 @@ from remanence.errors import InvalidInputError
 from remanence.model.lora import adapter_parameters
 from remanence.optim.plan import METHODS, Method, Plan
 from remanence.training.plan import Writes, WritingStep, plan_memory
+from tests.support.planning import CONFIG, kept_bytes
 
-CONFIG = LlamaConfig(
-    vocab_size=256,
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
 WRITES = Writes(chunks=3, chunk=24, slots=32, slots_per_write=8)
 
 
@@ -58,18 +51,8 @@ def test_lora_is_a_twin_where_the_product_puts_it() -> None:
 
 def test_activations_are_what_autograd_keeps() -> None:
     model = with_memory()
-    kept, known = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     step = WritingStep(model, WRITES, tokens=16, batch=1)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step.loss()
-    assert planned().activations == pytest.approx(sum(kept.values()), rel=0.1)
+    assert planned().activations == pytest.approx(kept_bytes(model, step.loss), rel=0.1)
 
 
 def test_what_is_written_read_and_kept_costs() -> None:
